@@ -64,9 +64,12 @@ class ModelConfig:
     """Dtype in which parameters and optimizer moments are kept."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+    unroll: int = 1
+    """Blocks in one turn of the loop over layers: more to compile, fewer copies. Pays on CPUs."""
 
     def __post_init__(self) -> None:
         require(self.patch_size >= 1, f"model.patch_size = {self.patch_size} is not positive. Set 16.")
+        require(self.unroll >= 1, f"model.unroll = {self.unroll} is not positive. Set 1.")
         require(self.vocab_size >= 0, f"model.vocab_size = {self.vocab_size} is negative. Set 0 for no text.")
 
 
@@ -80,6 +83,8 @@ class MaskingConfig:
     """Share of the text tokens that is hidden."""
     draw: Literal["per_example", "per_batch"] = "per_example"
     """One random choice for each example, or one shared by the whole batch, as the paper's code does."""
+    predicted_share: float = 1.0
+    """Share of the hidden tokens that the decoder rebuilds in a step, drawn anew each time; the rest costs nothing."""
     text_positions: Literal["valid", "all"] = "valid"
     """Hide a share of the real tokens of each text, or of all positions, padding included, as the paper's code does."""
 
@@ -87,7 +92,11 @@ class MaskingConfig:
         for name in ("image_mask_ratio", "text_mask_ratio"):
             ratio = getattr(self, name)
             near = f"Did you mean {ratio / 100}?" if 1 < ratio <= 100 else "Set 0.75."
-            require(0 < ratio <= 1, f"masking.{name} = {ratio} is not in (0, 1]. {near}")
+            require(0 <= ratio <= 1, f"masking.{name} = {ratio} is not in [0, 1]. {near}")
+        require(
+            0 < self.predicted_share <= 1,
+            f"masking.predicted_share = {self.predicted_share} is not in (0, 1]. Set 1 to rebuild all hidden tokens.",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,41 @@
+"""A small M3AE that learns something from the starter set while one drinks a coffee.
+
+    make quickstart
+    python -m pipelines.pretrain --config=quickstart --workdir=runs/quickstart
+
+Data: the starter set's training split (3,894 pictures with captions), which ships with the package.
+"""
+
+from m3ae_tpu.config import (
+    CheckpointConfig,
+    DataConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SourceConfig,
+    TransformerConfig,
+)
+
+CONFIG = PretrainConfig(
+    num_steps=800,
+    batch_size=64,
+    model=ModelConfig(
+        patch_size=8,
+        vocab_size=4_000,
+        encoder=TransformerConfig(num_layers=4, width=128, num_heads=4),
+        decoder=TransformerConfig(num_layers=2, width=128, num_heads=4),
+        compute_dtype="float32",
+    ),
+    optimizer=OptimizerConfig(base_learning_rate=6e-3, warmup_fraction=0.1, clip_norm=1.0),
+    data=DataConfig(
+        sources=(SourceConfig(text_length=32),),
+        image_size=64,
+        image_mean=(0.835, 0.793, 0.756),
+        image_std=(0.264, 0.289, 0.317),
+        crop_area=(0.4, 1.0),
+        num_workers=1,
+    ),
+    checkpoint=CheckpointConfig(every_steps=200),
+    logging=LoggingConfig(every_steps=10),
+)

@@ -1,0 +1,19 @@
+"""The quick start's model, trained on the starter set for up to an hour on two cores.
+
+    python -m pipelines.pretrain --config=starter_long --workdir=runs/starter_long
+    python -m pipelines.evaluate runs/starter_long
+    python -m pipelines.report runs/starter_long
+
+Data: the starter set's training split, which ships with the package.
+"""
+
+import dataclasses
+
+from m3ae_tpu.config import CheckpointConfig
+from m3ae_tpu.configs import quickstart
+
+CONFIG = dataclasses.replace(
+    quickstart.CONFIG,
+    num_steps=6_000,
+    checkpoint=CheckpointConfig(every_steps=1_000),
+)

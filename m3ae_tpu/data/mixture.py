@@ -1,0 +1,95 @@
+"""Which record stands in which row of which batch: a pure function of config, seed and step.
+
+Each source is walked in an order of its own, shuffled anew every epoch, so that every record comes once an
+epoch. Each global batch holds a fixed number of rows of every source. A process takes a contiguous part of each
+kind's rows, so the parts of all processes, one after the other, are the batch of a single process.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import grain
+
+from m3ae_tpu.config import Kind, PretrainConfig, require
+
+_ENDLESS = 2**40
+"""Steps after which the stream ends: at a thousand a second, in 35 years."""
+
+
+def rows_per_source(config: PretrainConfig) -> tuple[int, ...]:
+    """Apportions `batch_size` to the sources by their weights, with the largest remainders.
+
+    Raises:
+        ConfigError: a source would get no row.
+    """
+    sources = config.data.sources
+    total = sum(source.weight for source in sources)
+    shares = [config.batch_size * source.weight / total for source in sources]
+    rows = [math.floor(share) for share in shares]
+    # Ties go to the source that is named first: sorting is stable.
+    by_remainder = sorted(range(len(rows)), key=lambda index: rows[index] - shares[index])
+    for index in by_remainder[: config.batch_size - sum(rows)]:
+        rows[index] += 1
+    for source, n in zip(sources, rows, strict=True):
+        require(
+            n > 0,
+            f"weight = {source.weight} of source {source.shards} gives it no row in a batch of "
+            f"{config.batch_size}. Set a weight of {total / config.batch_size:g} or more, or a larger batch_size.",
+        )
+    return tuple(rows)
+
+
+def draw_seed(seed: int, source: int, purpose: str) -> int:
+    """Derives the seed of one source's shuffling or augmentation from the run's.
+
+    Hashed, because Grain's shuffle adds the epoch to its seed: with neighbouring seeds two sources would walk
+    through the same orders, one epoch apart.
+    """
+    digest = hashlib.sha256(f"{seed}/{source}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+class Plan(grain.transforms.DatasetSelectionMap):
+    """Sends the rows of one process, numbered through all steps, to (source, position in the source)."""
+
+    def __init__(
+        self, kinds: Sequence[Kind], rows: Sequence[int], *, process_index: int = 0, process_count: int = 1
+    ):
+        """Lays out one batch.
+
+        Args:
+            kinds: Kind of each source.
+            rows: Rows of each source in a global batch.
+            process_index: Which part of each kind's rows this process takes.
+            process_count: Number of parts.
+
+        Raises:
+            ConfigError: the rows of a kind do not divide over the processes.
+        """
+        self.rows = tuple(rows)
+        self.local: list[tuple[int, int]] = []
+        for kind in dict.fromkeys(kinds):
+            sources = [index for index, other in enumerate(kinds) if other == kind]
+            order = _interleave({index: rows[index] for index in sources})
+            require(
+                len(order) % process_count == 0,
+                f"{len(order)} rows of kind {kind!r} in a batch do not divide over {process_count} "
+                "processes. Change batch_size or the sources' weights so that they become a multiple of it.",
+            )
+            part = len(order) // process_count
+            self.local += order[process_index * part : (process_index + 1) * part]
+
+    def __len__(self) -> int:
+        return _ENDLESS * len(self.local)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step, row = divmod(index, len(self.local))
+        source, position = self.local[row]
+        return source, step * self.rows[source] + position
+
+
+def _interleave(rows: dict[int, int]) -> list[tuple[int, int]]:
+    """Spreads the sources evenly, so that each part of a batch costs about the same to prepare."""
+    places = [((position + 0.5) / n, source, position) for source, n in rows.items() for position in range(n)]
+    return [(source, position) for _, source, position in sorted(places)]

@@ -1,0 +1,231 @@
+"""The record: one form for pairs, images, texts and labelled examples, in ArrayRecord shards.
+
+A record is a msgpack map. Fields that say nothing are left out:
+
+| field | type | meaning |
+| --- | --- | --- |
+| `version` | int | 1; a reader refuses any other |
+| `id` | str | unique within a set |
+| `image` | bytes | an encoded image: JPEG, WebP, PNG, ... |
+| `captions` | list of str | wordings of the same caption, the main one first; or the text of a text |
+| `label_name` | str | class, for probes and evaluation only |
+| `title` | str | short name of what is shown; equal titles count as equal in retrieval |
+| `group` | str | near-duplicate group; never in two splits |
+| `source`, `creator`, `license` | str | where the example comes from, who made it, under which terms |
+
+Pre-training reads `image` and `captions` and nothing else. Shards are written with `group_size:1`:
+a single record can be read at random without decoding its neighbours.
+
+A **batch**, as the loader yields it, is a dict from kind to NumPy arrays; a kind is there only if the
+config has rows of it:
+
+    batch["paired"] = {"image": uint8 [rows, size, size, 3], "text": int32 [rows, text_length],
+                       "text_valid": bool [rows, text_length]}
+    batch["image"]  = {"image": ...}
+    batch["text"]   = {"text": ..., "text_valid": ...}
+
+Padding has id 0 and `text_valid` False; the row of an empty caption is padding all through.
+"""
+
+import bisect
+import dataclasses
+import glob
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from m3ae_tpu.config import ConfigError, Kind, require
+
+VERSION = 1
+STARTER = pathlib.Path(__file__).parent / "starter"
+
+type Batch = dict[Kind, dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """An example as it is stored; see the table above."""
+
+    id: str
+    image: bytes = b""
+    captions: tuple[str, ...] = ()
+    label_name: str = ""
+    title: str = ""
+    group: str = ""
+    source: str = ""
+    creator: str = ""
+    license: str = ""
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+
+
+def encode_record(record: Record) -> bytes:
+    """Packs a record; equal records give equal bytes."""
+    fields = ((name, getattr(record, name)) for name in _FIELDS)
+    return msgpack.Packer().pack({"version": VERSION, **{name: value for name, value in fields if value}})
+
+
+def decode_record(data: bytes) -> Record:
+    """Unpacks a record. Fields unknown to this version's table are ignored.
+
+    Raises:
+        ConfigError: the record has another version.
+        ValueError: the bytes are no record.
+    """
+    try:
+        fields: dict[str, Any] = msgpack.unpackb(data)
+    except ValueError as error:
+        raise ValueError(f"not a record: {type(error).__name__} {error}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("id"), str):
+        raise ValueError("not a record: no msgpack map with an `id`")
+    version = fields.get("version")
+    require(
+        version == VERSION,
+        f"record {fields['id']} has version = {version}, this program reads {VERSION}. "
+        "Make the shards again with this version's tools, or use the version that wrote them.",
+    )
+    known = {name: fields[name] for name in _FIELDS if name in fields}
+    known["captions"] = tuple(known.get("captions", ()))
+    return Record(**known)
+
+
+def resolve(pattern: str) -> list[str]:
+    """Returns the files that a glob names, sorted; `starter/...` names the set in the package.
+
+    Raises:
+        ConfigError: no file matches.
+    """
+    path = locate(pattern)
+    # The package may be installed in a folder whose name looks like a glob.
+    if path.startswith(str(STARTER)):
+        path = glob.escape(str(STARTER)) + path.removeprefix(str(STARTER))
+    paths = sorted(path for path in glob.glob(path) if os.path.isfile(path))
+    require(
+        bool(paths),
+        f"shards = {pattern} matches no file. Check the path (relative ones start at "
+        f"{os.getcwd()}), or use 'starter/train-*', the set that ships with the package.",
+    )
+    return paths
+
+
+def locate(path: str) -> str:
+    """Returns a path or glob with `starter/` and `~` replaced by the folders they stand for."""
+    folder, _, rest = path.partition("/")
+    return str(STARTER / rest) if folder == "starter" and rest else os.path.expanduser(path)
+
+
+class Shards:
+    """The records of some ArrayRecord files, by index, in the files' order.
+
+    Thread-safe. Pickles small: files are opened again, on first use, where it is unpickled.
+    """
+
+    def __init__(self, paths: Sequence[str], counts: Sequence[int]):
+        """Takes files that were looked at before: use `open_shards`.
+
+        Args:
+            paths: ArrayRecord files.
+            counts: Records of each.
+        """
+        self.paths, self.counts = tuple(paths), tuple(counts)
+        # With the counts given no file is opened before it is needed.
+        self._source = ArrayRecordDataSource(
+            [f"{path}[0:{n}]" for path, n in zip(paths, counts, strict=True)]
+        )
+        self._ends = tuple(itertools.accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> Record:
+        """Reads one record.
+
+        Raises:
+            RuntimeError: the record is damaged; names file and record.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return decode_record(self._source[index])
+        # An IndexError: a shard that was cut short after it was opened.
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise RuntimeError(
+                f"{self.place(index)} is damaged ({error}). Copy or make this shard again."
+            ) from error
+
+    def name_counts(self) -> list[list[str | int]]:
+        """Returns file name and number of records of each shard, ready for JSON."""
+        return [[os.path.basename(path), n] for path, n in zip(self.paths, self.counts, strict=True)]
+
+    def place(self, index: int) -> str:
+        """Returns where a record lies, for messages."""
+        shard = bisect.bisect_right(self._ends, index)
+        return f"{self.paths[shard]}, record {index - self._ends[shard] + self.counts[shard]}"
+
+
+def open_shards(pattern: str) -> Shards:
+    """Opens the shards that a glob names, after a look into each.
+
+    Raises:
+        ConfigError: no file matches; or files are no ArrayRecord, cut short, empty, or of another record
+            version. Names them.
+    """
+    paths = resolve(pattern)
+    counts, faults = [], []
+    for path in paths:
+        try:
+            source = ArrayRecordDataSource([path])
+            counts.append(len(source))
+            if len(source) == 0:
+                faults.append(f"{path} holds no records. Remove it, or make it again.")
+            else:
+                decode_record(source[0])
+        except ConfigError as error:
+            faults.append(f"{path}: {error}")
+        except (RuntimeError, ValueError) as error:
+            # Which of these it is, ArrayRecord cannot tell; at times it says nothing at all.
+            reason = str(error).partition("\n")[0].partition(";")[0][:120] or "no readable index at its end"
+            faults.append(
+                f"{path} is no ArrayRecord shard, or was cut short ({reason}). Copy it or make it again, "
+                "or point the pattern at shards only."
+            )
+    if faults:
+        more = (
+            [f"... and {len(faults) - 2} more of the {len(paths)} files of {pattern}"]
+            if len(faults) > 2
+            else []
+        )
+        raise ConfigError("\n".join([*faults[:2], *more]))
+    return Shards(paths, counts)
+
+
+def write_shards(
+    folder: pathlib.Path, name: str, records: Sequence[Record], *, num_shards: int = 1
+) -> list[str]:
+    """Writes `NAME-00000-of-0000N.array_record` files, in order, and returns their paths.
+
+    Deterministic. A file appears under its name only when it is complete.
+    """
+    paths = []
+    for shard in range(num_shards):
+        path = folder / f"{name}-{shard:05d}-of-{num_shards:05d}.array_record"
+        # A leading dot keeps an unfinished file out of every glob.
+        unfinished = folder / f".{path.name}"
+        writer = ArrayRecordWriter(str(unfinished), "group_size:1,zstd:19")
+        for record in records[shard * len(records) // num_shards : (shard + 1) * len(records) // num_shards]:
+            writer.write(encode_record(record))
+        writer.close()
+        os.replace(unfinished, path)
+        paths.append(str(path))
+    return paths

@@ -1,0 +1,198 @@
+"""All figures of a trained run: probes of its features beside baselines, and the pre-training task on held-out data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
+from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.evaluation import heldout, probes
+from m3ae_tpu.evaluation.features import Poolings, image_features, pair_features, raw_pixels
+from m3ae_tpu.evaluation.trained_run import TrainedRun
+from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.train.step import init_model
+
+TRAIN_SHARDS, TEST_SHARDS = "starter/train-*", "starter/heldout-*"
+
+type Tell = Callable[[str], None]
+
+
+def evaluate_run(
+    run: TrainedRun,
+    tell: Tell,
+    *,
+    train_shards: str = TRAIN_SHARDS,
+    test_shards: str = TEST_SHARDS,
+) -> dict[str, Any]:
+    """Measures a run and returns a flat dictionary, ready for JSON. Shares are of 1.
+
+    - `linear_probe/pretrained`, `.../untrained` (same config and seed, no step), `.../raw_pixels`, and
+      `linear_probe/pooling`, chosen for the pretrained encoder on train and used for both; `knn/...` the same.
+    - `linear_probe_image_and_text/pretrained`, `.../untrained`, `.../bag_of_words`, `.../pooling`: for pictures
+      with captions. Only for runs with pairs.
+    - `balanced/...`: the linear probes' accuracy as the mean over classes.
+    - `poolings/...`: every pooling's test accuracy, for the curious; nothing is chosen by it.
+    - `heldout/...`: see `heldout.heldout_reconstruction`.
+    - `examples/train`, `examples/test`, `run/step`, `run/num_parameters`.
+
+    Args:
+        run: Whose newest checkpoint is measured.
+        tell: Is given a line at each stage.
+        train_shards: Labelled shards that probes learn from.
+        test_shards: Labelled shards that everything is scored on; decide nothing.
+
+    Raises:
+        ConfigError: shards that cannot be read or have no labels.
+    """
+    tell("reading labelled examples")
+    train, test = read_evaluation_examples(run, train_shards, test_shards)
+    kinds = {source.kind for source in run.config.data.sources}
+    results: dict[str, Any] = {
+        "run/step": run.step,
+        "run/num_parameters": sum(leaf.size for leaf in jax.tree.leaves(run.model)),
+        "examples/train": len(train.label),
+        "examples/test": len(test.label),
+    }
+    untrained = jax.jit(lambda: init_model(run.config))()
+    if kinds & {"paired", "image"}:
+        results |= _image_probes(run.model, untrained, train, test, run.config, tell)
+    if "paired" in kinds:
+        results |= _pair_probes(run.model, untrained, train, test, run.config, tell)
+    tell("reconstructing held-out examples")
+    titles = title_tokens(test, run.tokenizer)
+    figures = heldout.heldout_reconstruction(run.model, test, run.config, title_tokens=titles)
+    return results | {f"heldout/{name}": value for name, value in figures.items()}
+
+
+def read_evaluation_examples(
+    run: TrainedRun, train_shards: str = TRAIN_SHARDS, test_shards: str = TEST_SHARDS
+) -> tuple[LabelledExamples, LabelledExamples]:
+    """Reads the labelled examples that probes learn from and those that all is scored on.
+
+    Raises:
+        ConfigError: shards that cannot be read or have no labels.
+    """
+    train = read_examples(run, train_shards)
+    return train, read_examples(run, test_shards, label_names=train.label_names)
+
+
+def read_examples(
+    run: TrainedRun, shards: str, *, label_names: tuple[str, ...] | None = None
+) -> LabelledExamples:
+    """Reads labelled examples at the run's image size and text length.
+
+    Raises:
+        ConfigError: shards that cannot be read or have no labels.
+    """
+    lengths = [source.text_length for source in run.config.data.sources if source.kind != "image"]
+    return read_labelled(
+        shards,
+        image_size=run.config.data.image_size,
+        tokenizer=run.tokenizer,
+        text_length=max(lengths, default=1),
+        label_names=label_names,
+    )
+
+
+def title_tokens(examples: LabelledExamples, tokenizer: Tokenizer) -> np.ndarray:
+    """Returns which caption tokens spell the title: bool [examples, length]."""
+    ids, is_piece, _ = tokenizer.encode(examples.title, examples.text.shape[1])
+    titles = [row[pieces] for row, pieces in zip(ids, is_piece, strict=True)]
+    return heldout.title_positions(examples.text, titles)
+
+
+def _image_probes(
+    pretrained: M3AE,
+    untrained: M3AE,
+    train: LabelledExamples,
+    test: LabelledExamples,
+    config: PretrainConfig,
+    tell: Tell,
+) -> dict[str, Any]:
+    statistics = {"mean": config.data.image_mean, "std": config.data.image_std}
+
+    def features(model: M3AE) -> tuple[Poolings, Poolings]:
+        return image_features(model, train.image, **statistics), image_features(model, test.image, **statistics)
+
+    results: dict[str, Any] = {}
+    scores, near = {}, {}
+    for name, model in (("pretrained", pretrained), ("untrained", untrained)):
+        tell(f"features of pictures, {name} encoder")
+        known, asked = features(model)
+        tell(f"probes of pictures, {name} encoder")
+        scores[name] = {pooling: _linear(known[pooling], asked[pooling], train, test) for pooling in known}
+        near[name] = {pooling: _knn(known[pooling], asked[pooling], train, test) for pooling in known}
+        for pooling in known:
+            results[f"poolings/linear_probe/{name}/{pooling}"] = scores[name][pooling].accuracy
+            results[f"poolings/knn/{name}/{pooling}"] = near[name][pooling][1]
+    pooling = probes.choose_pooling(scores["pretrained"])
+    knn_pooling = max(near["pretrained"], key=lambda pooling: near["pretrained"][pooling][0])
+    results |= {"linear_probe/pooling": pooling, "knn/pooling": knn_pooling}
+    for name in scores:
+        results[f"linear_probe/{name}"] = scores[name][pooling].accuracy
+        results[f"balanced/linear_probe/{name}"] = scores[name][pooling].balanced_accuracy
+        results[f"knn/{name}"] = near[name][knn_pooling][1]
+    tell("probes of raw pixels")
+    pixels = raw_pixels(train.image), raw_pixels(test.image)
+    score = _linear(*pixels, train, test)
+    results["linear_probe/raw_pixels"] = score.accuracy
+    results["balanced/linear_probe/raw_pixels"] = score.balanced_accuracy
+    results["knn/raw_pixels"] = _knn(*pixels, train, test)[1]
+    return results
+
+
+def _pair_probes(
+    pretrained: M3AE,
+    untrained: M3AE,
+    train: LabelledExamples,
+    test: LabelledExamples,
+    config: PretrainConfig,
+    tell: Tell,
+) -> dict[str, Any]:
+    def features(model: M3AE) -> tuple[Poolings, Poolings]:
+        known, asked = (
+            pair_features(
+                model, part.image, part.text, part.text_valid, mean=config.data.image_mean, std=config.data.image_std
+            )
+            for part in (train, test)
+        )
+        return known, asked
+
+    prefix = "linear_probe_image_and_text"
+    tell("features of pictures with captions, pretrained encoder")
+    known, asked = features(pretrained)
+    tell("probes of pictures with captions, pretrained encoder")
+    scores = {pooling: _linear(known[pooling], asked[pooling], train, test) for pooling in known}
+    pooling = probes.choose_pooling(scores)
+    tell("the same, untrained encoder")
+    known, asked = features(untrained)
+    of_untrained = _linear(known[pooling], asked[pooling], train, test)
+    tell("probe of the captions' words")
+    fold = probes.validation_fold(train.group)
+    of_words = probes.bag_of_words_probe(train.caption, train.label, test.caption, test.label, fold)
+    results: dict[str, Any] = {f"{prefix}/pooling": pooling}
+    for name, score in (("pretrained", scores[pooling]), ("untrained", of_untrained), ("bag_of_words", of_words)):
+        results[f"{prefix}/{name}"] = score.accuracy
+        results[f"balanced/{prefix}/{name}"] = score.balanced_accuracy
+    for name, score in scores.items():
+        results[f"poolings/{prefix}/pretrained/{name}"] = score.accuracy
+    return results
+
+
+def _linear(
+    known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples
+) -> probes.ProbeScore:
+    return probes.linear_probe(known, train.label, asked, test.label, probes.validation_fold(train.group))
+
+
+def _knn(
+    known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples
+) -> tuple[float, float]:
+    """Returns the accuracy on the validation fold of train, and on test with all of train."""
+    is_validation = probes.validation_fold(train.group)
+    guessed = probes.predict_neighbors(known[~is_validation], train.label[~is_validation], known[is_validation])
+    validation = float(np.mean(guessed == train.label[is_validation]))
+    return validation, float(np.mean(probes.predict_neighbors(known, train.label, asked) == test.label))

@@ -1,0 +1,1 @@
+"""The network as pure functions of arrays: patches, positions, masking, transformer, losses."""

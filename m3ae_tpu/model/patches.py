@@ -1,0 +1,59 @@
+"""Images as sequences of patches, and back."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+
+
+def normalize_images(
+    images: UInt8[Array, "batch height width 3"], mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
+) -> Float[Array, "batch height width 3"]:
+    """Turns bytes into (image / 255 - mean) / std, with `mean` and `std` on a scale of 0 to 1."""
+    scale = jnp.asarray([1 / (255 * s) for s in std], dtype)
+    offset = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], dtype)
+    return images.astype(dtype) * scale[None, None, None] - offset[None, None, None]
+
+
+def denormalize_images(
+    images: Float[Array, "batch height width 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "batch height width 3"]:
+    """Undoes `normalize_images`, up to the cut to bytes: values on a scale of 0 to 1, not clipped."""
+    return images * jnp.asarray(std, images.dtype)[None, None, None] + jnp.asarray(mean, images.dtype)[None, None, None]
+
+
+def patchify(
+    images: Float[Array, "batch height width channels"], patch_size: int
+) -> Float[Array, "batch patches values"]:
+    """Cuts images into square patches, row by row; values in the order (row, column, channel).
+
+    Raises:
+        ValueError: `patch_size` does not divide the height and the width.
+    """
+    batch, height, width, channels = images.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"An image of {height} x {width} cannot be cut into patches of {patch_size} x {patch_size}.")
+    rows, columns = height // patch_size, width // patch_size
+    x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size**2 * channels)
+
+
+def unpatchify(
+    patches: Float[Array, "batch patches values"], grid: tuple[int, int], patch_size: int
+) -> Float[Array, "batch height width channels"]:
+    """Puts patches of a (rows, columns) grid together again: the inverse of `patchify`."""
+    rows, columns = grid
+    batch, _, values = patches.shape
+    x = patches.reshape(batch, rows, columns, patch_size, patch_size, values // patch_size**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * patch_size, columns * patch_size, -1)
+
+
+def normalize_patches(patches: Float[Array, "batch patches values"]) -> Float[Array, "batch patches values"]:
+    """Gives every patch mean 0 and variance 1 over its own values (He et al. 2022, §4.1).
+
+    The variance divides by n - 1, and 1e-6 is added to it, as the MAE code does.
+    """
+    mean = patches.mean(axis=-1, keepdims=True)
+    variance = patches.var(axis=-1, keepdims=True, ddof=1)
+    return (patches - mean) / jnp.sqrt(variance + 1e-6)

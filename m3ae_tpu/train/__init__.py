@@ -1,0 +1,1 @@
+"""Pre-training: objective, optimizer, step, loop, checkpoints, metrics."""

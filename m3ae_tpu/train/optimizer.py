@@ -1,0 +1,42 @@
+"""AdamW as in the paper: linear warm-up, cosine decay, weight decay on matrices only."""
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+from m3ae_tpu.config import OptimizerConfig
+
+
+def learning_rate_schedule(config: OptimizerConfig, *, batch_size: int, num_steps: int) -> optax.Schedule:
+    """Returns the rate of update 0, 1, 2, ...: from 0 to the peak in a line, then to 0 along a cosine.
+
+    The peak is `base_learning_rate * batch_size / 256`, with the batch of a whole update also where
+    gradients are accumulated. The first update has rate 0 unless there is no warm-up, as in the
+    paper's code; from `num_steps` on the rate is 0.
+    """
+    peak = config.base_learning_rate * batch_size / 256
+    # + 1e-9: 0.1 * 30 is 3.0000000000000004, 0.07 * 100 is 7.000000000000001, others fall below.
+    warmup_steps = int(config.warmup_fraction * num_steps + 1e-9)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+
+
+def adamw(config: OptimizerConfig, schedule: optax.Schedule, is_decayed: PyTree) -> optax.GradientTransformation:
+    """Returns AdamW with decoupled decay, after an optional clip of the gradient's global norm.
+
+    Args:
+        config: Betas, decay and clip.
+        schedule: Rate by update.
+        is_decayed: A bool for each parameter; see `is_matrix`.
+    """
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(config.beta1, config.beta2, eps=1e-8),
+        optax.add_decayed_weights(config.weight_decay, is_decayed),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def is_matrix(model: PyTree) -> PyTree:
+    """Marks what is decayed: kernels of linear layers. Biases, norms, tokens and embeddings are not."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name == "kernel", model)

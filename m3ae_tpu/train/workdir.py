@@ -1,0 +1,239 @@
+"""The folder of a run: whose it is, what it may go on with, and that only one process works in it."""
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import typing
+from typing import Any, TextIO
+
+import m3ae_tpu
+from m3ae_tpu.config import ConfigError, PretrainConfig, require, to_dict
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.model"
+# What a run may change on its way, by dotted prefix; all else makes it another run. The tokenizer is compared
+# by content: its file may move.
+_CHANGEABLE = (
+    "num_steps",
+    "optimizer.",
+    "checkpoint.",
+    "logging.",
+    "probe.",
+    "data.num_workers",
+    "data.tokenizer",
+)
+_PACKAGES = ("equinox", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workdir:
+    """A run's folder, locked for as long as this object lives."""
+
+    path: pathlib.Path
+    is_new: bool
+    """Nothing of a run was there. Else the run goes on, from its newest checkpoint or, without one, from step 0."""
+    changes: list[str]
+    """What the config changes in a run that goes on, as sentences to show."""
+    lock: TextIO
+
+
+def prepare_workdir(path: pathlib.Path, config: PretrainConfig, *, tokenizer: bytes = b"") -> Workdir:
+    """Makes or checks the folder of a run, locks it, and writes `config.json` and `tokenizer.model` to it.
+
+    Args:
+        path: The folder; made if missing.
+        config: Of the run, all overrides applied.
+        tokenizer: The content of `config.data.tokenizer`; empty for a run without text.
+
+    Raises:
+        ConfigError: the folder cannot be written, holds another run, has a `config.json` that cannot be
+            read, a run with another tokenizer, or another process works in it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        is_new = not _holds_run(path)
+        changes = [] if is_new else _compare(path, config, tokenizer)
+        _write(path / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
+        if tokenizer:
+            _write(path / TOKENIZER, tokenizer)
+        else:  # A start that failed may have left one.
+            (path / TOKENIZER).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir = {path} cannot be written ({error.strerror}: {error.filename}). "
+            "Name a folder that you may write to."
+        ) from None
+    return Workdir(path=path, is_new=is_new, changes=changes, lock=lock)
+
+
+def describe_run(config: PretrainConfig, *, tokenizer: bytes = b"") -> dict[str, Any]:
+    """Returns what a checkpoint says of the run that made it, ready for JSON."""
+    versions = {"m3ae-tpu": m3ae_tpu.__version__} | {
+        name: importlib.metadata.version(name) for name in _PACKAGES
+    }
+    return {"config": to_dict(config), "tokenizer_sha256": _sha256(tokenizer), "versions": versions}
+
+
+def require_tokenizer_fits(run: dict[str, Any], path: str, tokenizer: bytes) -> None:
+    """Checks a tokenizer against the one that a checkpoint was made with.
+
+    Args:
+        run: As restored with the checkpoint, see `describe_run`.
+        path: The tokenizer's, for the message.
+        tokenizer: Its content.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    _require_same_tokenizer(run["tokenizer_sha256"], path, tokenizer, "the one that the run began with")
+
+
+def load_config(workdir: pathlib.Path) -> PretrainConfig:
+    """Returns the config of the run in a workdir.
+
+    Raises:
+        ConfigError: there is no `config.json`, or it is no config.
+    """
+    path = workdir / CONFIG
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). Name the workdir of a run.") from None
+    except ValueError:
+        raise ConfigError(
+            f"{path} is no JSON. Put back what the run wrote, or use another workdir."
+        ) from None
+    try:
+        return load_config_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_config_dict(values: Any) -> PretrainConfig:
+    """Returns the config that `to_dict` made into `values`. Fields that are left out have their defaults.
+
+    Raises:
+        ConfigError: a field is unknown, has a value of another type, or one that the config refuses.
+    """
+    return _build(PretrainConfig, values, "")
+
+
+def _build(hint: Any, value: Any, name: str) -> Any:
+    """Turns a JSON value into one of type `hint`: dataclasses, tuples, choices and plain types."""
+    if isinstance(hint, typing.TypeAliasType):
+        hint = hint.__value__
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = f"{name or 'the config'} = {value!r} is no {getattr(hint, '__name__', hint)}. Put back what the run wrote."
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        require(isinstance(value, dict), wrong)
+        hints = typing.get_type_hints(hint)
+        dotted = {field.name: f"{name}.{field.name}".lstrip(".") for field in dataclasses.fields(hint)}
+        unknown = [key for key in value if key not in dotted]
+        require(
+            not unknown,
+            f"{name or 'the config'} has no field {', '.join(unknown[:3])}. "
+            "Remove it, or use the version of m3ae-tpu that wrote it.",
+        )
+        return hint(**{key: _build(hints[key], child, dotted[key]) for key, child in value.items()})
+    if origin is tuple:
+        require(isinstance(value, list | tuple), wrong)
+        element_hints = [args[0]] * len(value) if args[-1] is ... else list(args)
+        require(len(element_hints) == len(value), wrong)
+        pairs = zip(element_hints, value, strict=True)
+        return tuple(
+            _build(element, child, f"{name}.{number}") for number, (element, child) in enumerate(pairs)
+        )
+    if origin is typing.Literal:
+        require(value in args, wrong)
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    require(type(value) is hint, wrong)
+    return value
+
+
+def _lock(path: pathlib.Path) -> TextIO:
+    """Takes the folder's lock, which the system frees when the process ends, however it ends."""
+    file = (path / ".lock").open("a")
+    try:
+        # lockf, not flock: child processes that outlive a killed run do not hold it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(
+            f"--workdir = {path} is in use by another process. Wait for it, stop it, or give another --workdir."
+        ) from None
+    return file
+
+
+def _holds_run(path: pathlib.Path) -> bool:
+    """Returns whether a run left results here: until then a failed start may be repeated with other values."""
+    metrics = path / "metrics.jsonl"
+    has_steps = any(child.name.isdigit() for child in path.glob("checkpoints/*"))
+    is_foreign = (path / CONFIG).exists() and not _is_config(path)
+    return has_steps or (metrics.exists() and metrics.stat().st_size > 0) or is_foreign
+
+
+def _is_config(path: pathlib.Path) -> bool:
+    try:
+        load_config(path)
+    except ConfigError:
+        return False
+    return True
+
+
+def _compare(path: pathlib.Path, config: PretrainConfig, tokenizer: bytes) -> list[str]:
+    """Returns what changes in the run at `path`. Raises `ConfigError` if that makes it another run."""
+    old, new = _leaves(to_dict(load_config(path))), _leaves(to_dict(config))
+    names = [name for name in (old | new) if old.get(name) != new.get(name)]
+    others = [name for name in names if not name.startswith(_CHANGEABLE)]
+    said = {name: f"{name} = {new.get(name)} now, was {old.get(name)}" for name in names}
+    more = f" (and {len(others) - 3} more)" if len(others) > 3 else ""
+    require(
+        not others,
+        f"--workdir = {path} holds another run: {'; '.join(said[name] for name in others[:3])}{more}. "
+        f"Give another --workdir, or the old {'value' if len(others) == 1 else 'values'}.",
+    )
+    copy = path / TOKENIZER
+    if copy.exists():
+        old_sha256 = _sha256(copy.read_bytes())
+        _require_same_tokenizer(old_sha256, config.data.tokenizer, tokenizer, f"--data.tokenizer={copy}")
+    return list(said.values())
+
+
+def _require_same_tokenizer(sha256: str, path: str, tokenizer: bytes, fix: str) -> None:
+    require(
+        sha256 == _sha256(tokenizer),
+        f"data.tokenizer = {path} (SHA-256 {_sha256(tokenizer)[:12] or 'none'}) does not fit the checkpoint, which was "
+        f"trained with another tokenizer (SHA-256 {sha256[:12] or 'none'}). Use {fix}, or another workdir.",
+    )
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Returns the plain values of nested dictionaries and lists by dotted name."""
+    if isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        children = enumerate(value)
+    else:
+        return {name: tuple(value) if isinstance(value, list) else value}
+    return {
+        leaf: plain
+        for key, child in children
+        for leaf, plain in _leaves(child, f"{name}.{key}".lstrip(".")).items()
+    }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if content else ""
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one piece: a kill leaves the old one or the new one."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)

@@ -1,0 +1,110 @@
+"""Prints what the checkpoints of a run hold, with digests to compare runs by.
+
+    python -m pipelines.inspect_checkpoint runs/quickstart
+    python -m pipelines.inspect_checkpoint runs/quickstart --json
+
+Two runs went the same way if their digests are equal: they cover names, dtypes, shapes and bits, however the
+arrays are spread over devices and files. Needs neither the config nor an accelerator, and may look at a run
+that goes on.
+"""
+
+import json
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from absl import flags, logging
+
+from m3ae_tpu.config import ConfigError, require
+from m3ae_tpu.launch_flags import run_program
+
+if TYPE_CHECKING:
+    from m3ae_tpu.train.checkpoint import CheckpointReader
+
+_JSON = flags.DEFINE_bool("json", False, "Print JSON for programs: a list with one object per kept step.")
+
+
+def inspect(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what each kept step holds, oldest first, ready for JSON.
+
+    Keys: `step`; `damage`, which file is damaged and how, or null; and, null in a damaged step, `parameters`
+    and `parameter_bytes` of the model, `model_sha256`, `optimizer_sha256` (the step's number counts too),
+    `data_sha256` of the data position, `tokenizer_sha256`, `versions` and the `config` that made it.
+
+    Raises:
+        ConfigError: there is no such folder, or no checkpoint in it.
+    """
+    from m3ae_tpu.train.checkpoint import CheckpointReader
+
+    require(
+        workdir.is_dir(),
+        f"WORKDIR = {workdir} is no folder. Name the workdir of a run, such as runs/quickstart.",
+    )
+    reader = CheckpointReader(workdir)
+    steps = reader.steps()
+    require(
+        bool(steps), f"WORKDIR = {workdir} holds no checkpoint. Check the path, or let the run save first."
+    )
+    return [_describe(reader, step) for step in steps]
+
+
+def _describe(reader: "CheckpointReader", step: int) -> dict[str, Any]:
+    from m3ae_tpu.train.digests import arrays_sha256, json_sha256
+
+    names = ("parameters", "parameter_bytes", "model_sha256", "optimizer_sha256", "data_sha256")
+    names += ("tokenizer_sha256", "versions", "config")
+    damage = reader.fault(step)
+    if damage:
+        return {"step": step, "damage": damage, **dict.fromkeys(names)}
+    stored = reader.read(step)
+    values = (
+        sum(array.size for array in stored.model.values()),
+        sum(array.nbytes for array in stored.model.values()),
+        arrays_sha256(stored.model),
+        arrays_sha256(stored.optimizer),
+        json_sha256(stored.data),
+        *(stored.run.get(name) for name in ("tokenizer_sha256", "versions", "config")),
+    )
+    return {"step": step, "damage": None, **dict(zip(names, values, strict=True))}
+
+
+def _as_text(description: dict[str, Any]) -> str:
+    if description["damage"]:
+        return f"step {description['step']}\n  damaged     {description['damage']}"
+    versions = description["versions"] or {}
+    values = {
+        "parameters": f"{description['parameters']:,} ({description['parameter_bytes']:,} bytes)",
+        "model": description["model_sha256"],
+        "optimizer": description["optimizer_sha256"],
+        "data": description["data_sha256"],
+        "tokenizer": description["tokenizer_sha256"] or "none",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "config": json.dumps(description["config"]),
+    }
+    return "\n".join(
+        [f"step {description['step']}", *(f"  {name:<11} {value}" for name, value in values.items())]
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Prints the checkpoints of the workdir that is named on the command line."""
+    if len(argv) != 2:
+        raise ConfigError("Name one workdir: python -m pipelines.inspect_checkpoint WORKDIR [--json].")
+    # Reading needs no accelerator, which a run may be holding.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # Orbax describes each of its calls on the level below.
+    logging.set_verbosity(logging.WARNING)
+    descriptions = inspect(pathlib.Path(argv[1]))
+    if _JSON.value:
+        print(json.dumps(descriptions, indent=2))
+    else:
+        print("\n\n".join(map(_as_text, descriptions)))
+
+
+def run() -> None:
+    """Entry point of the installed command `m3ae-inspect-checkpoint`."""
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

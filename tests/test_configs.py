@@ -1,0 +1,69 @@
+"""Guards the named runs: a default that changes shows in the text of every run that it touches.
+
+After a change on purpose, write the texts anew and read the diff:
+
+    UPDATE_GOLDEN=1 python -m pytest tests/test_configs.py
+"""
+
+import ast
+import json
+import os
+import pathlib
+
+import pytest
+from absl import flags
+
+from m3ae_tpu.config import PretrainConfig, to_dict
+from m3ae_tpu.launch_flags import config_names, field_types, load_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_named_config_is_the_one_on_file(name):
+    text = json.dumps(to_dict(load_config(name)), indent=2) + "\n"
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_every_text_on_file_has_a_config():
+    assert sorted(path.stem for path in GOLDEN.iterdir()) == config_names()
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_docstring_says_the_command(name):
+    doc = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()), clean=False) or ""
+    assert f"    python -m pipelines.pretrain --config={name} --workdir=runs/{name}" in doc
+
+
+def test_no_field_is_hidden_by_a_launch_flag():
+    assert not set(field_types(PretrainConfig())) & set(flags.FLAGS)
+
+
+def test_sizes_are_the_papers():
+    sizes = {}
+    for name in ("small", "base", "large", "huge"):
+        encoder = load_config(f"m3ae_{name}").model.encoder
+        sizes[name] = (encoder.width, encoder.num_layers, encoder.num_heads)
+    assert sizes == {
+        "small": (384, 12, 6),
+        "base": (768, 12, 12),
+        "large": (1024, 24, 16),
+        "huge": (1280, 32, 16),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith(("m3ae_", "mae_"))])
+def test_papers_hyper_parameters(name):
+    config = load_config(name)
+    decoder = config.model.decoder
+    assert (config.model.patch_size, config.data.image_size, config.batch_size) == (16, 256, 4096)
+    assert (decoder.width, decoder.num_layers, decoder.num_heads) == (512, 8, 16)
+    assert (config.masking.image_mask_ratio, config.masking.text_mask_ratio) == (0.75, 0.75)
+    assert (config.loss.image_weight, config.loss.text_weight) == (1.0, 0.5)
+    assert (config.optimizer.beta2, config.optimizer.weight_decay) == (0.95, 0.05)
+    assert (config.optimizer.base_learning_rate, config.optimizer.warmup_fraction) == (1.5e-4, 0.1)

@@ -1,0 +1,367 @@
+"""Guards parity with the paper's code: numbers that it computed on tiny models (README in tests/golden).
+
+`GOLDEN_DIR=DIR` checks the same files of another folder: other sizes, ratios and seeds.
+"""
+
+import json
+import os
+import pathlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from m3ae_tpu.config import ModelConfig, OptimizerConfig, TransformerConfig
+from m3ae_tpu.kernels import reference
+from m3ae_tpu.model import losses, masking, patches, positions
+from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.model.masking import Selection
+from m3ae_tpu.train.optimizer import adamw, learning_rate_schedule
+
+GOLDEN = pathlib.Path(os.environ.get("GOLDEN_DIR") or pathlib.Path(__file__).parent / "golden" / "reference")
+CASES = ["paired", "image_only", "text_only", "nopad", "heavypad"]
+DTYPES = ["f32", "f64"]
+# Outputs and intermediates, losses, gradients.
+TOLERANCES = {"f32": (2e-5, 1e-5, 2e-6), "f64": (1e-9, 1e-9, 1e-9)}
+
+
+@pytest.fixture(autouse=True)
+def precision(request):
+    """Float64 cases run in 64-bit mode, and only they."""
+    dtype = request.node.callspec.params.get("dtype", "f64") if hasattr(request.node, "callspec") else "f64"
+    with jax.enable_x64(dtype == "f64"), jax.default_matmul_precision("highest"):
+        yield
+
+
+def load(name):
+    path = GOLDEN / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"{path} does not exist")
+    arrays = dict(np.load(path))
+    config = json.loads(str(arrays.pop("config"))) if "config" in arrays else {}
+    return arrays, config
+
+
+def build(config, dtype):
+    """A model with the reference's parameters, named as here, in the case's precision."""
+    name = {"f32": "float32", "f64": "float64"}[dtype]
+    model = M3AE(
+        ModelConfig(
+            patch_size=config["patch_size"],
+            vocab_size=config["text_vocab_size"],
+            encoder=TransformerConfig(
+                num_layers=config["depth"],
+                width=config["emb_dim"],
+                num_heads=config["num_heads"],
+                mlp_ratio=config["mlp_ratio"],
+            ),
+            decoder=TransformerConfig(
+                num_layers=config["dec_depth"],
+                width=config["dec_emb_dim"],
+                num_heads=config["dec_num_heads"],
+                mlp_ratio=config["mlp_ratio"],
+            ),
+            compute_dtype=name,
+            parameter_dtype=name,
+        ),
+        key=jax.random.key(0),
+    )
+    parameters = dict(np.load(GOLDEN / config["params"]))
+    stored = to_model_names({key: np.asarray(value, name) for key, value in parameters.items()}, config)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(model)
+    assert {jax.tree_util.keystr(path) for path, _ in leaves} == set(stored)
+    for path, leaf in leaves:
+        assert leaf.shape == stored[jax.tree_util.keystr(path)].shape, path
+    return jax.tree_util.tree_unflatten(
+        structure, [jnp.asarray(stored[jax.tree_util.keystr(path)]) for path, _ in leaves]
+    )
+
+
+def to_model_names(flat, config):
+    """Renames the reference's flat arrays to paths of `M3AE`; blocks are stacked."""
+    named = {
+        ".cls_token": flat["cls_token"].reshape(-1),
+        ".encoder_image_type": flat["encoder_image_type_embedding"].reshape(-1),
+        ".encoder_text_type": flat["encoder_text_type_embedding"].reshape(-1),
+        ".decoder_image_type": flat["decoder_image_type_embedding"].reshape(-1),
+        ".decoder_text_type": flat["decoder_text_type_embedding"].reshape(-1),
+        ".image_mask_token": flat["image_mask_embedding"].reshape(-1),
+        ".text_mask_token": flat["text_mask_embedding"].reshape(-1),
+        ".text_embedding": flat["text_embedding/embedding"],
+    }
+    linear = {
+        "image_embedding": "image_embedding",
+        "decoder_input": "decoder_input_projection",
+        "image_head": "decoder_image_output/Dense_0",
+        "text_head": "decoder_text_output/Dense_0",
+    }
+    for ours, theirs in linear.items():
+        for leaf in ("kernel", "bias"):
+            named[f".{ours}.{leaf}"] = flat[f"{theirs}/{leaf}"]
+    layers = {
+        "attention_norm": ("LayerNorm_0", ("scale", "bias")),
+        "attention_in": ("Attention_0/Dense_0", ("kernel", "bias")),
+        "attention_out": ("Attention_0/Dense_1", ("kernel", "bias")),
+        "mlp_norm": ("LayerNorm_1", ("scale", "bias")),
+        "mlp_in": ("TransformerMLP_0/fc1", ("kernel", "bias")),
+        "mlp_out": ("TransformerMLP_0/fc2", ("kernel", "bias")),
+    }
+    for stack, depth in (("encoder", config["depth"]), ("decoder", config["dec_depth"])):
+        for ours, (theirs, leaves) in layers.items():
+            for leaf in leaves:
+                blocks = [flat[f"{stack}/Block_{i}/{theirs}/{leaf}"] for i in range(depth)]
+                named[f".{stack}.blocks.{ours}.{leaf}"] = np.stack(blocks)
+        for leaf in ("scale", "bias"):
+            named[f".{stack}.norm.{leaf}"] = flat[f"{stack}/LayerNorm_0/{leaf}"]
+    return named
+
+
+def inputs(arrays, config, dtype):
+    """The case's arguments of `M3AE.reconstruct`, with the recorded permutations."""
+    name = {"f32": "float32", "f64": "float64"}[dtype]
+    images = image_selection = text = text_valid = text_selection = None
+    if "mask/image_ids_shuffle" in arrays:
+        images = jnp.asarray(arrays["in/image"].astype(name))
+        image_selection = selection(arrays, "image", images.shape[0], config["image_mask_ratio"])
+    if "mask/text_ids_shuffle" in arrays:
+        text = jnp.asarray(arrays["in/text"])
+        text_valid = jnp.asarray(arrays["in/text_padding_mask"] == 0)
+        text_selection = selection(arrays, "text", text.shape[0], config["text_mask_ratio"])
+    return images, image_selection, text, text_valid, text_selection
+
+
+def selection(arrays, modality, batch, ratio):
+    order = jnp.broadcast_to(arrays[f"mask/{modality}_ids_shuffle"], (batch, arrays[f"mask/{modality}_mask"].shape[1]))
+    kept = masking.num_visible(order.shape[1], ratio)
+    assert kept == arrays[f"mask/{modality}_ids_keep"].shape[0]
+    return Selection.from_order(order, kept)
+
+
+def objective(model, config, images, image_selection, text, text_valid, text_selection):
+    """The weighted loss, and the terms it is made of."""
+    guess = model.reconstruct(images, image_selection, text, text_valid, text_selection)
+    total, terms = 0.0, {}
+    if images is not None:
+        target = patches.patchify(images, model.patch_size)
+        target = jnp.take_along_axis(target, image_selection.hidden[..., None], axis=1)
+        terms["loss/image_loss"] = losses.patch_loss(guess.patches, target)
+        total += config["image_loss_weight"] * terms["loss/image_loss"]
+    if text is not None:
+        ids = jnp.take_along_axis(text, text_selection.hidden, axis=1)
+        counts = jnp.take_along_axis(text_valid, text_selection.hidden, axis=1)
+        terms["loss/text_loss"], terms["loss/text_accuracy"], _ = losses.token_loss(guess.logits, ids, counts)
+        total += config["text_loss_weight"] * terms["loss/text_loss"]
+    return total, terms | {"loss/total": total}
+
+
+def check(got, wanted, tolerance, name):
+    """Equal within `tolerance` of the larger of 1 and the array's own size."""
+    scale = max(1.0, float(np.abs(wanted).max(initial=0)))
+    np.testing.assert_allclose(np.asarray(got), wanted, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_intermediates(case, dtype):
+    arrays, config = load(f"{case}_{dtype}")
+    model = build(config, dtype)
+    images, image_selection, text, text_valid, text_selection = inputs(arrays, config, dtype)
+    tolerance = TOLERANCES[dtype][0]
+    got = {}
+
+    x, valid = model.embed_visible(images, image_selection, text, text_valid, text_selection)
+    got["inter/encoder_in"] = x
+    if "inter/encoder_padding_mask" in arrays and valid is not None:
+        np.testing.assert_array_equal(~np.asarray(valid), arrays["inter/encoder_padding_mask"] > 0)
+    first = jax.tree.map(lambda leaf: leaf[0], model.encoder.blocks)
+    got["inter/encoder_attention_0"] = reference.attention_weights(first.project_qkv(x), valid, first.num_heads)
+    for layer in range(config["depth"]):
+        x = jax.tree.map(lambda leaf: leaf[layer], model.encoder.blocks)(x, valid)  # noqa: B023
+        got[f"inter/encoder_block_{layer}"] = x
+    encoded = got["inter/encoder_out"] = model.encoder.norm(x)
+    kept_patches = 0 if image_selection is None else image_selection.visible.shape[1]
+    got["out/encoder_cls"] = encoded[:, :1]
+    got["out/encoder_image"] = encoded[:, 1 : 1 + kept_patches]
+    got["out/encoder_text"] = encoded[:, 1 + kept_patches :]
+
+    # The decoder's tokens stand in the selection's order here, in image and text order there.
+    x, valid = model.embed_for_decoder(encoded, images, image_selection, text, text_valid, text_selection)
+    back = decoder_places(image_selection, text_selection)
+    got["inter/decoder_in"] = x[:, back]
+    if "inter/decoder_padding_mask" in arrays and valid is not None:
+        np.testing.assert_array_equal(~np.asarray(valid)[:, back], arrays["inter/decoder_padding_mask"] > 0)
+    first = jax.tree.map(lambda leaf: leaf[0], model.decoder.blocks)
+    weights = reference.attention_weights(first.project_qkv(x), valid, first.num_heads)
+    got["inter/decoder_attention_0"] = weights[:, :, back][:, :, :, back]
+    for layer in range(config["dec_depth"]):
+        x = jax.tree.map(lambda leaf: leaf[layer], model.decoder.blocks)(x, valid)  # noqa: B023
+        got[f"inter/decoder_block_{layer}"] = x[:, back]
+    decoded = got["inter/decoder_out"] = model.decoder.norm(x)[:, back]
+    num_patches = 0 if image_selection is None else sum(part.shape[1] for part in image_selection)
+    if images is not None:
+        got["out/image"] = model.image_head(decoded[:, 1 : 1 + num_patches])
+    if text is not None:
+        got["out/text"] = model.text_head(decoded[:, 1 + num_patches :])
+
+    wanted = {name: value for name, value in arrays.items() if name.startswith(("inter/", "out/"))}
+    wanted = {name: value for name, value in wanted.items() if "padding_mask" not in name}
+    assert wanted.keys() <= got.keys()
+    for name, value in wanted.items():
+        check(got[name], value, tolerance, name)
+    check_losses_over_all_tokens(arrays, got, model, images, text, text_valid, TOLERANCES[dtype][1])
+
+
+def decoder_places(image_selection, text_selection):
+    """For every token in the reference's decoder order its place in ours."""
+    places, start = [np.zeros(1, int)], 1
+    for part in (image_selection, text_selection):
+        if part is not None:
+            order = np.concatenate([np.asarray(part.visible[0]), np.asarray(part.hidden[0])])
+            places.append(start + np.argsort(order))
+            start += len(order)
+    return np.concatenate(places)
+
+
+def check_losses_over_all_tokens(arrays, got, model, images, text, text_valid, tolerance):
+    if images is not None:
+        target = patches.patchify(images, model.patch_size)
+        check(losses.patch_loss(got["out/image"], target), arrays["loss/image_loss_all"], tolerance, "image_loss_all")
+    if text is not None:
+        loss, accuracy, _ = losses.token_loss(got["out/text"], text, text_valid)
+        check(loss, arrays["loss/text_loss_all"], tolerance, "text_loss_all")
+        check(accuracy, arrays["loss/text_accuracy_all"], tolerance, "text_accuracy_all")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients(case, dtype):
+    arrays, config = load(f"{case}_{dtype}")
+    model = build(config, dtype)
+    arguments = inputs(arrays, config, dtype)
+    (_, terms), gradients = jax.value_and_grad(objective, has_aux=True)(model, config, *arguments)
+    for name, value in terms.items():
+        check(value, arrays[name], TOLERANCES[dtype][1], name)
+    recorded = {name.removeprefix("grad/"): value for name, value in arrays.items() if name.startswith("grad/")}
+    if not recorded:
+        return
+    wanted = to_model_names(recorded, config)
+    got = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)}
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=TOLERANCES[dtype][2], err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_features_without_masking(dtype):
+    arrays, config = load(f"repr_{dtype}")
+    model = build(config, dtype)
+    name = {"f32": "float32", "f64": "float64"}[dtype]
+    images = jnp.asarray(arrays["in/image"].astype(name))
+    text, text_valid = jnp.asarray(arrays["in/text"]), jnp.asarray(arrays["in/text_padding_mask"] == 0)
+    tolerance = TOLERANCES[dtype][0]
+    check(model.encode(images, text, text_valid).tokens, arrays["out/paired"], tolerance, "paired")
+    check(model.encode(images).tokens, arrays["out/image_only"], tolerance, "image_only")
+    check(model.encode(None, text, text_valid).tokens, arrays["out/text_only"], tolerance, "text_only")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_functions_array_by_array(dtype):
+    arrays, _ = load(f"functions_{dtype}")
+    tolerance = TOLERANCES[dtype][1]
+    for name in [name for name in arrays if name.startswith("pos")]:
+        width, length = map(int, name.split("/")[1].split("_"))
+        side = round(length**0.5)
+        table = positions.image_positions((side, side), width)
+        if name.startswith("pos1d"):
+            table = positions.text_positions(length, width)
+        # The reference's float32 tables round their angles: 2e-6 off at positions around 60.
+        check(table[None], arrays[name], 5e-6 if dtype == "f32" else 1e-9, name)
+
+    for image, cut in [(name, cut) for name, cut in patch_arrays(arrays)]:
+        size = int(cut.rsplit("_p", 1)[1])
+        cut_here = patches.patchify(jnp.asarray(arrays[image]), size)
+        np.testing.assert_array_equal(cut_here, arrays[cut], err_msg=cut)
+        grid = (arrays[image].shape[1] // size, arrays[image].shape[2] // size)
+        np.testing.assert_array_equal(patches.unpatchify(cut_here, grid, size), arrays[image], err_msg=image)
+
+    output, target, valid = (jnp.asarray(arrays[f"mse/{name}"]) for name in ("output", "target", "valid"))
+    check(losses.patch_loss(output, target), arrays["mse/loss_valid_none"], tolerance, "mse/loss_valid_none")
+    # Rows with other numbers of hidden patches: the reference weighs each row's mean alike.
+    rows = [losses.patch_loss(output[i][valid[i] > 0][None], target[i][valid[i] > 0][None]) for i in range(len(valid))]
+    counted = [row for row, is_counted in zip(rows, valid.sum(axis=1) > 0, strict=True) if is_counted]
+    if len(counted) == len(rows):
+        check(np.mean([float(row) for row in rows]), arrays["mse/loss"], tolerance, "mse/loss")
+
+    logits, ids = jnp.asarray(arrays["xent/logits"]), jnp.asarray(arrays["xent/tokens"])
+    for suffix, counts in (("", arrays["xent/valid"] > 0), ("_valid_none", np.ones(ids.shape, bool))):
+        loss, accuracy, count = losses.token_loss(logits, ids, jnp.asarray(counts))
+        check(loss, arrays[f"xent/loss{suffix}"], tolerance, f"xent/loss{suffix}")
+        check(accuracy, arrays[f"xent/accuracy{suffix}"], tolerance, f"xent/accuracy{suffix}")
+        assert count == counts.sum()
+
+    kept = [masking.num_visible(*pair) for pair in zip(arrays["keep/length"].tolist(), arrays["keep/ratio"].tolist())]
+    np.testing.assert_array_equal(kept, arrays["keep/kept"])
+
+
+def patch_arrays(arrays):
+    """Pairs of an image's name and the name of its patches."""
+    for name in arrays:
+        if name.startswith("patch/") and "patches" in name:
+            stem = name.removeprefix("patch/").split("patches")[0]
+            [image] = [
+                other
+                for other in arrays
+                if other.startswith("patch/") and "patches" not in other
+                and other.removeprefix("patch/").startswith(f"{stem}image")
+            ]
+            yield image, name
+
+
+@pytest.mark.parametrize("run", ["noclip", "clip"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_optimizer_step_by_step(run, dtype):
+    arrays, config = load("adamw_tiny" if dtype == "f32" else "adamw_tiny_f64")
+    name = {"f32": "float32", "f64": "float64"}[dtype]
+    names = [key.removeprefix("init/") for key in arrays if key.startswith("init/")]
+    parameters = {key: jnp.asarray(arrays[f"init/{key}"].astype(name)) for key in names}
+    settings = OptimizerConfig(
+        base_learning_rate=config["lr_peak_value"],
+        warmup_fraction=config["warmup_steps"] / config["decay_steps"],
+        beta1=config["b1"],
+        beta2=config["b2"],
+        weight_decay=config["weight_decay"],
+        clip_norm=config["clip_runs"][run],
+    )
+    schedule = learning_rate_schedule(settings, batch_size=config["batch_size"], num_steps=config["decay_steps"])
+    optimizer = adamw(settings, schedule, is_decayed={key: bool(arrays[f"decay/{key}"]) for key in names})
+    state = optimizer.init(parameters)
+
+    @eqx.filter_jit
+    def update(parameters, state, gradients):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradients, state, parameters)
+            return optax.apply_updates(parameters, updates), state
+
+    for step in range(len(arrays[f"{run}/lr"])):
+        gradients = {key: jnp.asarray(arrays[f"grad/{key}"][step].astype(name)) for key in names}
+        np.testing.assert_allclose(schedule(step), arrays[f"{run}/lr"][step], rtol=1e-6 if dtype == "f32" else 1e-12)
+        check(optax.tree.norm(gradients), arrays[f"{run}/grad_global_norm"][step], 1e-6, "norm")
+        parameters, state = update(parameters, state, gradients)
+        for key in names:
+            tolerance = 1e-6 if dtype == "f32" else 1e-10
+            check(parameters[key], arrays[f"{run}/params/{key}"][step], tolerance, f"{key} after step {step}")
+
+
+def test_schedules():
+    arrays, _ = load("adamw_tiny_f64")
+    for i in range(sum(name.endswith("/args") for name in arrays)):
+        initial, peak, warmup, total, end = arrays[f"schedule/{i}/args"].tolist()
+        if initial or end:
+            continue  # Our schedule starts and ends at 0, as every published run did.
+        settings = OptimizerConfig(base_learning_rate=peak, warmup_fraction=warmup / total)
+        schedule = learning_rate_schedule(settings, batch_size=256, num_steps=int(total))
+        rates = [float(schedule(step)) for step in range(len(arrays[f"schedule/{i}/lr"]))]
+        np.testing.assert_allclose(rates, arrays[f"schedule/{i}/lr"], rtol=1e-12, atol=1e-18)

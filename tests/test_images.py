@@ -1,0 +1,165 @@
+"""Decoding, cropping, and which pictures may be mirrored."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from m3ae_tpu.data.images import (
+    decode_image,
+    draw_crop,
+    may_mirror,
+    random_resized_crop,
+    resize_and_crop_center,
+)
+from m3ae_tpu.data.records import open_shards
+
+AREA = (0.2, 1.0)
+
+
+def picture(height: int = 40, width: int = 60) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y * 255 // height, x * 255 // width, (x + y) % 256], axis=-1).astype(np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {})])
+def test_lossless_formats_are_read_exactly(format, options):
+    np.testing.assert_array_equal(decode_image(encoded(picture(), format, **options)), picture())
+
+
+def test_jpeg_is_read_as_pillow_reads_it_to_rounding():
+    data = encoded(picture(), "JPEG", quality=90, subsampling=0)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int32)
+    # Two versions of libjpeg-turbo may round the colour conversion differently.
+    assert np.abs(decode_image(data) - expected).max() <= 2
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = picture()[..., 0]
+    np.testing.assert_array_equal(decode_image(encoded(grey, "PNG")), np.stack([grey] * 3, axis=-1))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    np.testing.assert_array_equal(decode_image(encoded(grey, "PNG"))[..., 0].ravel(), np.arange(256))
+
+
+def test_transparent_parts_become_white():
+    clear = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
+    clear[:20, :, 3] = 255
+    decoded = decode_image(encoded(clear, "PNG"))
+    np.testing.assert_array_equal(decoded[:20], picture()[:20])
+    assert np.all(decoded[20:] == 255)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.6])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
+def test_a_damaged_image_is_an_error_not_a_grey_area(format, keep):
+    data = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), format)
+    with pytest.raises((ValueError, OSError)):
+        decode_image(data[: int(len(data) * keep) if keep < 1 else keep])
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded():
+    with pytest.raises(ValueError, match="image of 9000 x 9000 pixels"):
+        decode_image(encoded(Image.new("1", (9000, 9000)), "PNG"))
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_a_crop_lies_within_the_image(height, width, seed):
+    left, top, right, bottom = draw_crop(height, width, AREA, np.random.default_rng(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_crops_have_the_area_and_aspect_of_the_paper():
+    rng = np.random.default_rng(0)
+    boxes = np.array([draw_crop(1000, 1000, AREA, rng) for _ in range(2000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, aspect = width * height / 1e6, width / height
+    assert 0.199 < area.min() < 0.21
+    assert 0.95 < area.max() <= 1
+    assert 0.745 < aspect.min() < 0.76
+    assert 1.31 < aspect.max() < 1.34
+    assert abs(np.log(aspect).mean()) < 0.01
+    assert abs(boxes[:, :2].mean() - (1000 - boxes[:, 2:].mean())) < 10
+
+
+def test_an_image_too_long_for_any_crop_gives_its_centre():
+    assert draw_crop(10, 1000, (1.0, 1.0), np.random.default_rng(0)) == (493, 0, 506, 10)
+
+
+def test_a_crop_is_cut_out_before_it_is_resized():
+    image = picture()
+    box = draw_crop(40, 60, AREA, np.random.default_rng(5))
+    expected = Image.fromarray(image).crop(box).resize((32, 32), Image.Resampling.BICUBIC)
+    got = random_resized_crop(image, 32, area=AREA, rng=np.random.default_rng(5))
+    np.testing.assert_array_equal(got, np.asarray(expected))
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (33, 100), (32, 32)])
+def test_the_test_transform_keeps_the_middle(height, width):
+    bar = np.zeros((height, width, 3), np.uint8)
+    bar[height // 2 - 2 : height // 2 + 2, width // 2 - 2 : width // 2 + 2] = 255
+    got = resize_and_crop_center(bar, 32)
+    assert got.shape == (32, 32, 3)
+    rows, columns = np.nonzero(got[..., 0] > 128)
+    assert abs(rows.mean() - 15.5) <= 1
+    assert abs(columns.mean() - 15.5) <= 1
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    np.testing.assert_array_equal(resize_and_crop_center(picture(32, 32), 32), picture(32, 32))
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A left arrow.",
+        "LEFT and right",
+        "A down-right arrow, related to direction.",
+        "The flag of France: a republic.",
+        'A Japanese "vacancy" button.',
+        "A flat drawing of a SOON arrow.",
+        "A 3D rendering of three o'clock.",
+        "A 3D rendering of twelve-thirty.",
+        "An alarm clock.",
+        "A keycap 7.",
+        "A sign that says stop",
+        "Clockwise vertical arrows.",
+        "A map of Denmark.",
+    ],
+)
+def test_a_caption_that_mirroring_would_falsify_keeps_its_image(caption):
+    assert not may_mirror(caption)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "A cat.",
+        "A 3D rendering of a mosquito.",
+        "A bright red car.",
+        "A signal tower.",
+        "Leftovers in a box.",
+    ],
+)
+def test_other_images_may_be_mirrored(caption):
+    assert may_mirror(caption)
+
+
+def test_no_flag_and_few_others_of_the_starter_set_stay_unmirrored():
+    records = list(open_shards("starter/train-*"))
+    kept = [record for record in records if not may_mirror(record.captions[0])]
+    assert {record.id for record in records if record.label_name == "flags"} <= {record.id for record in kept}
+    assert 0.1 < len(kept) / len(records) < 0.3

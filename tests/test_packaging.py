@@ -1,0 +1,98 @@
+"""Guards the wheel: complete, alone under one top-level name, and running far from the checkout."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+FORWARD = """
+import jax, numpy as np
+from m3ae_tpu.launch_flags import load_config
+from m3ae_tpu.model.m3ae import M3AE
+
+model = M3AE(load_config("debug").model, key=jax.random.key(0))
+images = np.zeros((2, 32, 32, 3), np.float32)
+text, text_valid = np.ones((2, 24), np.int32), np.ones((2, 24), bool)
+print("features", jax.jit(lambda model: model.encode(images, text, text_valid).cls)(model).shape)
+"""
+
+
+def run(*command, cwd):
+    """Runs a command as a user far from the checkout would; returns what it printed."""
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    parts = [str(part) for part in command]
+    done = subprocess.run(parts, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    # Built from a copy: setuptools leaves `build/` and `*.egg-info` beside what it packs.
+    copy = tmp_path_factory.mktemp("copy") / "repository"
+    ignored = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    run(sys.executable, "-W", "ignore", "-c", build, cwd=copy)
+    (path,) = (copy / "dist").glob("*.whl")
+    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """The Python of an environment that holds the wheel and what it asks for."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    python = folder / "bin" / "python"
+    constraints = ["--constraint", ROOT / "constraints.txt"]
+    if shutil.which("uv"):
+        run("uv", "venv", "--python", sys.executable, folder, cwd=ROOT)
+        run("uv", "pip", "install", "--python", python, *constraints, wheel, cwd=ROOT)
+    else:
+        run(sys.executable, "-m", "venv", folder, cwd=ROOT)
+        run(python, "-m", "pip", "install", "--quiet", "--no-compile", *constraints, wheel, cwd=ROOT)
+    return python
+
+
+@pytest.mark.slow
+def test_wheel_holds_one_top_level_name(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"m3ae_tpu"}
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_and_the_starter_set_but_not_its_source(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("kernels", "configs", "pipelines"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert f"m3ae_tpu/{folder}/{path.name}" in names
+    for path in (ROOT / "m3ae_tpu").rglob("*.py"):
+        assert path.relative_to(ROOT).as_posix() in names
+    starter = [name for name in names if name.startswith("m3ae_tpu/data/starter/")]
+    assert any(name.endswith(".array_record") for name in starter)
+    assert "m3ae_tpu/data/starter/tokenizer.model" in starter
+    assert not [name for name in starter if "/source/" in name]
+    assert "m3ae_tpu/py.typed" in names
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
+    assert [name for name in names if name.endswith("licenses/NOTICE")]
+
+
+@pytest.mark.slow
+def test_installed_wheel_runs_a_forward_pass_far_from_the_checkout(environment, tmp_path):
+    find = "from importlib.util import find_spec as f; print([n for n in %r if f(n)])"
+    names = ("m3ae_tpu", "kernels", "pipelines", "configs", "tests")
+    assert run(environment, "-c", find % (names,), cwd=tmp_path).strip() == "['m3ae_tpu']"
+    assert run(environment, "-c", FORWARD, cwd=tmp_path).strip() == "features (2, 32)"
+
+
+@pytest.mark.slow
+def test_installed_wheel_trains_by_its_command(environment, tmp_path):
+    command = environment.parent / "m3ae-pretrain"
+    run(command, "--config=debug", "--num_steps=2", "--workdir=run", cwd=tmp_path)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"step"') == 2
