@@ -10,6 +10,8 @@ from m3ae_tpu.config import (
     CheckpointConfig,
     DataConfig,
     LoggingConfig,
+    LossConfig,
+    MaskingConfig,
     ModelConfig,
     OptimizerConfig,
     PretrainConfig,
@@ -18,24 +20,27 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=800,
+    num_steps=1_000,
     batch_size=64,
     model=ModelConfig(
         patch_size=8,
         vocab_size=4_000,
         encoder=TransformerConfig(num_layers=4, width=128, num_heads=4),
-        decoder=TransformerConfig(num_layers=2, width=128, num_heads=4),
+        decoder=TransformerConfig(num_layers=1, width=64, num_heads=2),
         compute_dtype="float32",
+        unroll=4,
     ),
-    optimizer=OptimizerConfig(base_learning_rate=6e-3, warmup_fraction=0.1, clip_norm=1.0),
+    masking=MaskingConfig(image_predicted_share=0.25),
+    loss=LossConfig(norm_pix_loss=True),
+    optimizer=OptimizerConfig(base_learning_rate=1.2e-2, warmup_fraction=0.1, clip_norm=1.0),
     data=DataConfig(
-        sources=(SourceConfig(text_length=32),),
+        sources=(SourceConfig(text_length=24),),
         image_size=64,
         image_mean=(0.835, 0.793, 0.756),
         image_std=(0.264, 0.289, 0.317),
         crop_area=(0.4, 1.0),
-        num_workers=1,
+        num_workers=0,
     ),
-    checkpoint=CheckpointConfig(every_steps=200),
+    checkpoint=CheckpointConfig(every_steps=250),
     logging=LoggingConfig(every_steps=10),
 )

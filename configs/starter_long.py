@@ -9,11 +9,13 @@ Data: the starter set's training split, which ships with the package.
 
 import dataclasses
 
-from m3ae_tpu.config import CheckpointConfig
+from m3ae_tpu.config import CheckpointConfig, LoggingConfig, ProbeConfig
 from m3ae_tpu.configs import quickstart
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
     num_steps=6_000,
-    checkpoint=CheckpointConfig(every_steps=1_000),
+    checkpoint=CheckpointConfig(every_steps=500),
+    logging=LoggingConfig(every_steps=50),
+    probe=ProbeConfig(every_steps=1_000),
 )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -22,7 +23,7 @@ def attention_weights(
     batch, tokens, _, width = qkv.shape
     heads = qkv.reshape(batch, tokens, 3, num_heads, width // num_heads)
     query, key = heads[:, :, 0], heads[:, :, 1]
-    wide = jnp.promote_types(qkv.dtype, jnp.float32)
+    wide = np.promote_types(qkv.dtype, np.float32)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
     logits = logits * (width // num_heads) ** -0.5
     if valid is None:

@@ -83,19 +83,20 @@ class MaskingConfig:
     """Share of the text tokens that is hidden."""
     draw: Literal["per_example", "per_batch"] = "per_example"
     """One random choice for each example, or one shared by the whole batch, as the paper's code does."""
-    predicted_share: float = 1.0
-    """Share of the hidden tokens that the decoder rebuilds in a step, drawn anew each time; the rest costs nothing."""
+    image_predicted_share: float = 1.0
+    """Share of the hidden patches that the decoder rebuilds in a step, drawn anew each time; the rest costs nothing."""
     text_positions: Literal["valid", "all"] = "valid"
     """Hide a share of the real tokens of each text, or of all positions, padding included, as the paper's code does."""
 
     def __post_init__(self) -> None:
         for name in ("image_mask_ratio", "text_mask_ratio"):
             ratio = getattr(self, name)
-            near = f"Did you mean {ratio / 100}?" if 1 < ratio <= 100 else "Set 0.75."
+            near = f"Did you mean {ratio / 100}?" if 5 <= ratio <= 100 else "Set 0.75."
             require(0 <= ratio <= 1, f"masking.{name} = {ratio} is not in [0, 1]. {near}")
         require(
-            0 < self.predicted_share <= 1,
-            f"masking.predicted_share = {self.predicted_share} is not in (0, 1]. Set 1 to rebuild all hidden tokens.",
+            0 < self.image_predicted_share <= 1,
+            f"masking.image_predicted_share = {self.image_predicted_share} is not in (0, 1]. "
+            "Set 1 to rebuild all hidden patches.",
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import tyro
-from absl import app, flags
+from absl import app, flags, logging
 
 from m3ae_tpu.config import ConfigError, PretrainConfig
 
@@ -35,6 +35,9 @@ def run_program(main: Callable[[list[str]], None]) -> NoReturn:
             return parse_launch_flags(argv, module=sys.modules[main.__module__])
 
     def guarded(argv: list[str]) -> None:
+        # Libraries tell absl's log each of their steps; ours is set up by the programs that have one.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         with _plain_errors():
             main(argv)
 

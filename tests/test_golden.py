@@ -3,6 +3,7 @@
 `GOLDEN_DIR=DIR` checks the same files of another folder: other sizes, ratios and seeds.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -140,7 +141,7 @@ def selection(arrays, modality, batch, ratio):
     return Selection.from_order(order, kept)
 
 
-def objective(model, config, images, image_selection, text, text_valid, text_selection):
+def objective(model, images, image_selection, text, text_valid, text_selection, *, config):
     """The weighted loss, and the terms it is made of."""
     guess = model.reconstruct(images, image_selection, text, text_valid, text_selection)
     total, terms = 0.0, {}
@@ -168,20 +169,29 @@ def check(got, wanted, tolerance, name):
 def test_outputs_and_intermediates(case, dtype):
     arrays, config = load(f"{case}_{dtype}")
     model = build(config, dtype)
-    images, image_selection, text, text_valid, text_selection = inputs(arrays, config, dtype)
-    tolerance = TOLERANCES[dtype][0]
-    got = {}
+    arguments = inputs(arrays, config, dtype)
+    got = jax.jit(intermediates)(model, *arguments)
+    for side in ("encoder", "decoder"):
+        name = f"inter/{side}_padding_mask"
+        if name in arrays and name in got:
+            np.testing.assert_array_equal(~np.asarray(got[name]), arrays[name] > 0)
+    wanted = {name: value for name, value in arrays.items() if name.startswith(("inter/", "out/"))}
+    wanted = {name: value for name, value in wanted.items() if "padding_mask" not in name}
+    assert wanted.keys() <= got.keys()
+    for name, value in wanted.items():
+        check(got[name], value, TOLERANCES[dtype][0], name)
+    images, _, text, text_valid, _ = arguments
+    check_losses_over_all_tokens(arrays, got, model, images, text, text_valid, TOLERANCES[dtype][1])
 
+
+def intermediates(model, images, image_selection, text, text_valid, text_selection):
+    """All that the reference recorded on the way, under its names."""
+    got = {}
     x, valid = model.embed_visible(images, image_selection, text, text_valid, text_selection)
     got["inter/encoder_in"] = x
-    if "inter/encoder_padding_mask" in arrays and valid is not None:
-        np.testing.assert_array_equal(~np.asarray(valid), arrays["inter/encoder_padding_mask"] > 0)
-    first = jax.tree.map(lambda leaf: leaf[0], model.encoder.blocks)
-    got["inter/encoder_attention_0"] = reference.attention_weights(first.project_qkv(x), valid, first.num_heads)
-    for layer in range(config["depth"]):
-        x = jax.tree.map(lambda leaf: leaf[layer], model.encoder.blocks)(x, valid)  # noqa: B023
-        got[f"inter/encoder_block_{layer}"] = x
-    encoded = got["inter/encoder_out"] = model.encoder.norm(x)
+    if valid is not None:
+        got["inter/encoder_padding_mask"] = valid
+    encoded = run_blocks(got, "encoder", model.encoder, x, valid, slice(None))
     kept_patches = 0 if image_selection is None else image_selection.visible.shape[1]
     got["out/encoder_cls"] = encoded[:, :1]
     got["out/encoder_image"] = encoded[:, 1 : 1 + kept_patches]
@@ -191,38 +201,39 @@ def test_outputs_and_intermediates(case, dtype):
     x, valid = model.embed_for_decoder(encoded, images, image_selection, text, text_valid, text_selection)
     back = decoder_places(image_selection, text_selection)
     got["inter/decoder_in"] = x[:, back]
-    if "inter/decoder_padding_mask" in arrays and valid is not None:
-        np.testing.assert_array_equal(~np.asarray(valid)[:, back], arrays["inter/decoder_padding_mask"] > 0)
-    first = jax.tree.map(lambda leaf: leaf[0], model.decoder.blocks)
-    weights = reference.attention_weights(first.project_qkv(x), valid, first.num_heads)
-    got["inter/decoder_attention_0"] = weights[:, :, back][:, :, :, back]
-    for layer in range(config["dec_depth"]):
-        x = jax.tree.map(lambda leaf: leaf[layer], model.decoder.blocks)(x, valid)  # noqa: B023
-        got[f"inter/decoder_block_{layer}"] = x[:, back]
-    decoded = got["inter/decoder_out"] = model.decoder.norm(x)[:, back]
+    if valid is not None:
+        got["inter/decoder_padding_mask"] = valid[:, back]
+    decoded = run_blocks(got, "decoder", model.decoder, x, valid, back)
     num_patches = 0 if image_selection is None else sum(part.shape[1] for part in image_selection)
     if images is not None:
         got["out/image"] = model.image_head(decoded[:, 1 : 1 + num_patches])
     if text is not None:
         got["out/text"] = model.text_head(decoded[:, 1 + num_patches :])
+    return got
 
-    wanted = {name: value for name, value in arrays.items() if name.startswith(("inter/", "out/"))}
-    wanted = {name: value for name, value in wanted.items() if "padding_mask" not in name}
-    assert wanted.keys() <= got.keys()
-    for name, value in wanted.items():
-        check(got[name], value, tolerance, name)
-    check_losses_over_all_tokens(arrays, got, model, images, text, text_valid, TOLERANCES[dtype][1])
+
+def run_blocks(got, name, transformer, x, valid, back):
+    """Records a stack's outputs block by block, its tokens in the order `back`."""
+    for layer in range(transformer.blocks.attention_norm.scale.shape[0]):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], transformer.blocks)
+        if layer == 0:
+            weights = reference.attention_weights(block.project_qkv(x), valid, block.num_heads)
+            got[f"inter/{name}_attention_0"] = weights[:, :, back][:, :, :, back]
+        x = block(x, valid)
+        got[f"inter/{name}_block_{layer}"] = x[:, back]
+    got[f"inter/{name}_out"] = transformer.norm(x)[:, back]
+    return got[f"inter/{name}_out"]
 
 
 def decoder_places(image_selection, text_selection):
     """For every token in the reference's decoder order its place in ours."""
-    places, start = [np.zeros(1, int)], 1
+    places, start = [jnp.zeros(1, jnp.int32)], 1
     for part in (image_selection, text_selection):
         if part is not None:
-            order = np.concatenate([np.asarray(part.visible[0]), np.asarray(part.hidden[0])])
-            places.append(start + np.argsort(order))
+            order = jnp.concatenate([part.visible[0], part.hidden[0]])
+            places.append(start + jnp.argsort(order).astype(jnp.int32))
             start += len(order)
-    return np.concatenate(places)
+    return jnp.concatenate(places)
 
 
 def check_losses_over_all_tokens(arrays, got, model, images, text, text_valid, tolerance):
@@ -241,7 +252,8 @@ def test_losses_and_gradients(case, dtype):
     arrays, config = load(f"{case}_{dtype}")
     model = build(config, dtype)
     arguments = inputs(arrays, config, dtype)
-    (_, terms), gradients = jax.value_and_grad(objective, has_aux=True)(model, config, *arguments)
+    gradient = jax.jit(jax.value_and_grad(functools.partial(objective, config=config), has_aux=True))
+    (_, terms), gradients = gradient(model, *arguments)
     for name, value in terms.items():
         check(value, arrays[name], TOLERANCES[dtype][1], name)
     recorded = {name.removeprefix("grad/"): value for name, value in arrays.items() if name.startswith("grad/")}
@@ -262,9 +274,10 @@ def test_features_without_masking(dtype):
     images = jnp.asarray(arrays["in/image"].astype(name))
     text, text_valid = jnp.asarray(arrays["in/text"]), jnp.asarray(arrays["in/text_padding_mask"] == 0)
     tolerance = TOLERANCES[dtype][0]
-    check(model.encode(images, text, text_valid).tokens, arrays["out/paired"], tolerance, "paired")
-    check(model.encode(images).tokens, arrays["out/image_only"], tolerance, "image_only")
-    check(model.encode(None, text, text_valid).tokens, arrays["out/text_only"], tolerance, "text_only")
+    encode = jax.jit(M3AE.encode)
+    check(encode(model, images, text, text_valid).tokens, arrays["out/paired"], tolerance, "paired")
+    check(encode(model, images).tokens, arrays["out/image_only"], tolerance, "image_only")
+    check(encode(model, None, text, text_valid).tokens, arrays["out/text_only"], tolerance, "text_only")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -302,7 +315,7 @@ def test_functions_array_by_array(dtype):
         check(accuracy, arrays[f"xent/accuracy{suffix}"], tolerance, f"xent/accuracy{suffix}")
         assert count == counts.sum()
 
-    kept = [masking.num_visible(*pair) for pair in zip(arrays["keep/length"].tolist(), arrays["keep/ratio"].tolist())]
+    kept = [masking.num_visible(*pair) for pair in zip(arrays["keep/length"].tolist(), arrays["keep/ratio"].tolist(), strict=True)]
     np.testing.assert_array_equal(kept, arrays["keep/kept"])
 
 

@@ -154,7 +154,9 @@ def test_a_damaged_record_is_named_and_its_neighbours_are_read(tmp_path):
     data[data.index(records[7].image[1000:1100])] ^= 1
     pathlib.Path(path).write_bytes(data)
     shards = open_shards(path)
-    with pytest.raises(RuntimeError, match=rf"{path}, record 7 is damaged .*Copy or make this shard again"):
+    with pytest.raises(
+        RuntimeError, match=rf"{path}, record 7 cannot be read .*Copy or make this shard again"
+    ):
         shards[7]
     assert shards[6] == records[6]
     assert shards[8] == records[8]

@@ -152,16 +152,15 @@ class Shards:
         """Reads one record.
 
         Raises:
-            RuntimeError: the record is damaged; names file and record.
+            RuntimeError: the record is damaged or the file is gone; names file and record.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
             return decode_record(self._source[index])
-        # An IndexError: a shard that was cut short after it was opened.
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError) as error:
             raise RuntimeError(
-                f"{self.place(index)} is damaged ({error}). Copy or make this shard again."
+                f"{self.place(index)} cannot be read ({error}). Copy or make this shard again."
             ) from error
 
     def name_counts(self) -> list[list[str | int]]:

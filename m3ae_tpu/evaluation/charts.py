@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -70,12 +71,12 @@ def line_chart(
     for tick in nice_ticks(first, last, count=5):
         x, _ = at(tick, bottom)
         if first <= tick <= last:
-            parts.append(f'<text class="tick" x="{x}" y="{HEIGHT - 10}" text-anchor="middle">{tick:,.0f}</text>')
+            parts.append(
+                f'<text class="tick" x="{x}" y="{HEIGHT - 10}" text-anchor="middle">{tick:,.0f}</text>'
+            )
     for level in levels:
         _, y = at(first, level.value)
         parts.append(f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        label = html.escape(f"{level.name} {show(level.value)}")
-        parts.append(f'<text class="level-name" x="{WIDTH - _RIGHT}" y="{y - 5}" text-anchor="end">{label}</text>')
     for number, line in enumerate(shown):
         places = [at(x, y) for x, y in line.points]
         if line.is_noisy and len(places) > 8:
@@ -84,6 +85,13 @@ def line_chart(
         parts.append(f'<path class="line line-{number}" d="{_path(places)}"/>')
         if len(places) < 13:
             parts += [f'<circle class="dot line-{number}" cx="{x}" cy="{y}" r="3"/>' for x, y in places]
+    # Names lie over the lines, with an edge in the card's colour.
+    for level in levels:
+        label = html.escape(f"{level.name} {show(level.value)}")
+        y = at(first, level.value)[1] - 5
+        parts.append(
+            f'<text class="level-name" x="{WIDTH - _RIGHT}" y="{y}" text-anchor="end">{label}</text>'
+        )
     parts += _readings(shown, at, show)
     return "".join([*parts, "</svg>"])
 
@@ -103,7 +111,8 @@ def _readings(shown: Sequence[Series], at: Callable[[float, float], tuple[float,
         said = "  ".join(f"{line.name} {show(y)}" for _, line, y in values[step])
         text = html.escape(f"step {step:,.0f}:  {said}")
         dots = "".join(
-            f'<circle class="line-{number}" cx="{x}" cy="{at(step, y)[1]}" r="4"/>' for number, _, y in values[step]
+            f'<circle class="line-{number}" cx="{x}" cy="{at(step, y)[1]}" r="4"/>'
+            for number, _, y in values[step]
         )
         parts.append(
             f'<g class="reading"><rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{HEIGHT}"/>'
@@ -129,7 +138,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= _MOST_POINTS:
         return list(points)
     edges = [len(points) * part // _MOST_POINTS for part in range(_MOST_POINTS + 1)]
-    stretches = [points[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    stretches = [points[start:end] for start, end in itertools.pairwise(edges)]
     return [(stretch[-1][0], sum(y for _, y in stretch) / len(stretch)) for stretch in stretches]
 
 

@@ -112,10 +112,12 @@ def _image_probes(
     config: PretrainConfig,
     tell: Tell,
 ) -> dict[str, Any]:
-    statistics = {"mean": config.data.image_mean, "std": config.data.image_std}
-
     def features(model: M3AE) -> tuple[Poolings, Poolings]:
-        return image_features(model, train.image, **statistics), image_features(model, test.image, **statistics)
+        known, asked = (
+            image_features(model, part.image, mean=config.data.image_mean, std=config.data.image_std)
+            for part in (train, test)
+        )
+        return known, asked
 
     results: dict[str, Any] = {}
     scores, near = {}, {}
@@ -155,7 +157,12 @@ def _pair_probes(
     def features(model: M3AE) -> tuple[Poolings, Poolings]:
         known, asked = (
             pair_features(
-                model, part.image, part.text, part.text_valid, mean=config.data.image_mean, std=config.data.image_std
+                model,
+                part.image,
+                part.text,
+                part.text_valid,
+                mean=config.data.image_mean,
+                std=config.data.image_std,
             )
             for part in (train, test)
         )
@@ -174,7 +181,11 @@ def _pair_probes(
     fold = probes.validation_fold(train.group)
     of_words = probes.bag_of_words_probe(train.caption, train.label, test.caption, test.label, fold)
     results: dict[str, Any] = {f"{prefix}/pooling": pooling}
-    for name, score in (("pretrained", scores[pooling]), ("untrained", of_untrained), ("bag_of_words", of_words)):
+    for name, score in (
+        ("pretrained", scores[pooling]),
+        ("untrained", of_untrained),
+        ("bag_of_words", of_words),
+    ):
         results[f"{prefix}/{name}"] = score.accuracy
         results[f"balanced/{prefix}/{name}"] = score.balanced_accuracy
     for name, score in scores.items():
@@ -193,6 +204,8 @@ def _knn(
 ) -> tuple[float, float]:
     """Returns the accuracy on the validation fold of train, and on test with all of train."""
     is_validation = probes.validation_fold(train.group)
-    guessed = probes.predict_neighbors(known[~is_validation], train.label[~is_validation], known[is_validation])
+    guessed = probes.predict_neighbors(
+        known[~is_validation], train.label[~is_validation], known[is_validation]
+    )
     validation = float(np.mean(guessed == train.label[is_validation]))
     return validation, float(np.mean(probes.predict_neighbors(known, train.label, asked) == test.label))

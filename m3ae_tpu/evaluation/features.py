@@ -80,7 +80,9 @@ def pair_features(
     return _in_batches(pool, (images, text, text_valid), batch_size)
 
 
-def raw_pixels(images: UInt8[np.ndarray, "examples height width 3"], side: int = 32) -> Float32[np.ndarray, "examples features"]:
+def raw_pixels(
+    images: UInt8[np.ndarray, "examples height width 3"], side: int = 32
+) -> Float32[np.ndarray, "examples features"]:
     """Returns colour thumbnails as features on a scale of 0 to 1: what a probe reaches without any encoder."""
     shape = (images.shape[0], side, side, 3)
     return np.asarray(_resize(images, shape)).reshape(images.shape[0], -1)
@@ -92,7 +94,9 @@ def _resize(images: Array, shape: tuple[int, ...]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("mean", "std"))
-def _pool_images(model: M3AE, images: Array, *, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Array]:
+def _pool_images(
+    model: M3AE, images: Array, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Array]:
     pixels = normalize_images(images, mean, std, jnp.float32)
     layers = model.encode_layers(pixels)
     rows, columns = model.grid(pixels)
@@ -119,11 +123,18 @@ def _pool_images(model: M3AE, images: Array, *, mean: tuple[float, ...], std: tu
 
 @functools.partial(jax.jit, static_argnames=("mean", "std"))
 def _pool_pairs(
-    model: M3AE, images: Array, text: Array, text_valid: Array, *, mean: tuple[float, ...], std: tuple[float, ...]
+    model: M3AE,
+    images: Array,
+    text: Array,
+    text_valid: Array,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> dict[str, Array]:
     pixels = normalize_images(images, mean, std, jnp.float32)
     layers = model.encode_layers(pixels, text, text_valid)
-    assert layers.image_mean is not None and layers.text_mean is not None
+    assert layers.image_mean is not None
+    assert layers.text_mean is not None
     first = _middle(layers.cls.shape[0])
     num_patches = layers.tokens.shape[2] - 1 - text.shape[1]
     tokens = layers.tokens[-1].astype(jnp.float32)

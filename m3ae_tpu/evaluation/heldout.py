@@ -78,7 +78,9 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
     numbers = {name: totals.pop(name) for name in ("patches", "words", "titles")}
     means = {}
     for name, value in totals.items():
-        number = numbers["patches" if name.startswith("image") else "titles" if name.startswith("title") else "words"]
+        number = numbers[
+            "patches" if name.startswith("image") else "titles" if name.startswith("title") else "words"
+        ]
         if number:
             means[name] = value / number
     return means

@@ -81,7 +81,9 @@ def make_pictures(
     has_image, has_text = bool(kinds & {"paired", "image"}), bool(kinds & {"paired", "text"})
     chosen = choose_rows(examples.label, count)
     images, text, text_valid = examples.image[chosen], examples.text[chosen], examples.text_valid[chosen]
-    drawn = jax.device_get(_reconstruct(model, images, text, text_valid, config=config, has=(has_image, has_text)))
+    drawn = jax.device_get(
+        _reconstruct(model, images, text, text_valid, config=config, has=(has_image, has_text))
+    )
     heat = word_attention(model, images, text, text_valid, config.data) if "paired" in kinds else None
     pictures = []
     for row, example in enumerate(chosen):
@@ -109,7 +111,13 @@ def make_pictures(
 
 @functools.partial(jax.jit, static_argnames=("config", "has"))
 def _reconstruct(
-    model: M3AE, images: Array, text: Array, text_valid: Array, *, config: PretrainConfig, has: tuple[bool, bool]
+    model: M3AE,
+    images: Array,
+    text: Array,
+    text_valid: Array,
+    *,
+    config: PretrainConfig,
+    has: tuple[bool, bool],
 ) -> dict[str, Array]:
     """Returns pictures with holes and filled in, as bytes, and the guesses at hidden words."""
     has_image, has_text = has
@@ -159,7 +167,10 @@ def _fill_in(
 
 
 def _words(
-    ids: np.ndarray, guesses: dict[int, tuple[np.ndarray, np.ndarray]], heat: np.ndarray | None, tokenizer: Tokenizer
+    ids: np.ndarray,
+    guesses: dict[int, tuple[np.ndarray, np.ndarray]],
+    heat: np.ndarray | None,
+    tokenizer: Tokenizer,
 ) -> tuple[Word, ...]:
     def read(piece_ids: np.ndarray) -> list[str]:
         return [piece.replace("▁", " ") for piece in tokenizer.pieces(piece_ids)]

@@ -68,14 +68,22 @@ def _lead(config: PretrainConfig, metrics: Sequence[Mapping[str, Any]], evaluati
         f"an encoder of {encoder.num_layers} blocks and width {encoder.width}",
         f"{config.data.image_size} px in patches of {config.model.patch_size}" if kinds != {"text"} else "",
         f"{evaluation['run/num_parameters'] / 1e6:.1f} million parameters" if evaluation else "",
-        f"{_duration(metrics[-1]['time/seconds'])} of training" if metrics and "time/seconds" in metrics[-1] else "",
+        f"{_duration(metrics[-1]['time/seconds'])} of training"
+        if metrics and "time/seconds" in metrics[-1]
+        else "",
     ]
     return html.escape(", ".join(part for part in parts if part) + f"; seed {config.seed}.")
 
 
 def _duration(seconds: float) -> str:
     minutes, hours = round(seconds / 60), seconds / 3600
-    return f"{seconds:.0f} seconds" if seconds < 100 else f"{minutes} minutes" if minutes < 100 else f"{hours:.1f} hours"
+    return (
+        f"{seconds:.0f} seconds"
+        if seconds < 100
+        else f"{minutes} minutes"
+        if minutes < 100
+        else f"{hours:.1f} hours"
+    )
 
 
 def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> str:
@@ -97,7 +105,11 @@ def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) 
         (
             "Error at hidden patches",
             series("train/image_loss", "train") + series("train/unpaired_image_loss", "pictures alone"),
-            {"levels": levels(visible_mean="heldout/image_loss_of_visible_mean", held_out="heldout/image_loss")},
+            {
+                "levels": levels(
+                    visible_mean="heldout/image_loss_of_visible_mean", held_out="heldout/image_loss"
+                )
+            },
         ),
         (
             "Cross-entropy of hidden words, nats",
@@ -107,7 +119,11 @@ def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) 
         (
             "Hidden words guessed right",
             series("train/text_accuracy", "train") + series("train/unpaired_text_accuracy", "texts alone"),
-            {"levels": levels(held_out="heldout/text_accuracy"), "show": "{:.0%}".format, "starts_at_zero": True},
+            {
+                "levels": levels(held_out="heldout/text_accuracy"),
+                "show": "{:.0%}".format,
+                "starts_at_zero": True,
+            },
         ),
         (
             "Nearest neighbours during training",

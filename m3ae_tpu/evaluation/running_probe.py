@@ -1,7 +1,7 @@
 """A cheap look at the features while a run goes on: k nearest neighbours on labelled examples."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -15,7 +15,12 @@ from m3ae_tpu.model.m3ae import M3AE
 
 
 def knn_accuracy(
-    model: M3AE, train: LabelledExamples, test: LabelledExamples, *, mean: Sequence[float], std: Sequence[float]
+    model: M3AE,
+    train: LabelledExamples,
+    test: LabelledExamples,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> float:
     """Returns the share of `test` that the mean of the patches classifies right by its neighbours in `train`.
 
@@ -31,14 +36,34 @@ def knn_accuracy(
     return float(np.mean(predict_neighbors(known, train.label, asked) == test.label))
 
 
-def read_probe_examples(config: PretrainConfig, tokenizer: Tokenizer) -> tuple[LabelledExamples, LabelledExamples]:
+def make_probe(config: PretrainConfig) -> Callable[[M3AE], dict[str, float]] | None:
+    """Returns what scores a model as `config.probe` asks, as metrics; None where it asks for nothing.
+
+    Raises:
+        ConfigError: shards that cannot be read or have no labels.
+    """
+    if config.probe.every_steps == 0:
+        return None
+    train, test = read_probe_examples(config, Tokenizer(config.data.tokenizer))
+    statistics = {"mean": config.data.image_mean, "std": config.data.image_std}
+    return lambda model: {"probe/knn_accuracy": knn_accuracy(model, train, test, **statistics)}
+
+
+def read_probe_examples(
+    config: PretrainConfig, tokenizer: Tokenizer
+) -> tuple[LabelledExamples, LabelledExamples]:
     """Reads what `config.probe` names: examples to learn from and to be scored on.
 
     Raises:
         ConfigError: shards that cannot be read or have no labels.
     """
     probe = config.probe
-    how = {"image_size": config.data.image_size, "tokenizer": tokenizer, "text_length": 1, "limit": probe.max_examples}
+    how = {
+        "image_size": config.data.image_size,
+        "tokenizer": tokenizer,
+        "text_length": 1,
+        "limit": probe.max_examples,
+    }
     train = read_labelled(probe.train_shards, **how)
     if probe.test_shards:
         return train, read_labelled(probe.test_shards, **how, label_names=train.label_names)

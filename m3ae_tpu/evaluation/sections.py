@@ -9,7 +9,9 @@ from m3ae_tpu.evaluation import probes
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, PAIR_POOLINGS
 from m3ae_tpu.evaluation.pictures import Picture, Word
 
-NOT_EVALUATED = "This run has no evaluation.json yet. Make it: <code>python -m pipelines.evaluate --workdir=…</code>"
+_NOT_EVALUATED = (
+    "This run has no evaluation.json yet. Make it: <code>python -m pipelines.evaluate --workdir=…</code>"
+)
 
 
 def missing(reason: str) -> str:
@@ -44,7 +46,11 @@ def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         tile("Linear probe, pictures with captions", value, f"words of the caption alone {words}")
     if "heldout/image_loss" in evaluation:
         loss, baseline = evaluation["heldout/image_loss"], evaluation["heldout/image_loss_of_visible_mean"]
-        tile("Error at hidden patches", f"{loss / baseline:.2f}<small> ×</small>", "that of the visible patches’ mean")
+        tile(
+            "Error at hidden patches",
+            f"{loss / baseline:.2f}<small> &times;</small>",
+            "that of the visible patches' mean",
+        )
     if "heldout/text_accuracy" in evaluation:
         other = evaluation.get("heldout/text_accuracy_with_other_image")
         beside = "held-out texts" if other is None else f"beside a wrong picture {percent(other)}"
@@ -60,8 +66,18 @@ def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
 def probe_bars(evaluation: Mapping[str, Any]) -> str:
     """Returns the probes of the pretrained encoder beside untrained encoder and raw input, with standard errors."""
     groups = (
-        ("linear_probe", "Linear probe · pictures", ("pretrained", "untrained", "raw_pixels"), IMAGE_POOLINGS),
-        ("knn", "10 nearest neighbours · pictures", ("pretrained", "untrained", "raw_pixels"), IMAGE_POOLINGS),
+        (
+            "linear_probe",
+            "Linear probe · pictures",
+            ("pretrained", "untrained", "raw_pixels"),
+            IMAGE_POOLINGS,
+        ),
+        (
+            "knn",
+            "10 nearest neighbours · pictures",
+            ("pretrained", "untrained", "raw_pixels"),
+            IMAGE_POOLINGS,
+        ),
         (
             "linear_probe_image_and_text",
             "Linear probe · pictures with captions",
@@ -71,7 +87,7 @@ def probe_bars(evaluation: Mapping[str, Any]) -> str:
     )
     shown = [group for group in groups if f"{group[0]}/pretrained" in evaluation]
     if not evaluation:
-        return missing(NOT_EVALUATED)
+        return missing(_NOT_EVALUATED)
     if not shown:
         return missing("This run saw no pictures, so there are no features of pictures to probe.")
     num_test = evaluation["examples/test"]
@@ -79,13 +95,14 @@ def probe_bars(evaluation: Mapping[str, Any]) -> str:
     for prefix, title, names, poolings in shown:
         most = max(evaluation[f"{prefix}/{name}"] for name in names) * 1.12
         bars = [_bar(name, evaluation[f"{prefix}/{name}"], most, num_test) for name in names]
-        note = f'Features: {html.escape(poolings.get(evaluation[f"{prefix}/pooling"], ""))}.'
+        note = f"Features: {html.escape(poolings.get(evaluation[f'{prefix}/pooling'], ''))}."
         cards.append(f'<div class="card"><h3>{title}</h3>{"".join(bars)}<p class="note">{note}</p></div>')
     intro = (
-        f"The encoder is frozen; a small classifier learns the class from its features of {evaluation['examples/train']:,} "
-        f"training pictures and is scored on {num_test:,} that neither it nor pre-training has seen. Features and the "
-        "classifier’s regularisation are chosen on training pictures alone. “Untrained” is the same network before its "
-        "first step. Whiskers: one standard error to each side."
+        "The encoder is frozen; a small classifier learns the class from its features of "
+        f"{evaluation['examples/train']:,} training pictures and is scored on {num_test:,} that neither it nor "
+        "pre-training has seen. Features and the classifier's regularisation are chosen on training pictures "
+        "alone. &ldquo;Untrained&rdquo; is the same network before its first step. Whiskers: one standard error to "
+        "each side."
     )
     return f'<p>{intro}</p><div class="probes">{"".join(cards)}</div>{_pooling_table(evaluation)}'
 
@@ -95,7 +112,7 @@ def _bar(name: str, accuracy: float, most: float, num_test: int) -> str:
     left, wide = 100 * (accuracy - error) / most, 100 * 2 * error / most
     return (
         f'<div class="bar{" ours" if name == "pretrained" else ""}" title="{percent(accuracy)} ± {percent(error)}">'
-        f'<span>{name.replace("_", " ").replace("bag of", "bag of")}</span><span class="track">'
+        f'<span>{name.replace("_", " ")}</span><span class="track">'
         f'<span class="fill" style="width:{100 * accuracy / most:.1f}%"></span>'
         f'<span class="error" style="left:{left:.1f}%;width:{wide:.1f}%"></span></span>'
         f'<span class="number">{percent(accuracy)}</span></div>'
@@ -112,7 +129,9 @@ def _pooling_table(evaluation: Mapping[str, Any]) -> str:
             for encoder in ("pretrained", "untrained")
         ]
         if None not in cells:
-            numbers = "".join(f'<td class="number">{percent(cell)}</td>' for cell in cells if cell is not None)
+            numbers = "".join(
+                f'<td class="number">{percent(cell)}</td>' for cell in cells if cell is not None
+            )
             chosen = ' class="chosen"' if pooling == evaluation.get("linear_probe/pooling") else ""
             rows.append(f"<tr{chosen}><td>{html.escape(meaning)}</td>{numbers}</tr>")
     if not rows:
@@ -120,9 +139,10 @@ def _pooling_table(evaluation: Mapping[str, Any]) -> str:
     heads = ("linear, pretrained", "linear, untrained", "neighbours, pretrained", "neighbours, untrained")
     head = "".join(f'<th class="number">{name}</th>' for name in heads)
     return (
-        "<details><summary>All features of pictures</summary><p class='note'>Test accuracy; the coloured row was chosen "
-        "for the linear probe on training pictures. The best cell is not a result: picking it would be choosing on "
-        f"test.</p><div class='scroll'><table><tr><th>features</th>{head}</tr>{''.join(rows)}</table></div></details>"
+        "<details><summary>All features of pictures</summary><p class='note'>Test accuracy; the coloured row was "
+        "chosen for the linear probe on training pictures. The best cell is not a result: picking it would be "
+        "choosing on test.</p>"
+        f"<div class='scroll'><table><tr><th>features</th>{head}</tr>{''.join(rows)}</table></div></details>"
     )
 
 
@@ -133,7 +153,9 @@ def gallery(pictures: Sequence[Picture] | None, config: PretrainConfig) -> str:
     has_words = any(picture.words for picture in pictures)
     intro = []
     if any(picture.original for picture in pictures):
-        intro.append(f"{percent(config.masking.image_mask_ratio)} of the patches are hidden from the encoder.")
+        intro.append(
+            f"{percent(config.masking.image_mask_ratio)} of the patches are hidden from the encoder."
+        )
         if config.loss.norm_pix_loss:
             intro.append(
                 "This run predicts patches normalised one by one, so each predicted patch is shown with the mean and "
@@ -141,8 +163,8 @@ def gallery(pictures: Sequence[Picture] | None, config: PretrainConfig) -> str:
             )
     if has_words:
         intro.append(
-            f"{percent(config.masking.text_mask_ratio)} of the caption’s pieces are hidden: the shaded ones, with the "
-            "model’s three best guesses below them; a right one is green."
+            f"{percent(config.masking.text_mask_ratio)} of the caption's pieces are hidden: the shaded ones, with the "
+            "model's three best guesses below them; a right one is green."
         )
     cards = []
     for picture in pictures:
@@ -166,7 +188,9 @@ def gallery(pictures: Sequence[Picture] | None, config: PretrainConfig) -> str:
 
 
 def _heading(picture: Picture) -> str:
-    return f"<h3>{html.escape(picture.title)} <span>· {html.escape(picture.label.replace('_', ' '))}</span></h3>"
+    return (
+        f"<h3>{html.escape(picture.title)} <span>· {html.escape(picture.label.replace('_', ' '))}</span></h3>"
+    )
 
 
 def _piece(word: Word) -> str:
@@ -204,8 +228,8 @@ def attention(pictures: Sequence[Picture] | None) -> str:
             f'<div class="words">{"".join(labels)}</div></div></article>'
         )
     return (
-        "<p>The marked word’s attention to the picture in the encoder’s last block, mean of all heads, with nothing "
-        "hidden. Red is above that word’s average. Point at another word, or choose it, to see where it looks.</p>"
+        "<p>The marked word's attention to the picture in the encoder's last block, mean of all heads, with nothing "
+        "hidden. Red is above that word's average. Point at another word, or choose it, to see where it looks.</p>"
         f'<div class="looks">{"".join(cards)}</div>'
     )
 

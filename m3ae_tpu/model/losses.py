@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -25,7 +26,7 @@ def patch_loss(
 
     Computed in float32, or wider where the inputs are. 0 for no patches.
     """
-    wide = jnp.promote_types(jnp.promote_types(prediction.dtype, target.dtype), jnp.float32)
+    wide = np.result_type(prediction.dtype, target.dtype, np.float32)
     if prediction.shape[1] == 0:
         return jnp.zeros((), wide)
     return jnp.square(prediction.astype(wide) - target.astype(wide)).mean()
@@ -44,10 +45,10 @@ def token_loss(
         ids: int32, true pieces.
         counts: True for hidden words, False for padding.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
     logit = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     surprise = jax.nn.logsumexp(logits, axis=-1) - logit
-    is_right = (jnp.argmax(logits, axis=-1) == ids).astype(logits.dtype)
+    is_right = (jnp.argmax(logits, axis=-1).astype(ids.dtype) == ids).astype(logits.dtype)
     weights = counts.astype(logits.dtype)
     weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-5)
     return TokenLoss(

@@ -53,10 +53,11 @@ def select_patches(keys: Key[Array, " batch"], num_patches: int, config: Masking
     Args:
         keys: One for each row, see `row_keys`.
         num_patches: Patches of an image.
-        config: `image_mask_ratio` and `draw` count.
+        config: `image_mask_ratio`, `image_predicted_share` and `draw` count.
     """
     order = jnp.argsort(_noise(keys, num_patches, config), axis=1)
-    return Selection.from_order(order, num_visible(num_patches, config.image_mask_ratio), config.predicted_share)
+    kept = num_visible(num_patches, config.image_mask_ratio)
+    return Selection.from_order(order, kept, config.image_predicted_share)
 
 
 def select_tokens(keys: Key[Array, " batch"], valid: Bool[Array, "batch tokens"], config: MaskingConfig) -> Selection:
@@ -81,7 +82,7 @@ def select_tokens(keys: Key[Array, " batch"], valid: Bool[Array, "batch tokens"]
         is_visible = rank < jnp.asarray(counts)[valid.sum(axis=1)][:, None]
         noise = noise + jnp.where(valid, jnp.where(is_visible, 0.0, 2.0), 1.0)
     order = jnp.argsort(noise, axis=1)
-    return Selection.from_order(order, num_visible(num_tokens, config.text_mask_ratio), config.predicted_share)
+    return Selection.from_order(order, num_visible(num_tokens, config.text_mask_ratio))
 
 
 def _noise(keys: Key[Array, " batch"], num_tokens: int, config: MaskingConfig) -> Float[Array, "batch tokens"]:

@@ -6,6 +6,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
@@ -45,7 +46,7 @@ class LayerNorm(eqx.Module):
         self.bias = jnp.zeros((width,), dtype)
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        wide = np.promote_types(x.dtype, np.float32)
         y = x.astype(wide)
         y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-6)

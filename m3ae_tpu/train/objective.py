@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from m3ae_tpu.config import Kind, PretrainConfig
@@ -66,7 +67,7 @@ def _kind_terms(
     terms, counts = {}, {}
     if "image" in arrays:
         images = patches.normalize_images(
-            arrays["image"], config.data.image_mean, config.data.image_std, jnp.promote_types(model.compute_dtype, "f4")
+            arrays["image"], config.data.image_mean, config.data.image_std, np.promote_types(model.compute_dtype, np.float32)
         )
         grid = model.grid(images)
         image_selection = masking.select_patches(masking.row_keys(image_key, rows), grid[0] * grid[1], config.masking)

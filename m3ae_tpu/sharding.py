@@ -1,0 +1,45 @@
+"""The mesh of devices and how arrays lie on it."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from m3ae_tpu.config import PretrainConfig, require
+from m3ae_tpu.data.mixture import rows_per_source
+
+DATA_AXIS = "data"
+"""Mesh axis over which the examples of a batch are spread."""
+
+
+def make_mesh() -> Mesh:
+    """Returns the mesh of all devices of all processes, along the axis `data`."""
+    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole: parameters, optimizer state, metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_example(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: the first axis over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def require_even_batches(config: PretrainConfig, mesh: Mesh) -> None:
+    """Checks that the rows of every kind divide over the devices and the parts of an accumulated batch.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    parts = mesh.size * config.optimizer.accumulation_steps
+    rows: dict[str, int] = {}
+    for source, count in zip(config.data.sources, rows_per_source(config), strict=True):
+        rows[source.kind] = rows.get(source.kind, 0) + count
+    for kind, count in rows.items():
+        near = -(-config.batch_size // parts) * parts
+        require(
+            count % parts == 0,
+            f"batch_size = {config.batch_size} gives {count} rows of kind {kind!r}, which do not divide over "
+            f"{mesh.size} devices x {config.optimizer.accumulation_steps} accumulation steps. "
+            f"Set --batch_size={near}{' and fitting weights' if len(rows) > 1 else ''}.",
+        )

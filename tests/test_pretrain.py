@@ -1,0 +1,112 @@
+"""Guards the program as a user runs it: kills, restarts, extensions, and mistakes that must read well."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLAGS = ["--num_steps=24", "--checkpoint.every_steps=4"]
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+def start(workdir, *flags, config="debug"):
+    command = [sys.executable, "-m", "pipelines.pretrain", f"--config={config}", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def wait_for_step(workdir, step, process):
+    metrics = pathlib.Path(workdir) / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.02)
+
+
+def values(workdir):
+    """All lines of metrics, without what time decides."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+
+def hashes(workdir):
+    command = [sys.executable, "-m", "pipelines.inspect_checkpoint", str(workdir), "--json"]
+    shown = json.loads(subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True).stdout)
+    steps = shown["steps"] if isinstance(shown, dict) else shown
+    return {step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"]) for step in steps}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    code, output = finish(start(workdir, *FLAGS))
+    assert code == 0, output
+    return workdir
+
+
+def test_a_killed_run_goes_on_bit_for_bit_also_with_other_workers(straight, tmp_path):
+    process = start(tmp_path, *FLAGS, "--data.num_workers=2")
+    wait_for_step(tmp_path, 10, process)
+    process.kill()
+    finish(process)
+    code, output = finish(start(tmp_path, *FLAGS, "--data.num_workers=0"))
+    assert code == 0, output
+    assert "data.num_workers = 0 now, was 2" in output and "going on after step" in output
+    assert values(tmp_path) == values(straight)
+    assert hashes(tmp_path)[24] == hashes(straight)[24]
+
+
+def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(straight, tmp_path):
+    process = start(tmp_path, *FLAGS)
+    wait_for_step(tmp_path, 5, process)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 0, output
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved % 4 or saved >= 5
+    code, output = finish(start(tmp_path, *FLAGS))
+    assert code == 0 and values(tmp_path) == values(straight), output
+    code, output = finish(start(tmp_path, *FLAGS, "--num_steps=30"))
+    assert code == 0 and "num_steps = 30 now, was 24" in output
+    # The rate of the longer schedule, not the 0 at which the shorter one ended.
+    assert values(tmp_path)[-1]["step"] == 30 and values(tmp_path)[-3]["train/learning_rate"] > 1e-6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+    flags = ["--optimizer.base_learning_rate=1e30", "--checkpoint.every_steps=1", "--optimizer.warmup_fraction=0.1"]
+    code, output = finish(start(tmp_path, *FLAGS, *flags))
+    assert code != 0 and "Traceback" not in output
+    assert "is not finite; the last good checkpoint is" in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.sources.0.shards=nowhere/train-*"], "nowhere/train-"),
+        (["--data.sources.0.shards=README.md"], "README.md"),
+        (["--data.image_size=30"], "--data.image_size=32"),
+        (["--masking.text_mask_ratio=1.2"], "text_mask_ratio = 1.2"),
+        (["--data.tokenizer=README.md"], "README.md"),
+        (["--seed=1"], "holds another run: seed = 1 now, was 0"),
+    ],
+)
+def test_mistakes_end_in_a_message_that_names_them(straight, flags, message, tmp_path):
+    workdir = straight if flags == ["--seed=1"] else tmp_path
+    code, output = finish(start(workdir, *FLAGS, *flags))
+    assert code != 0
+    assert message in output and "Traceback" not in output
+    assert len(output.strip().splitlines()) < 5, output

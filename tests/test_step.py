@@ -1,0 +1,112 @@
+"""Guards one training step: sharding, accumulation, decay, and that masks know nothing of devices."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m3ae_tpu.config import ConfigError, OptimizerConfig
+from m3ae_tpu.configs import debug
+from m3ae_tpu.data.loader import make_loader
+from m3ae_tpu.sharding import by_example, make_mesh, replicated, require_even_batches
+from m3ae_tpu.train.card import tokens_seen
+from m3ae_tpu.train.flops import count_matmul_flops
+from m3ae_tpu.train.loop import compile_step
+from m3ae_tpu.train.optimizer import is_matrix
+from m3ae_tpu.train.step import init_model, init_state, make_optimizer, train_step
+
+CONFIG = debug.CONFIG
+
+
+@pytest.fixture(scope="module")
+def batches():
+    loader = make_loader(CONFIG)
+    return [loader.batch_at(step)[0] for step in range(3)]
+
+
+def steps(config, batches, step_fn, place):
+    state, all_metrics = jax.jit(functools.partial(init_state, config))(), []
+    state = place(state)
+    for batch in batches:
+        state, metrics = step_fn(state, batch)
+        all_metrics.append(metrics)
+    return state, all_metrics
+
+
+def on_one_device(config, batches):
+    optimizer, _ = make_optimizer(config)
+    step_fn = jax.jit(functools.partial(train_step, config=config, optimizer=optimizer))
+    return steps(config, batches, step_fn, lambda state: state)
+
+
+def test_eight_devices_compute_what_one_does_and_compile_once(batches):
+    mesh = make_mesh()
+    assert mesh.size == 8
+    step_fn = compile_step(CONFIG, mesh)
+    sharded = [jax.device_put(batch, by_example(mesh)) for batch in batches]
+    images = sharded[0]["paired"]["image"]
+    assert len(images.addressable_shards) == 8 and images.addressable_shards[0].data.shape[0] == 2
+    state, metrics = steps(CONFIG, sharded, step_fn, lambda state: jax.device_put(state, replicated(mesh)))
+    assert step_fn._cache_size() == 1
+    assert state.model.cls_token.sharding.is_fully_replicated
+    _, expected = on_one_device(CONFIG, batches)
+    for got, wanted in zip(metrics, expected, strict=True):
+        # The hidden words are counted from the masks drawn: exactly equal.
+        assert got["hidden_words"] == wanted["hidden_words"]
+        for name in ("loss", "image_loss", "text_loss", "text_accuracy"):
+            np.testing.assert_allclose(got[name], wanted[name], rtol=2e-5, err_msg=name)
+
+
+def test_accumulated_parts_make_the_update_of_the_whole_batch(batches):
+    accumulating = dataclasses.replace(
+        CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, accumulation_steps=4, warmup_fraction=0.0)
+    )
+    whole = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, warmup_fraction=0.0))
+    (_, got), (_, wanted) = on_one_device(accumulating, batches), on_one_device(whole, batches)
+    for left, right in zip(got, wanted, strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_allclose(left[name], right[name], rtol=5e-4, err_msg=name)
+    assert got[0]["hidden_words"] == wanted[0]["hidden_words"]
+
+
+def test_weight_decay_takes_matrices_and_nothing_else():
+    decayed = is_matrix(jax.eval_shape(lambda: init_model(CONFIG)))
+    names = {
+        jax.tree_util.keystr(path) for path, is_decayed in jax.tree_util.tree_leaves_with_path(decayed) if is_decayed
+    }
+    assert ".encoder.blocks.mlp_in.kernel" in names and ".text_head.kernel" in names
+    assert not [name for name in names if not name.endswith("kernel")]
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
+    config = dataclasses.replace(CONFIG, batch_size=20)
+    with pytest.raises(ConfigError, match=r"batch_size = 20 .* 8 devices x 1 .*--batch_size=24"):
+        require_even_batches(config, make_mesh())
+
+
+def test_flops_count_the_body_of_a_scan_as_often_as_it_runs():
+    weights, x = jnp.ones((5, 4, 4)), jnp.ones((3, 4))
+
+    def loop(weights, x):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
+
+    assert count_matmul_flops(loop, weights, x) == 5 * 2 * 3 * 4 * 4
+
+
+def test_the_card_counts_the_tokens_that_are_computed():
+    # 256 px, patch 16, 64 text positions at 75 %: 1 + 64 + 16 and 1 + 256 + 64 tokens (Geng et al. 2022).
+    from m3ae_tpu.configs import m3ae_base
+
+    assert tokens_seen(m3ae_base.CONFIG, "paired", 64) == (81, 321)
+    assert tokens_seen(m3ae_base.CONFIG, "image", 64) == (65, 257)
+
+
+def test_the_first_update_has_rate_zero_under_warm_up_and_an_extended_run_follows_its_new_schedule():
+    schedule = make_optimizer(CONFIG)[1]
+    assert schedule(0) == 0 and schedule(CONFIG.num_steps) < 1e-12
+    extended = make_optimizer(dataclasses.replace(CONFIG, num_steps=2 * CONFIG.num_steps))[1]
+    assert extended(CONFIG.num_steps) > 0.4 * OptimizerConfig().base_learning_rate
