@@ -18,5 +18,6 @@ CONFIG = dataclasses.replace(
     data=dataclasses.replace(
         m3ae_base.CONFIG.data,
         sources=(SourceConfig(kind="image", shards="data/cc12m/train-*"),),
+        tokenizer="starter/tokenizer.model",
     ),
 )

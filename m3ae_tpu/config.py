@@ -32,7 +32,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "width", "num_heads", "mlp_ratio"):
-            require(getattr(self, name) >= 1, f"{name} = {getattr(self, name)} is not positive. Set 1 or more.")
+            require(
+                getattr(self, name) >= 1, f"{name} = {getattr(self, name)} is not positive. Set 1 or more."
+            )
         near = max(1, round(self.width / self.num_heads)) * self.num_heads
         require(
             self.width % self.num_heads == 0,
@@ -144,7 +146,9 @@ class OptimizerConfig:
             0 <= self.warmup_fraction < 1,
             f"optimizer.warmup_fraction = {self.warmup_fraction} is not in [0, 1). Set 0.05.",
         )
-        require(self.clip_norm >= 0, f"optimizer.clip_norm = {self.clip_norm} is negative. Set 0 for no clipping.")
+        require(
+            self.clip_norm >= 0, f"optimizer.clip_norm = {self.clip_norm} is negative. Set 0 for no clipping."
+        )
         require(
             self.accumulation_steps >= 1,
             f"optimizer.accumulation_steps = {self.accumulation_steps} is not positive. Set 1.",
@@ -216,7 +220,8 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
             require(
-                getattr(self, name) >= 1, f"checkpoint.{name} = {getattr(self, name)} is not positive. Set 1 or more."
+                getattr(self, name) >= 1,
+                f"checkpoint.{name} = {getattr(self, name)} is not positive. Set 1 or more.",
             )
 
 
@@ -247,7 +252,9 @@ class ProbeConfig:
     """Examples read from each; bounds the probe's time."""
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 0, f"probe.every_steps = {self.every_steps} is negative. Set 0 for no probe.")
+        require(
+            self.every_steps >= 0, f"probe.every_steps = {self.every_steps} is negative. Set 0 for no probe."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from absl import flags, logging
+from absl import flags
 
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.launch_flags import run_program
@@ -92,8 +92,6 @@ def main(argv: list[str]) -> None:
         raise ConfigError("Name one workdir: python -m pipelines.inspect_checkpoint WORKDIR [--json].")
     # Reading needs no accelerator, which a run may be holding.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Orbax describes each of its calls on the level below.
-    logging.set_verbosity(logging.WARNING)
     descriptions = inspect(pathlib.Path(argv[1]))
     if _JSON.value:
         print(json.dumps(descriptions, indent=2))

@@ -14,14 +14,18 @@ from absl import flags
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.launch_flags import load_config, override, run_program
 
-_CONFIG = flags.DEFINE_string("config", "quickstart", "Named config to start from, or path of a file like it.")
+_CONFIG = flags.DEFINE_string(
+    "config", "quickstart", "Named config to start from, or path of a file like it."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run, made if missing.", required=True)
 
 
 def pretrain(config: PretrainConfig, workdir: pathlib.Path) -> None:
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`."""
     # Compiled programs are kept, so that the next start of the same run is quick.
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "m3ae-tpu" / "jax"
+    cache = (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "m3ae-tpu" / "jax"
+    )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     from m3ae_tpu.data.text import Tokenizer
     from m3ae_tpu.evaluation.running_probe import make_probe

@@ -102,11 +102,11 @@ def test_model_alone_comes_back_on_one_device(workdir):
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
-    zero = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
+    overwrite = jax.jit(lambda tree: jax.tree.map(jnp.negative, tree), donate_argnums=0)
     state = make_state(5)
     checkpointer = Checkpointer(tmp_path, CheckpointConfig())
     checkpointer.save(5, state, {}, RUN)
-    zero(state)
+    overwrite(state)
     assert state.model.kernel.is_deleted()
     checkpointer.close()
     assert_same(checkpointer.restore(abstract(make_state(0)))[0], make_state(5))
@@ -123,7 +123,9 @@ def cut(path):
 
 
 @pytest.mark.parametrize("damage", [flip, cut, pathlib.Path.unlink])
-@pytest.mark.parametrize("name", ["model/ocdbt.process_0/d/*", "optimizer/_METADATA", "data/metadata", "digests.json"])
+@pytest.mark.parametrize(
+    "name", ["model/ocdbt.process_0/d/*", "optimizer/_METADATA", "data/metadata", "digests.json"]
+)
 def test_damaged_step_is_named_and_passed_over(workdir, caplog, damage, name):
     file = next((workdir / "checkpoints" / "8").glob(name))
     damage(file)
@@ -171,15 +173,29 @@ def test_folder_without_checkpoints_has_no_latest_step(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model: eqx.tree_at(lambda m: m.bias, model, jnp.zeros(8)), r"bias is bfloat16 \[8\] there and float32"),
-        (lambda model: eqx.tree_at(lambda m: m.kernel, model, jnp.zeros((16, 32))), r"\[16, 24\] there .*\[16, 32\]"),
-        (lambda model: Model(model.kernel, model.bias, jnp.zeros(3)), r"text_head is missing there and float32 \[3\]"),
-        (lambda model: eqx.tree_at(lambda m: m.bias, model, None), r"bias is bfloat16 \[8\] there and missing here"),
+        (
+            lambda model: eqx.tree_at(lambda m: m.bias, model, jnp.zeros(8)),
+            r"bias is bfloat16 \[8\] there and float32",
+        ),
+        (
+            lambda model: eqx.tree_at(lambda m: m.kernel, model, jnp.zeros((16, 32))),
+            r"\[16, 24\] there .*\[16, 32\]",
+        ),
+        (
+            lambda model: Model(model.kernel, model.bias, jnp.zeros(3)),
+            r"text_head is missing there and float32 \[3\]",
+        ),
+        (
+            lambda model: eqx.tree_at(lambda m: m.bias, model, None),
+            r"bias is bfloat16 \[8\] there and missing here",
+        ),
     ],
     ids=["dtype", "shape", "more", "less"],
 )
 def test_other_arrays_than_the_stored_ones_are_refused_by_name(workdir, change, message):
-    with pytest.raises(ConfigError, match=rf"checkpoints/8 does not fit .*model {message}|{message}.*config.json"):
+    with pytest.raises(
+        ConfigError, match=rf"checkpoints/8 does not fit .*model {message}|{message}.*config.json"
+    ):
         CheckpointReader(workdir).restore_model(jax.eval_shape(lambda: change(make_state(0).model)))
 
 

@@ -1,6 +1,6 @@
 """Guards frozen features: the same bits whatever the batch, and padding that counts for nothing."""
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,27 @@ import numpy as np
 import pytest
 
 from m3ae_tpu.config import ModelConfig, TransformerConfig
-from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, PAIR_POOLINGS, image_features, pair_features, raw_pixels
+from m3ae_tpu.evaluation.features import (
+    IMAGE_POOLINGS,
+    PAIR_POOLINGS,
+    image_features,
+    pair_features,
+    raw_pixels,
+)
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.patches import normalize_images
 
-STATISTICS = {"mean": (0.8, 0.8, 0.7), "std": (0.3, 0.3, 0.3)}
+STATISTICS: dict[str, Any] = {"mean": (0.8, 0.8, 0.7), "std": (0.3, 0.3, 0.3)}
 SMALL = TransformerConfig(num_layers=2, width=16, num_heads=2)
 CONFIG = ModelConfig(patch_size=8, vocab_size=20, encoder=SMALL, decoder=SMALL, compute_dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def model():
-    return jax.jit(functools.partial(M3AE, CONFIG))(key=jax.random.key(0))
+    # Filled by NumPy: drawing a model's own initial values takes a long time to compile.
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: M3AE(CONFIG, key=jax.random.key(0)))
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.2, leaf.shape), leaf.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def test_features_are_the_same_bits_every_time_and_in_any_company(model, images)
 def test_poolings_are_what_their_names_say(model, images):
     features = image_features(model, images, **STATISTICS)
     pixels = normalize_images(jnp.asarray(images), **STATISTICS, dtype=jnp.float32)
-    tokens = np.asarray(jax.jit(model.encode)(pixels).tokens)
+    tokens = np.asarray(jax.jit(lambda model, pixels: model.encode(pixels).tokens)(model, pixels))
     np.testing.assert_allclose(features["cls"], tokens[:, 0], atol=2e-6)
     np.testing.assert_allclose(features["mean"], tokens[:, 1:].mean(axis=1), atol=2e-6)
     np.testing.assert_allclose(features["mean_max"][:, 16:], tokens[:, 1:].max(axis=1), atol=2e-6)
@@ -74,7 +83,9 @@ def test_padding_of_captions_changes_no_pair_feature(model, images):
 def test_captions_change_pair_features(model, images):
     text, valid = words()
     one = pair_features(model, images, text, valid, **STATISTICS)["cls"]
-    other = pair_features(model, images, np.roll(text, 1, axis=0), np.roll(valid, 1, axis=0), **STATISTICS)["cls"]
+    other = pair_features(model, images, np.roll(text, 1, axis=0), np.roll(valid, 1, axis=0), **STATISTICS)[
+        "cls"
+    ]
     assert not np.allclose(one, other)
 
 

@@ -75,7 +75,9 @@ def test_rows_without_text_have_a_finite_loss_and_no_text_gradient(model):
     examples = batch()
     examples["paired"]["text_valid"] = jnp.zeros_like(VALID)
     loss, metrics, gradients = loss_and_gradients(model, examples)
-    assert np.isfinite(loss) and metrics["text_loss"] == 0 and metrics["hidden_words"] == 0
+    assert np.isfinite(loss)
+    assert metrics["text_loss"] == 0
+    assert metrics["hidden_words"] == 0
     for part in (gradients.text_embedding, gradients.text_head.kernel, gradients.text_head.bias):
         np.testing.assert_array_equal(part, 0)
 
@@ -83,14 +85,23 @@ def test_rows_without_text_have_a_finite_loss_and_no_text_gradient(model):
 @pytest.mark.parametrize(
     ("kind", "names", "unused"),
     [
-        ("image", {"image": "image"}, ["text_embedding", "text_head", "text_mask_token", "encoder_text_type"]),
-        ("text", {"text": "text", "text_valid": "text_valid"}, ["image_embedding", "image_head", "image_mask_token"]),
+        (
+            "image",
+            {"image": "image"},
+            ["text_embedding", "text_head", "text_mask_token", "encoder_text_type"],
+        ),
+        (
+            "text",
+            {"text": "text", "text_valid": "text_valid"},
+            ["image_embedding", "image_head", "image_mask_token"],
+        ),
     ],
 )
 def test_one_modality_alone_trains_and_leaves_the_others_parameters_alone(model, kind, names, unused):
     examples = {kind: {name: batch()["paired"][name] for name in names}}
     loss, metrics, gradients = loss_and_gradients(model, examples)
-    assert np.isfinite(loss) and loss > 0
+    assert np.isfinite(loss)
+    assert loss > 0
     assert f"{kind}_loss" in metrics
     for name in unused:
         for leaf in jax.tree.leaves(getattr(gradients, name)):
@@ -118,7 +129,8 @@ def test_features_are_the_same_bits_every_time_and_the_last_layer_of_all(model):
 
 def test_text_alone_and_images_that_are_not_square_have_features(model):
     alone = encode(model, None, text(), VALID)
-    assert alone.tokens.shape == (4, 11, 32) and alone.image_mean is None
+    assert alone.tokens.shape == (4, 11, 32)
+    assert alone.image_mean is None
     assert encode(model, images(16, 48)).tokens.shape == (4, 1 + 2 * 6, 32)
     tall, wide = (np.asarray(encode(model, images(*size)).cls) for size in ((16, 64), (32, 32)))
     assert np.abs(tall - wide).max() > 1e-3
@@ -147,14 +159,17 @@ def test_remat_and_unrolling_change_memory_and_not_results(model, remat):
 def test_bfloat16_computes_close_to_float32(model):
     half = M3AE(dataclasses.replace(CONFIG.model, compute_dtype="bfloat16"), key=jax.random.key(0))
     loss, _, gradients = loss_and_gradients(half, batch())
-    assert loss.dtype == jnp.float32 and gradients.cls_token.dtype == jnp.float32
+    assert loss.dtype == jnp.float32
+    assert gradients.cls_token.dtype == jnp.float32
     np.testing.assert_allclose(loss, loss_and_gradients(model, batch())[0], rtol=2e-2)
 
 
 def test_a_run_of_images_alone_has_no_text_parameters():
-    config = PretrainConfig(model=ModelConfig(vocab_size=0), data=dataclasses.replace(
-        PretrainConfig().data, sources=(SourceConfig(kind="image"),)
-    ))
+    config = PretrainConfig(
+        model=ModelConfig(vocab_size=0),
+        data=dataclasses.replace(PretrainConfig().data, sources=(SourceConfig(kind="image"),)),
+    )
     shapes = jax.eval_shape(lambda: M3AE(config.model, key=jax.random.key(0)))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    assert names and not [name for name in names if "text" in name]
+    assert names
+    assert not [name for name in names if "text" in name]

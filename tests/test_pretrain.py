@@ -16,7 +16,14 @@ ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def start(workdir, *flags, config="debug"):
-    command = [sys.executable, "-m", "pipelines.pretrain", f"--config={config}", f"--workdir={workdir}", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.pretrain",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -44,9 +51,13 @@ def values(workdir):
 
 def hashes(workdir):
     command = [sys.executable, "-m", "pipelines.inspect_checkpoint", str(workdir), "--json"]
-    shown = json.loads(subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True).stdout)
+    shown = json.loads(
+        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True).stdout
+    )
     steps = shown["steps"] if isinstance(shown, dict) else shown
-    return {step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"]) for step in steps}
+    return {
+        step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"]) for step in steps
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +76,8 @@ def test_a_killed_run_goes_on_bit_for_bit_also_with_other_workers(straight, tmp_
     finish(process)
     code, output = finish(start(tmp_path, *FLAGS, "--data.num_workers=0"))
     assert code == 0, output
-    assert "data.num_workers = 0 now, was 2" in output and "going on after step" in output
+    assert "data.num_workers = 0 now, was 2" in output
+    assert "going on after step" in output
     assert values(tmp_path) == values(straight)
     assert hashes(tmp_path)[24] == hashes(straight)[24]
 
@@ -77,19 +89,27 @@ def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(straight, t
     code, output = finish(process)
     assert code == 0, output
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
-    assert saved % 4 or saved >= 5
+    assert saved >= 5
     code, output = finish(start(tmp_path, *FLAGS))
-    assert code == 0 and values(tmp_path) == values(straight), output
+    assert code == 0, output
+    assert values(tmp_path) == values(straight)
     code, output = finish(start(tmp_path, *FLAGS, "--num_steps=30"))
-    assert code == 0 and "num_steps = 30 now, was 24" in output
+    assert code == 0
+    assert "num_steps = 30 now, was 24" in output
     # The rate of the longer schedule, not the 0 at which the shorter one ended.
-    assert values(tmp_path)[-1]["step"] == 30 and values(tmp_path)[-3]["train/learning_rate"] > 1e-6
+    assert values(tmp_path)[-1]["step"] == 30
+    assert values(tmp_path)[-3]["train/learning_rate"] > 1e-6
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
-    flags = ["--optimizer.base_learning_rate=1e30", "--checkpoint.every_steps=1", "--optimizer.warmup_fraction=0.1"]
+    flags = [
+        "--optimizer.base_learning_rate=1e30",
+        "--checkpoint.every_steps=1",
+        "--optimizer.warmup_fraction=0.1",
+    ]
     code, output = finish(start(tmp_path, *FLAGS, *flags))
-    assert code != 0 and "Traceback" not in output
+    assert code != 0
+    assert "Traceback" not in output
     assert "is not finite; the last good checkpoint is" in output
 
 
@@ -108,5 +128,6 @@ def test_mistakes_end_in_a_message_that_names_them(straight, flags, message, tmp
     workdir = straight if flags == ["--seed=1"] else tmp_path
     code, output = finish(start(workdir, *FLAGS, *flags))
     assert code != 0
-    assert message in output and "Traceback" not in output
+    assert message in output
+    assert "Traceback" not in output
     assert len(output.strip().splitlines()) < 5, output

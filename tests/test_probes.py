@@ -65,6 +65,14 @@ def test_principal_components_keep_distances_where_all_are_kept():
     assert np.all(np.diff(variances) <= 1e-4)
 
 
+def test_few_examples_of_many_features_keep_their_distances():
+    features, _ = clusters(0, examples=20, features=50)
+    standard, _ = probes.standardize(features, features)
+    projected, _ = probes.principal_components(features, features)
+    assert projected.shape == (20, 19)
+    np.testing.assert_allclose(projected @ projected.T, standard @ standard.T, atol=2e-3)
+
+
 def test_constant_feature_counts_for_nothing():
     features = np.array([[0.1, 1], [0.1, 2], [0.1, 3]], np.float32)
     standard, _ = probes.standardize(features, features)

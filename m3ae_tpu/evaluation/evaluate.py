@@ -10,7 +10,7 @@ from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation import heldout, probes
-from m3ae_tpu.evaluation.features import Poolings, image_features, pair_features, raw_pixels
+from m3ae_tpu.evaluation.features import image_features, pair_features, raw_pixels
 from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.train.step import init_model
@@ -100,7 +100,7 @@ def read_examples(
 def title_tokens(examples: LabelledExamples, tokenizer: Tokenizer) -> np.ndarray:
     """Returns which caption tokens spell the title: bool [examples, length]."""
     ids, is_piece, _ = tokenizer.encode(examples.title, examples.text.shape[1])
-    titles = [row[pieces] for row, pieces in zip(ids, is_piece, strict=True)]
+    titles = [row[pieces].tolist() for row, pieces in zip(ids, is_piece, strict=True)]
     return heldout.title_positions(examples.text, titles)
 
 
@@ -112,7 +112,7 @@ def _image_probes(
     config: PretrainConfig,
     tell: Tell,
 ) -> dict[str, Any]:
-    def features(model: M3AE) -> tuple[Poolings, Poolings]:
+    def features(model: M3AE) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         known, asked = (
             image_features(model, part.image, mean=config.data.image_mean, std=config.data.image_std)
             for part in (train, test)
@@ -154,7 +154,7 @@ def _pair_probes(
     config: PretrainConfig,
     tell: Tell,
 ) -> dict[str, Any]:
-    def features(model: M3AE) -> tuple[Poolings, Poolings]:
+    def features(model: M3AE) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         known, asked = (
             pair_features(
                 model,

@@ -36,8 +36,8 @@ def heldout_reconstruction(
 
     - `image_loss`: mean squared error of hidden patches in the run's own target space, so with
       `loss.norm_pix_loss` of patches normalised one by one.
-    - `image_loss_of_visible_mean`: the same for guessing, for every hidden patch, the mean of the same
-      picture's visible patches, in the same space.
+    - `image_loss_of_visible_mean`: the same for guessing, for every hidden pixel, the mean colour of the
+      same picture's visible patches, in the same space.
     - `text_loss`, `text_accuracy`: over all hidden words of all draws, each word weighing the same
       (in training every example does).
     - `text_loss_with_other_image`, `text_accuracy_with_other_image`: the same words hidden from the same
@@ -105,8 +105,8 @@ def _score(
     """Returns sums over the rows that count, and over how many patches, words and title tokens they run."""
     has_image, has_text = has
     image_key, text_key = jax.random.split(key)
-    # One draw for a whole batch would depend on how examples are batched.
-    how = dataclasses.replace(config.masking, draw="per_example")
+    # One draw for a whole batch would depend on how examples are batched; all hidden patches are scored.
+    how = dataclasses.replace(config.masking, draw="per_example", image_predicted_share=1.0)
     zero = jnp.zeros(())
     sums = {"patches": zero, "words": zero, "titles": zero}
     image_selection = text_selection = logits = None
@@ -126,7 +126,10 @@ def _score(
     if image_selection is not None and guessed is not None:
         target = image_targets(pixels, image_selection, model, config)
         opposite = masking.Selection(image_selection.hidden, image_selection.visible)
-        visible_mean = image_targets(pixels, opposite, model, config).mean(axis=1, keepdims=True)
+        visible = image_targets(pixels, opposite, model, config)
+        # One value for each channel: a mean patch, noisier, would be easier to beat.
+        color = visible.reshape(visible.shape[0], -1, 3).mean(axis=1)
+        visible_mean = jnp.tile(color, (1, target.shape[2] // 3))[:, None]
         weights = counts.astype(jnp.float32)
         sums["patches"] = weights.sum() * target.shape[1]
         for name, prediction in (("image_loss", guessed), ("image_loss_of_visible_mean", visible_mean)):

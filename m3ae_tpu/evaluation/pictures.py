@@ -122,7 +122,7 @@ def _reconstruct(
     """Returns pictures with holes and filled in, as bytes, and the guesses at hidden words."""
     has_image, has_text = has
     image_key, text_key = jax.random.split(jax.random.key(_SEED))
-    how = dataclasses.replace(config.masking, draw="per_example")
+    how = dataclasses.replace(config.masking, draw="per_example", image_predicted_share=1.0)
     rows = jnp.arange(images.shape[0])
     pixels = image_selection = text_selection = None
     if has_image:

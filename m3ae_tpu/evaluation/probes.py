@@ -118,7 +118,12 @@ def bag_of_words_probe(
 
 
 def _choose_and_fit(
-    train, train_labels: Labels, test, test_labels: Labels, is_validation, strengths
+    train,
+    train_labels: Labels,
+    test,
+    test_labels: TestLabels,
+    is_validation: Fold,
+    strengths: Sequence[float],
 ) -> ProbeScore:
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     is_fit = ~is_validation
@@ -150,9 +155,17 @@ def principal_components(
 ) -> tuple[Float[np.ndarray, "examples components"], Float[np.ndarray, "test_examples components"]]:
     """Standardises and projects on the largest principal components of train; exact, nothing random."""
     train, test = standardize(train, test)
-    size = train.shape[1]
-    wanted = (max(0, size - num_components), size - 1)
-    _, directions = scipy.linalg.eigh(train.T @ train, subset_by_index=wanted)
+    # Of fewer examples than features the examples' products give the same directions for less work.
+    has_few_examples = train.shape[0] < train.shape[1]
+    products = train @ train.T if has_few_examples else train.T @ train
+    size = len(products)
+    variances, directions = scipy.linalg.eigh(
+        products, subset_by_index=(max(0, size - num_components), size - 1)
+    )
+    if has_few_examples:
+        # Standardised columns sum to 0, so at least one direction is empty.
+        is_real = variances > 1e-5 * variances[-1]
+        directions = train.T @ (directions[:, is_real] / np.sqrt(variances[is_real]))
     directions = directions[:, ::-1]
     return (train @ directions).astype(np.float64), (test @ directions).astype(np.float64)
 

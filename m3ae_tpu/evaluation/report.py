@@ -114,7 +114,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) 
         (
             "Cross-entropy of hidden words, nats",
             series("train/text_loss", "train") + series("train/unpaired_text_loss", "texts alone"),
-            {"levels": levels(held_out="heldout/text_loss")},
+            {},
         ),
         (
             "Hidden words guessed right",
@@ -144,7 +144,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) 
         (
             "Share of time spent waiting for data",
             series("time/data_wait_fraction", "waiting"),
-            {"show": "{:.0%}".format, "starts_at_zero": True},
+            {"show": "{:.1%}".format, "starts_at_zero": True},
         ),
     ]
     cards = [
@@ -153,6 +153,8 @@ def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) 
         if lines
     ]
     return (
-        "<p>Values of single steps, faint, and their running mean, by finished steps. Point at a chart to read it.</p>"
+        "<p>Values of single steps, faint, and their running mean, by finished steps. Point at a chart to read it. "
+        "Training draws any wording of a caption and weighs examples alike, the held-out figures at the top take main "
+        "captions and weigh words alike, so the two cannot be compared for words.</p>"
         f'<div class="charts">{"".join(cards)}</div>'
     )

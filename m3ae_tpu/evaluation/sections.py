@@ -49,7 +49,7 @@ def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         tile(
             "Error at hidden patches",
             f"{loss / baseline:.2f}<small> &times;</small>",
-            "that of the visible patches' mean",
+            "that of the visible patches' mean colour",
         )
     if "heldout/text_accuracy" in evaluation:
         other = evaluation.get("heldout/text_accuracy_with_other_image")
@@ -189,7 +189,7 @@ def gallery(pictures: Sequence[Picture] | None, config: PretrainConfig) -> str:
 
 def _heading(picture: Picture) -> str:
     return (
-        f"<h3>{html.escape(picture.title)} <span>· {html.escape(picture.label.replace('_', ' '))}</span></h3>"
+        f"<h3>{html.escape(picture.title)} <span>{html.escape(picture.label.replace('_', ' '))}</span></h3>"
     )
 
 

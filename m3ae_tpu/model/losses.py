@@ -33,7 +33,9 @@ def patch_loss(
 
 
 def token_loss(
-    logits: Float[Array, "batch tokens vocab"], ids: Int[Array, "batch tokens"], counts: Bool[Array, "batch tokens"]
+    logits: Float[Array, "batch tokens vocab"],
+    ids: Int[Array, "batch tokens"],
+    counts: Bool[Array, "batch tokens"],
 ) -> TokenLoss:
     """Computes the cross-entropy and accuracy of the tokens that count.
 

@@ -103,8 +103,12 @@ class M3AE(eqx.Module):
         self.encoder_text_type = small(width) if has_text else None
         self.decoder_text_type = small(decoder_width) if has_text else None
         self.text_mask_token = small(decoder_width) if has_text else None
-        self.text_embedding = jax.random.normal(next(keys), (config.vocab_size, width), dtype) if has_text else None
-        self.text_head = Linear(decoder_width, config.vocab_size, key=next(keys), dtype=dtype) if has_text else None
+        self.text_embedding = (
+            jax.random.normal(next(keys), (config.vocab_size, width), dtype) if has_text else None
+        )
+        self.text_head = (
+            Linear(decoder_width, config.vocab_size, key=next(keys), dtype=dtype) if has_text else None
+        )
         self.patch_size = config.patch_size
         self.compute_dtype = jnp.dtype(config.compute_dtype)
 
@@ -165,7 +169,9 @@ class M3AE(eqx.Module):
         dtype = self.compute_dtype
         parts, valid_parts = [], []
         if images is not None:
-            positions = self._positions(image_positions(self.grid(images), self.cls_token.shape[0]), image_selection)
+            positions = self._positions(
+                image_positions(self.grid(images), self.cls_token.shape[0]), image_selection
+            )
             patches = patchify(images, self.patch_size)
             if image_selection is not None:
                 patches = _gather(patches, image_selection.visible)
@@ -173,9 +179,11 @@ class M3AE(eqx.Module):
             parts.append(x)
             valid_parts.append(jnp.ones(x.shape[:2], bool))
         if text is not None:
-            if self.text_embedding is None or self.encoder_text_type is None:
+            if self.text_embedding is None:
                 raise ValueError("The model has vocab_size = 0 and takes no text. Leave the text out.")
-            positions = self._positions(text_positions(text.shape[1], self.cls_token.shape[0]), text_selection)
+            positions = self._positions(
+                text_positions(text.shape[1], self.cls_token.shape[0]), text_selection
+            )
             if text_selection is not None:
                 text = _gather(text, text_selection.visible)
                 text_valid = None if text_valid is None else _gather(text_valid, text_selection.visible)
@@ -210,7 +218,9 @@ class M3AE(eqx.Module):
         parts, start = [x[:, :1]], 1
         valid_parts = [jnp.ones((batch, 1), bool)]
 
-        def append(selection: Selection, table, mask_token: Array, type_embedding: Array) -> Array:
+        def append(
+            selection: Selection, table, mask_token: Array | None, type_embedding: Array | None
+        ) -> Array:
             num_visible, num_hidden = selection.visible.shape[1], selection.hidden.shape[1]
             hidden = jnp.broadcast_to(_row(mask_token, dtype), (batch, num_hidden, width))
             part = jnp.concatenate([x[:, start : start + num_visible], hidden], axis=1)
@@ -223,11 +233,12 @@ class M3AE(eqx.Module):
             order = append(image_selection, table, self.image_mask_token, self.decoder_image_type)
             valid_parts.append(jnp.ones(order.shape, bool))
             start += image_selection.visible.shape[1]
-        has_text = self.text_mask_token is not None and self.decoder_text_type is not None
-        if text is not None and text_selection is not None and has_text:
+        if text is not None and text_selection is not None:
             table = text_positions(text.shape[1], width)
             order = append(text_selection, table, self.text_mask_token, self.decoder_text_type)
-            valid_parts.append(jnp.ones(order.shape, bool) if text_valid is None else _gather(text_valid, order))
+            valid_parts.append(
+                jnp.ones(order.shape, bool) if text_valid is None else _gather(text_valid, order)
+            )
         valid = None if text_valid is None else jnp.concatenate(valid_parts, axis=1)
         return jnp.concatenate(parts, axis=1), valid
 
@@ -266,7 +277,9 @@ class M3AE(eqx.Module):
         table = jnp.asarray(table, self.compute_dtype)
         return table[None] if selection is None else table[selection.visible]
 
-    def _features(self, tokens: Array, images: Array | None, text: Array | None, text_valid: Array | None) -> Features:
+    def _features(
+        self, tokens: Array, images: Array | None, text: Array | None, text_valid: Array | None
+    ) -> Features:
         num_text = 0 if text is None else text.shape[1]
         num_tokens = tokens.shape[-2]
         image_mean = text_mean = None
@@ -287,6 +300,7 @@ def _gather(tokens: Array, positions: Int[Array, "batch kept"]) -> Array:
 
 
 def _row(vector: Array | None, dtype: jnp.dtype) -> Array:
-    """Shapes a vector for adding to [batch, tokens, width]."""
-    assert vector is not None
+    """Shapes a vector for adding to [batch, tokens, width]. A model without text has none for it."""
+    if vector is None:
+        raise ValueError("The model has vocab_size = 0 and takes no text. Leave the text out.")
     return vector.astype(dtype)[None, None]

@@ -60,7 +60,9 @@ def select_patches(keys: Key[Array, " batch"], num_patches: int, config: Masking
     return Selection.from_order(order, kept, config.image_predicted_share)
 
 
-def select_tokens(keys: Key[Array, " batch"], valid: Bool[Array, "batch tokens"], config: MaskingConfig) -> Selection:
+def select_tokens(
+    keys: Key[Array, " batch"], valid: Bool[Array, "batch tokens"], config: MaskingConfig
+) -> Selection:
     """Draws the visible and hidden text positions of each row.
 
     With `text_positions="all"` padding is drawn like words (the paper's code). With "valid" the
@@ -85,7 +87,9 @@ def select_tokens(keys: Key[Array, " batch"], valid: Bool[Array, "batch tokens"]
     return Selection.from_order(order, num_visible(num_tokens, config.text_mask_ratio))
 
 
-def _noise(keys: Key[Array, " batch"], num_tokens: int, config: MaskingConfig) -> Float[Array, "batch tokens"]:
+def _noise(
+    keys: Key[Array, " batch"], num_tokens: int, config: MaskingConfig
+) -> Float[Array, "batch tokens"]:
     if config.draw == "per_batch":
         shared = jax.random.uniform(keys[0], (num_tokens,))
         return jnp.broadcast_to(shared[None], (keys.shape[0], num_tokens))

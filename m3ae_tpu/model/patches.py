@@ -8,7 +8,10 @@ from jaxtyping import Array, Float, UInt8
 
 
 def normalize_images(
-    images: UInt8[Array, "batch height width 3"], mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
+    images: UInt8[Array, "batch height width 3"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike,
 ) -> Float[Array, "batch height width 3"]:
     """Turns bytes into (image / 255 - mean) / std, with `mean` and `std` on a scale of 0 to 1."""
     scale = jnp.asarray([1 / (255 * s) for s in std], dtype)
@@ -20,7 +23,10 @@ def denormalize_images(
     images: Float[Array, "batch height width 3"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Array, "batch height width 3"]:
     """Undoes `normalize_images`, up to the cut to bytes: values on a scale of 0 to 1, not clipped."""
-    return images * jnp.asarray(std, images.dtype)[None, None, None] + jnp.asarray(mean, images.dtype)[None, None, None]
+    return (
+        images * jnp.asarray(std, images.dtype)[None, None, None]
+        + jnp.asarray(mean, images.dtype)[None, None, None]
+    )
 
 
 def patchify(
@@ -33,7 +39,9 @@ def patchify(
     """
     batch, height, width, channels = images.shape
     if height % patch_size or width % patch_size:
-        raise ValueError(f"An image of {height} x {width} cannot be cut into patches of {patch_size} x {patch_size}.")
+        raise ValueError(
+            f"An image of {height} x {width} cannot be cut into patches of {patch_size} x {patch_size}."
+        )
     rows, columns = height // patch_size, width // patch_size
     x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch_size**2 * channels)

@@ -118,7 +118,9 @@ class Transformer(eqx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         keys = jax.random.split(key, config.num_layers)
-        self.blocks = eqx.filter_vmap(lambda key: Block(config, key=key, attention_fn=attention_fn, dtype=dtype))(keys)
+        self.blocks = eqx.filter_vmap(
+            lambda key: Block(config, key=key, attention_fn=attention_fn, dtype=dtype)
+        )(keys)
         self.norm = LayerNorm(config.width, dtype=dtype)
         self.remat = remat
         self.unroll = unroll

@@ -14,7 +14,9 @@ from m3ae_tpu.train.objective import Batch, reconstruction_loss
 from m3ae_tpu.train.step import TrainState, step_key
 
 
-def run_card(config: PretrainConfig, state: TrainState, batch: Batch, fingerprint: dict[str, Any]) -> list[tuple[str, str]]:
+def run_card(
+    config: PretrainConfig, state: TrainState, batch: Batch, fingerprint: dict[str, Any]
+) -> list[tuple[str, str]]:
     """Returns names and values: size, cost and length of a run.
 
     Args:
@@ -27,7 +29,10 @@ def run_card(config: PretrainConfig, state: TrainState, batch: Batch, fingerprin
     devices = jax.devices()
     card = [
         ("parameters", f"{size(model):,}"),
-        ("  encoder, embeddings", f"{size(model.encoder):,}, {size((model.image_embedding, model.text_embedding)):,}"),
+        (
+            "  encoder, embeddings",
+            f"{size(model.encoder):,}, {size((model.image_embedding, model.text_embedding)):,}",
+        ),
         ("  decoder, heads", f"{size(model.decoder):,}, {size((model.image_head, model.text_head)):,}"),
         ("FLOPs per example", f"{flops_per_example(config, state, batch) / 1e9:.3g} G, forward and backward"),
     ]
@@ -37,7 +42,12 @@ def run_card(config: PretrainConfig, state: TrainState, batch: Batch, fingerprin
         encoder, decoder = tokens_seen(config, source.kind, source.text_length)
         records = sum(count for _, count in counted["shards"])
         epochs = rows * config.num_steps / records
-        card.append((f"{source.kind} rows", f"{rows} of {config.batch_size}, from {records:,} records: {epochs:.1f} epochs"))
+        card.append(
+            (
+                f"{source.kind} rows",
+                f"{rows} of {config.batch_size}, from {records:,} records: {epochs:.1f} epochs",
+            )
+        )
         card.append(("  tokens", f"{encoder} in the encoder, {decoder} in the decoder"))
     return [
         *card,
@@ -69,7 +79,8 @@ def tokens_seen(config: PretrainConfig, kind: str, text_length: int) -> tuple[in
 def flops_per_example(config: PretrainConfig, state: TrainState, batch: Batch) -> float:
     """Returns the FLOPs of matrix products that one example costs, forward and backward, mean over a batch."""
     rows = {
-        kind: jax.ShapeDtypeStruct(next(iter(arrays.values())).shape[:1], np.int32) for kind, arrays in batch.items()
+        kind: jax.ShapeDtypeStruct(next(iter(arrays.values())).shape[:1], np.int32)
+        for kind, arrays in batch.items()
     }
     gradient = jax.grad(reconstruction_loss, has_aux=True)
 

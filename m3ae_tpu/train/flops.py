@@ -26,8 +26,8 @@ def _count(jaxpr: Jaxpr) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            left, result = (_shape(variables[0]) for variables in (equation.invars, equation.outvars))
+            total += 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         total += repeats * sum(_count(inner) for inner in _inner_jaxprs(equation.params))
     return total
@@ -42,3 +42,7 @@ def _inner_jaxprs(parameters: dict[str, Any]) -> list[Jaxpr]:
             elif isinstance(item, Jaxpr):
                 inner.append(item)
     return inner
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from m3ae_tpu.config import ConfigError, PretrainConfig
+from m3ae_tpu.config import ConfigError, PretrainConfig, require
 from m3ae_tpu.data.loader import Counts, fingerprint, make_loader
 from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.model.m3ae import M3AE
@@ -43,7 +44,9 @@ def compile_step(config: PretrainConfig, mesh: Mesh) -> StepFunction:
     )
 
 
-def train(config: PretrainConfig, workdir: Workdir, *, tokenizer: bytes = b"", probe: Probe | None = None) -> int:
+def train(
+    config: PretrainConfig, workdir: Workdir, *, tokenizer: bytes = b"", probe: Probe | None = None
+) -> int:
     """Trains until the last step, or until SIGTERM or Ctrl-C, and saves. Returns the number of finished steps.
 
     A run that is interrupted at any time and started again has the same parameters and the same
@@ -74,7 +77,9 @@ def train(config: PretrainConfig, workdir: Workdir, *, tokenizer: bytes = b"", p
         )
         batches = Prefetcher(loader, by_example(mesh))
         metrics = MetricsWriter(workdir.path, resume_step=start, wandb_project=config.logging.wandb_project)
-        run = _Run(config, checkpointer, metrics, batches, data, describe_run(config, tokenizer=tokenizer), probe)
+        run = _Run(
+            config, checkpointer, metrics, batches, data, describe_run(config, tokenizer=tokenizer), probe
+        )
         try:
             return run.go(state, compile_step(config, mesh))
         finally:
@@ -92,16 +97,18 @@ def _newest_state(
     if checkpointer.latest_step() is None:
         return init()
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), jax.eval_shape(init)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+        jax.eval_shape(init),
     )
     state, position, run = checkpointer.restore(abstract)
     require_tokenizer_fits(run, config.data.tokenizer, tokenizer)
-    for name, value in data.items():
-        if position["fingerprint"].get(name) != value:
-            raise ConfigError(
-                f"data: {name} = {str(value)[:120]} now, {str(position['fingerprint'].get(name))[:120]} in the checkpoint. "
-                "The run cannot go on with other data: put them back, or start another --workdir."
-            )
+    for name, now in data.items():
+        was = position["fingerprint"].get(name)
+        require(
+            now == was,
+            f"data: {name} = {str(now)[:120]} now, was {str(was)[:120]} in the checkpoint. "
+            "Put the old data back, or start another --workdir.",
+        )
     _LOG.info("going on after step %d", int(state.step))
     return state
 
@@ -184,7 +191,7 @@ class _Run:
         """Returns a line of metrics: the values of this very step, and the rates since the last line."""
         line: dict[str, Any] = {f"train/{name}": value.item() for name, value in sorted(metrics.items())}
         # The rate of the step's own update, which is number step - 1.
-        line["train/learning_rate"] = float(self._schedule(step - 1))
+        line["train/learning_rate"] = np.asarray(self._schedule(step - 1)).item()
         line |= counts
         seconds, steps = time.monotonic() - self._window_start, step - self._window_step
         if steps:

@@ -18,7 +18,11 @@ _KIND_NUMBER: dict[Kind, int] = {"paired": 0, "image": 1, "text": 2}
 
 
 def reconstruction_loss(
-    model: M3AE, batch: Batch, rows: dict[Kind, Int[Array, " batch"]], key: Key[Array, ""], config: PretrainConfig
+    model: M3AE,
+    batch: Batch,
+    rows: dict[Kind, Int[Array, " batch"]],
+    key: Key[Array, ""],
+    config: PretrainConfig,
 ) -> tuple[Array, Metrics]:
     """Computes the weighted sum of all reconstruction terms, and each of them (Geng et al. 2022, §3.2).
 
@@ -67,18 +71,30 @@ def _kind_terms(
     terms, counts = {}, {}
     if "image" in arrays:
         images = patches.normalize_images(
-            arrays["image"], config.data.image_mean, config.data.image_std, np.promote_types(model.compute_dtype, np.float32)
+            arrays["image"],
+            config.data.image_mean,
+            config.data.image_std,
+            np.promote_types(model.compute_dtype, np.float32),
         )
         grid = model.grid(images)
-        image_selection = masking.select_patches(masking.row_keys(image_key, rows), grid[0] * grid[1], config.masking)
+        image_selection = masking.select_patches(
+            masking.row_keys(image_key, rows), grid[0] * grid[1], config.masking
+        )
     if text is not None and text_valid is not None:
         text_selection = masking.select_tokens(masking.row_keys(text_key, rows), text_valid, config.masking)
     guess = model.reconstruct(images, image_selection, text, text_valid, text_selection)
     if images is not None and image_selection is not None and guess.patches is not None:
-        terms["image_loss"] = losses.patch_loss(guess.patches, image_targets(images, image_selection, model, config))
+        terms["image_loss"] = losses.patch_loss(
+            guess.patches, image_targets(images, image_selection, model, config)
+        )
         counts["num_images"] = _count(images.shape[0])
         counts["hidden_patches"] = _count(image_selection.hidden.size)
-    if text is not None and text_valid is not None and text_selection is not None and guess.logits is not None:
+    if (
+        text is not None
+        and text_valid is not None
+        and text_selection is not None
+        and guess.logits is not None
+    ):
         ids = jnp.take_along_axis(text, text_selection.hidden, axis=1)
         is_word = jnp.take_along_axis(text_valid, text_selection.hidden, axis=1)
         measured = losses.token_loss(guess.logits, ids, is_word)

@@ -20,7 +20,9 @@ def learning_rate_schedule(config: OptimizerConfig, *, batch_size: int, num_step
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
 
 
-def adamw(config: OptimizerConfig, schedule: optax.Schedule, is_decayed: PyTree) -> optax.GradientTransformation:
+def adamw(
+    config: OptimizerConfig, schedule: optax.Schedule, is_decayed: PyTree
+) -> optax.GradientTransformation:
     """Returns AdamW with decoupled decay, after an optional clip of the gradient's global norm.
 
     Args:

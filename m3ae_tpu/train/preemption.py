@@ -3,7 +3,7 @@
 import logging
 import signal
 import types
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -29,7 +29,7 @@ class Preemption:
         self._former: dict[signal.Signals, Any] = {}
         self._is_told = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._mark)

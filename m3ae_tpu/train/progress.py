@@ -5,7 +5,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import rich
 import rich.progress
@@ -82,7 +82,7 @@ class Progress:
         self._first_report: tuple[int, float] | None = None
         self._task = self._bar.add_task("", total=num_steps, completed=start_step, metrics="compiling")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._bar.start()
         return self
 

@@ -34,7 +34,9 @@ def init_model(config: PretrainConfig, attention_fn: AttentionFunction = referen
 
 def make_optimizer(config: PretrainConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the run's optimizer and its learning rate by update."""
-    schedule = learning_rate_schedule(config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps)
+    schedule = learning_rate_schedule(
+        config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
+    )
     is_decayed = is_matrix(jax.eval_shape(lambda: init_model(config)))
     return adamw(config.optimizer, schedule, is_decayed), schedule
 

@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, what it may go on with, and that only one process works in it."""
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -8,7 +9,7 @@ import json
 import os
 import pathlib
 import typing
-from typing import Any, TextIO
+from typing import Any
 
 import m3ae_tpu
 from m3ae_tpu.config import ConfigError, PretrainConfig, require, to_dict
@@ -30,14 +31,19 @@ _PACKAGES = ("equinox", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workdir:
-    """A run's folder, locked for as long as this object lives."""
+    """A run's folder, locked until `unlock` or the end of the process."""
 
     path: pathlib.Path
     is_new: bool
     """Nothing of a run was there. Else the run goes on, from its newest checkpoint or, without one, from step 0."""
     changes: list[str]
     """What the config changes in a run that goes on, as sentences to show."""
-    lock: TextIO
+    lock: int
+    """File descriptor that holds the lock. A number, as it must outlive this object."""
+
+    def unlock(self) -> None:
+        """Lets other processes work in the folder."""
+        os.close(self.lock)
 
 
 def prepare_workdir(path: pathlib.Path, config: PretrainConfig, *, tokenizer: bytes = b"") -> Workdir:
@@ -54,14 +60,17 @@ def prepare_workdir(path: pathlib.Path, config: PretrainConfig, *, tokenizer: by
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-        is_new = not _holds_run(path)
-        changes = [] if is_new else _compare(path, config, tokenizer)
-        _write(path / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
-        if tokenizer:
-            _write(path / TOKENIZER, tokenizer)
-        else:  # A start that failed may have left one.
-            (path / TOKENIZER).unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack:
+            lock = _lock(path)
+            stack.callback(os.close, lock)
+            is_new = not _holds_run(path)
+            changes = [] if is_new else _compare(path, config, tokenizer)
+            _write(path / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
+            if tokenizer:
+                _write(path / TOKENIZER, tokenizer)
+            else:  # A start that failed may have left one.
+                (path / TOKENIZER).unlink(missing_ok=True)
+            stack.pop_all()  # All went well: the lock stays.
     except OSError as error:
         raise ConfigError(
             f"--workdir = {path} cannot be written ({error.strerror}: {error.filename}). "
@@ -156,18 +165,18 @@ def _build(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def _lock(path: pathlib.Path) -> TextIO:
+def _lock(path: pathlib.Path) -> int:
     """Takes the folder's lock, which the system frees when the process ends, however it ends."""
-    file = (path / ".lock").open("a")
+    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         # lockf, not flock: child processes that outlive a killed run do not hold it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(lock)
         raise ConfigError(
             f"--workdir = {path} is in use by another process. Wait for it, stop it, or give another --workdir."
         ) from None
-    return file
+    return lock
 
 
 def _holds_run(path: pathlib.Path) -> bool:
