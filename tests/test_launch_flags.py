@@ -71,7 +71,7 @@ def test_help_lists_launch_flags_and_the_fields_of_the_config_named_beside_it(la
         ([], "Flag --workdir must have a value other than None."),
         (["--workdir=w", "--config=quickstrt"], "Did you mean quickstart?"),
         (["--workdir=w", "--model.encoder.num_layer=3"], "Did you mean --model.encoder.num_layers?"),
-        (["--workdir=w", "--masking.text_mask_ratio=1.2"], "masking.text_mask_ratio = 1.2 is not in (0, 1]."),
+        (["--workdir=w", "--masking.text_mask_ratio=1.2"], "masking.text_mask_ratio = 1.2 is not in [0, 1]."),
     ],
 )
 def test_program_ends_mistakes_in_a_short_message_without_traceback(launch, args, message):
