@@ -41,7 +41,7 @@ def test_a_row_draws_the_same_wherever_it_is_computed():
 def test_the_share_holds_for_each_texts_own_words():
     visible, hidden = select_tokens(keys(), VALID, MaskingConfig(text_mask_ratio=0.5))
     seen = np.take_along_axis(np.asarray(VALID), np.asarray(visible), axis=1).sum(axis=1)
-    np.testing.assert_array_equal(seen, [num_visible(n, 0.5) for n in LENGTHS])
+    np.testing.assert_array_equal(seen, [num_visible(int(n), 0.5) for n in LENGTHS])
     np.testing.assert_array_equal(
         np.sort(np.concatenate([visible, hidden], axis=1)), np.tile(np.arange(12), (5, 1))
     )

@@ -21,10 +21,13 @@ def test_signal_asks_to_stop_after_the_step(number, caplog):
 
 
 def test_second_ctrl_c_ends_at_once():
+    # Started in the background of a shell, a process inherits SIGINT ignored.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Preemption():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.mark.parametrize("is_signalled", [True, False])
