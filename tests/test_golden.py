@@ -246,7 +246,7 @@ def test_optimizer_step_by_step(run, dtype):
     arrays, config = load("adamw_tiny" if dtype == "f32" else "adamw_tiny_f64")
     name = {"f32": "float32", "f64": "float64"}[dtype]
     names = [key.removeprefix("init/") for key in arrays if key.startswith("init/")]
-    parameters = {key: jnp.asarray(arrays[f"init/{key}"].astype(name)) for key in names}
+    parameters: Any = {key: jnp.asarray(arrays[f"init/{key}"].astype(name)) for key in names}
     settings = OptimizerConfig(
         base_learning_rate=config["lr_peak_value"],
         warmup_fraction=config["warmup_steps"] / config["decay_steps"],
@@ -262,7 +262,7 @@ def test_optimizer_step_by_step(run, dtype):
     state = optimizer.init(parameters)
 
     @eqx.filter_jit
-    def update(parameters, state, gradients):
+    def update(parameters: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradients, state, parameters)
             return optax.apply_updates(parameters, updates), state
@@ -274,10 +274,9 @@ def test_optimizer_step_by_step(run, dtype):
         )
         check(optax.tree.norm(gradients), arrays[f"{run}/grad_global_norm"][step], 1e-6, "norm")
         parameters, state = update(parameters, state, gradients)
-        values: dict[str, Any] = dict(parameters)
         for key in names:
             tolerance = 1e-6 if dtype == "f32" else 1e-10
-            check(values[key], arrays[f"{run}/params/{key}"][step], tolerance, f"{key} after step {step}")
+            check(parameters[key], arrays[f"{run}/params/{key}"][step], tolerance, f"{key} after step {step}")
 
 
 def test_schedules():
