@@ -11,7 +11,7 @@ import os
 import pathlib
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from m3ae_tpu.config import ConfigError
 from m3ae_tpu.launch_flags import run_program
@@ -77,7 +77,6 @@ def main(argv: list[str]) -> None:
     if len(named) != 1:
         raise ConfigError("Name one workdir: python -m pipelines.evaluate WORKDIR.")
     # Orbax describes each of its calls on the level below.
-    logging.set_verbosity(logging.WARNING)
     show(evaluate(pathlib.Path(named[0]), _TRAIN.value, _TEST.value))
 
 

@@ -8,7 +8,7 @@ probe table run `python -m pipelines.evaluate` first.
 
 import pathlib
 
-from absl import flags, logging
+from absl import flags
 
 from m3ae_tpu.config import ConfigError
 from m3ae_tpu.launch_flags import run_program
@@ -53,7 +53,6 @@ def main(argv: list[str]) -> None:
     if len(named) != 1:
         raise ConfigError("Name one workdir: python -m pipelines.report WORKDIR.")
     # Orbax describes each of its calls on the level below.
-    logging.set_verbosity(logging.WARNING)
     print(f"report: {report(pathlib.Path(named[0]), _TEST.value)}")
 
 
