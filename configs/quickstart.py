@@ -10,8 +10,6 @@ from m3ae_tpu.config import (
     CheckpointConfig,
     DataConfig,
     LoggingConfig,
-    LossConfig,
-    MaskingConfig,
     ModelConfig,
     OptimizerConfig,
     PretrainConfig,
@@ -20,7 +18,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=1_000,
+    num_steps=800,
     batch_size=64,
     model=ModelConfig(
         patch_size=8,
@@ -30,8 +28,6 @@ CONFIG = PretrainConfig(
         compute_dtype="float32",
         unroll=4,
     ),
-    masking=MaskingConfig(image_predicted_share=0.25),
-    loss=LossConfig(norm_pix_loss=True),
     optimizer=OptimizerConfig(base_learning_rate=1.2e-2, warmup_fraction=0.1, clip_norm=1.0),
     data=DataConfig(
         sources=(SourceConfig(text_length=24),),
@@ -41,6 +37,6 @@ CONFIG = PretrainConfig(
         crop_area=(0.4, 1.0),
         num_workers=0,
     ),
-    checkpoint=CheckpointConfig(every_steps=250),
+    checkpoint=CheckpointConfig(every_steps=200),
     logging=LoggingConfig(every_steps=10),
 )

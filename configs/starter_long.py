@@ -16,7 +16,7 @@ from m3ae_tpu.configs import quickstart
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
-    num_steps=6_000,
+    num_steps=7_000,
     checkpoint=CheckpointConfig(every_steps=500),
     logging=LoggingConfig(every_steps=50),
     probe=ProbeConfig(every_steps=1_000),

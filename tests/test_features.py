@@ -66,8 +66,7 @@ def test_poolings_are_what_their_names_say(model, images):
     np.testing.assert_allclose(features["cls"], tokens[:, 0], atol=2e-6)
     np.testing.assert_allclose(features["mean"], tokens[:, 1:].mean(axis=1), atol=2e-6)
     np.testing.assert_allclose(features["mean_max"][:, 16:], tokens[:, 1:].max(axis=1), atol=2e-6)
-    grid = tokens[:, 1:].reshape(5, 3, 3, 16)
-    np.testing.assert_allclose(features["quarters"][:, :16], grid[:, :2, :2].mean(axis=(1, 2)), atol=2e-6)
+    assert features["cls_mean_max"].shape[1] == 4 * 16
 
 
 def test_padding_of_captions_changes_no_pair_feature(model, images):

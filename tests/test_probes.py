@@ -81,19 +81,19 @@ def test_constant_feature_counts_for_nothing():
 
 def test_linear_probe_learns_what_is_linear_and_nothing_from_noise():
     (train, labels), (test, test_labels) = clusters(0), clusters(1)
-    fold = np.arange(240) % 5 == 0
-    score = probes.linear_probe(train, labels, test, test_labels, fold)
+    folds = np.arange(240, dtype=np.int32) % 5
+    score = probes.linear_probe(train, labels, test, test_labels, folds)
     assert score.accuracy > 0.9
     assert score.strength in probes.STRENGTHS
     noise = np.random.default_rng(3).normal(size=(2, 240, 12)).astype(np.float32)
-    assert probes.linear_probe(noise[0], labels, noise[1], test_labels, fold).accuracy < 0.5
+    assert probes.linear_probe(noise[0], labels, noise[1], test_labels, folds).accuracy < 0.5
 
 
 def test_choices_do_not_look_at_test_examples():
     (train, labels), (test, test_labels) = clusters(0), clusters(1)
-    fold = np.arange(240) % 5 == 0
-    score = probes.linear_probe(train, labels, test, test_labels, fold)
-    other = probes.linear_probe(train, labels, test[::-1].copy(), (2 - test_labels).astype(np.int32), fold)
+    folds = np.arange(240, dtype=np.int32) % 5
+    score = probes.linear_probe(train, labels, test, test_labels, folds)
+    other = probes.linear_probe(train, labels, test[::-1].copy(), (2 - test_labels).astype(np.int32), folds)
     assert (score.strength, score.validation_accuracy) == (other.strength, other.validation_accuracy)
     assert score.accuracy != other.accuracy
 
@@ -107,19 +107,30 @@ def test_pooling_is_chosen_by_validation_accuracy_alone():
     assert probes.choose_pooling({"cls": score(0.4, 0.9), "mean": score(0.5, 0.1)}) == "mean"
 
 
-def test_validation_fold_keeps_near_duplicates_together():
-    groups = ["g00000a", "g00000b", "g00000a", "user group", "user group"]
-    fold = probes.validation_fold(groups)
-    np.testing.assert_array_equal(fold[:3], [True, False, True])  # 0x0a = 10 is a multiple of 5.
-    assert fold[3] == fold[4]
+def test_folds_keep_near_duplicates_together():
+    folds = probes.assign_folds(["g00000a", "g00000b", "g00000a", "user group", "user group"])
+    np.testing.assert_array_equal(folds[:3], [0, 1, 0])  # 0x0a = 10 is a multiple of 5.
+    assert folds[3] == folds[4]
+
+
+def test_neighbors_are_cross_validated_without_an_examples_own_group():
+    features, labels = clusters(0, examples=60)
+    twice, twice_labels = np.concatenate([features, features]), np.concatenate([labels, labels])
+    wrong = np.where(np.arange(120) < 60, twice_labels, (twice_labels + 1) % 3).astype(np.int32)
+    # Each example's twin carries another label: in its own fold it does no harm, in another one it may.
+    together = probes.cross_validate_neighbors(
+        twice, twice_labels, np.tile(np.arange(60) % 5, 2).astype(np.int32)
+    )
+    apart = probes.cross_validate_neighbors(twice, wrong, np.repeat([0, 1], 60).astype(np.int32))
+    assert together > 0.8 > apart
 
 
 def test_bag_of_words_finds_the_words_that_tell():
     captions = [f"a {animal} {number}" for number in range(20) for animal in ("cat", "dog")]
     labels = np.array([0, 1] * 20, np.int32)
-    fold = np.arange(40) % 5 == 0
+    folds = np.arange(40, dtype=np.int32) // 2 % 5
     score = probes.bag_of_words_probe(
-        captions, labels, ["The DOG", "one cat"], np.array([1, 0], np.int32), fold
+        captions, labels, ["The DOG", "one cat"], np.array([1, 0], np.int32), folds
     )
     assert score.accuracy == 1
 

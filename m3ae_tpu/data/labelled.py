@@ -1,5 +1,6 @@
 """Labelled examples in memory, with the test transform: for probes and evaluation, never for pre-training."""
 
+import concurrent.futures
 import dataclasses
 
 import numpy as np
@@ -75,10 +76,12 @@ def read_labelled(
     captions = tuple(record.captions[0] if record.captions else "" for record in records)
     text, text_valid, _ = tokenizer.encode(captions, text_length)
     numbers = {name: number for number, name in enumerate(names)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        images = list(
+            pool.map(lambda record: resize_and_crop_center(decode_image(record.image), image_size), records)
+        )
     return LabelledExamples(
-        image=np.stack(
-            [resize_and_crop_center(decode_image(record.image), image_size) for record in records]
-        ),
+        image=np.stack(images),
         text=text,
         text_valid=text_valid,
         label=np.array([numbers[record.label_name] for record in records], np.int32),

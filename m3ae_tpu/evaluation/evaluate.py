@@ -34,7 +34,7 @@ def evaluate_run(
     - `linear_probe_image_and_text/pretrained`, `.../untrained`, `.../bag_of_words`, `.../pooling`: for pictures
       with captions. Only for runs with pairs.
     - `balanced/...`: the linear probes' accuracy as the mean over classes.
-    - `poolings/...`: every pooling's test accuracy, for the curious; nothing is chosen by it.
+    - `poolings/...`: the pretrained encoder's test accuracy by pooling, for the curious; nothing is chosen by it.
     - `heldout/...`: see `heldout.heldout_reconstruction`.
     - `examples/train`, `examples/test`, `run/step`, `run/num_parameters`.
 
@@ -119,30 +119,34 @@ def _image_probes(
         )
         return known, asked
 
-    results: dict[str, Any] = {}
-    scores, near = {}, {}
-    for name, model in (("pretrained", pretrained), ("untrained", untrained)):
-        tell(f"features of pictures, {name} encoder")
-        known, asked = features(model)
-        tell(f"probes of pictures, {name} encoder")
-        scores[name] = {pooling: _linear(known[pooling], asked[pooling], train, test) for pooling in known}
-        near[name] = {pooling: _knn(known[pooling], asked[pooling], train, test) for pooling in known}
-        for pooling in known:
-            results[f"poolings/linear_probe/{name}/{pooling}"] = scores[name][pooling].accuracy
-            results[f"poolings/knn/{name}/{pooling}"] = near[name][pooling][1]
-    pooling = probes.choose_pooling(scores["pretrained"])
-    knn_pooling = max(near["pretrained"], key=lambda pooling: near["pretrained"][pooling][0])
-    results |= {"linear_probe/pooling": pooling, "knn/pooling": knn_pooling}
-    for name in scores:
-        results[f"linear_probe/{name}"] = scores[name][pooling].accuracy
-        results[f"balanced/linear_probe/{name}"] = scores[name][pooling].balanced_accuracy
-        results[f"knn/{name}"] = near[name][knn_pooling][1]
-    tell("probes of raw pixels")
+    tell("features of pictures, pretrained encoder")
+    known, asked = features(pretrained)
+    tell("probes of pictures, pretrained encoder")
+    folds = probes.assign_folds(train.group)
+    scores = {pooling: _linear(known[pooling], asked[pooling], train, test) for pooling in known}
+    near = {pooling: _knn(known[pooling], asked[pooling], train, test) for pooling in known}
+    pooling = probes.choose_pooling(scores)
+    knn_pooling = max(
+        known, key=lambda name: probes.cross_validate_neighbors(known[name], train.label, folds)
+    )
+    tell("the same, untrained encoder")
+    known, asked = features(untrained)
     pixels = raw_pixels(train.image), raw_pixels(test.image)
-    score = _linear(*pixels, train, test)
-    results["linear_probe/raw_pixels"] = score.accuracy
-    results["balanced/linear_probe/raw_pixels"] = score.balanced_accuracy
-    results["knn/raw_pixels"] = _knn(*pixels, train, test)[1]
+    linear = {
+        "pretrained": scores[pooling],
+        "untrained": _linear(known[pooling], asked[pooling], train, test),
+        "raw_pixels": _linear(*pixels, train, test),
+    }
+    results: dict[str, Any] = {"linear_probe/pooling": pooling, "knn/pooling": knn_pooling}
+    for name, score in linear.items():
+        results[f"linear_probe/{name}"] = score.accuracy
+        results[f"balanced/linear_probe/{name}"] = score.balanced_accuracy
+    results["knn/pretrained"] = near[knn_pooling]
+    results["knn/untrained"] = _knn(known[knn_pooling], asked[knn_pooling], train, test)
+    results["knn/raw_pixels"] = _knn(*pixels, train, test)
+    for name in scores:
+        results[f"poolings/linear_probe/pretrained/{name}"] = scores[name].accuracy
+        results[f"poolings/knn/pretrained/{name}"] = near[name]
     return results
 
 
@@ -178,8 +182,8 @@ def _pair_probes(
     known, asked = features(untrained)
     of_untrained = _linear(known[pooling], asked[pooling], train, test)
     tell("probe of the captions' words")
-    fold = probes.validation_fold(train.group)
-    of_words = probes.bag_of_words_probe(train.caption, train.label, test.caption, test.label, fold)
+    folds = probes.assign_folds(train.group)
+    of_words = probes.bag_of_words_probe(train.caption, train.label, test.caption, test.label, folds)
     results: dict[str, Any] = {f"{prefix}/pooling": pooling}
     for name, score in (
         ("pretrained", scores[pooling]),
@@ -196,16 +200,8 @@ def _pair_probes(
 def _linear(
     known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples
 ) -> probes.ProbeScore:
-    return probes.linear_probe(known, train.label, asked, test.label, probes.validation_fold(train.group))
+    return probes.linear_probe(known, train.label, asked, test.label, probes.assign_folds(train.group))
 
 
-def _knn(
-    known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples
-) -> tuple[float, float]:
-    """Returns the accuracy on the validation fold of train, and on test with all of train."""
-    is_validation = probes.validation_fold(train.group)
-    guessed = probes.predict_neighbors(
-        known[~is_validation], train.label[~is_validation], known[is_validation]
-    )
-    validation = float(np.mean(guessed == train.label[is_validation]))
-    return validation, float(np.mean(probes.predict_neighbors(known, train.label, asked) == test.label))
+def _knn(known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples) -> float:
+    return float(np.mean(probes.predict_neighbors(known, train.label, asked) == test.label))

@@ -17,7 +17,6 @@ IMAGE_POOLINGS = {
     "mean_max": "mean and largest value of the patches",
     "layers": "mean of the patches after each block from the middle on",
     "cls_mean_max": "class token, the middle block's mean, mean and largest value of the patches",
-    "quarters": "mean of the patches in each quarter of the picture, and largest value of all",
 }
 """How a picture's tokens become one vector. Where no block is named, the last one with the final norm is meant;
 the middle block of n is number (n + 1) // 2, counted from 1."""
@@ -26,7 +25,6 @@ PAIR_POOLINGS = {
     "cls": "the class token",
     "means": "mean of the patches and mean of the words",
     "layers": "means of the patches and of the words after each block from the middle on",
-    "text_layers": "mean of the words after each block from the middle on",
     "all": "class token, both means of the middle block, means and largest values of patches and words",
 }
 """The same for a picture and its caption, encoded together."""
@@ -99,25 +97,16 @@ def _pool_images(
 ) -> dict[str, Array]:
     pixels = normalize_images(images, mean, std, jnp.float32)
     layers = model.encode_layers(pixels)
-    rows, columns = model.grid(pixels)
     assert layers.image_mean is not None
     first = _middle(layers.cls.shape[0])
     patches = layers.tokens[-1, :, 1:].astype(jnp.float32)
     cls, means, largest = layers.cls[-1], layers.image_mean, patches.max(axis=1)
-    grid = patches.reshape(patches.shape[0], rows, columns, -1)
-    top, left = (rows + 1) // 2, (columns + 1) // 2
-    quarters = [
-        grid[:, vertical, horizontal].mean(axis=(1, 2))
-        for vertical in (slice(0, top), slice(rows // 2, rows))
-        for horizontal in (slice(0, left), slice(columns // 2, columns))
-    ]
     return {
         "cls": _join(cls),
         "mean": _join(means[-1]),
         "mean_max": _join(means[-1], largest),
         "layers": _join(*means[first:]),
         "cls_mean_max": _join(cls, means[first], means[-1], largest),
-        "quarters": _join(*quarters, largest),
     }
 
 
@@ -147,7 +136,6 @@ def _pool_pairs(
         "cls": _join(cls),
         "means": _join(means[-1], text_means[-1]),
         "layers": _join(*means[first:], *text_means[first:]),
-        "text_layers": _join(*text_means[first:]),
         "all": _join(
             cls, means[first], text_means[first], means[-1], text_means[-1], patches.max(axis=1), largest_word
         ),

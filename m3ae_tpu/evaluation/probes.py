@@ -1,8 +1,8 @@
 """Probes of frozen features: k nearest neighbours and a linear classifier. NumPy and SciPy only.
 
 The linear probe standardises features, keeps their 256 largest principal components and fits a multinomial
-logistic regression. How strongly it is regularised is chosen on a fifth of the training examples, whole
-near-duplicate groups at a time; so is the pooling. The test examples decide nothing.
+logistic regression. How strongly it is regularised is chosen by cross-validation on the training examples,
+whole near-duplicate groups at a time; so is the pooling. The test examples decide nothing.
 """
 
 import dataclasses
@@ -14,11 +14,12 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 import scipy.sparse
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Float, Int32
 
 NUM_COMPONENTS = 256
-STRENGTHS = (0.001, 0.01, 0.1)
+STRENGTHS = (0.003, 0.01, 0.03, 0.1)
 """Weights of the loss against the penalty, `C` in scikit-learn; small ones regularise strongly."""
+NUM_FOLDS = 5
 NUM_NEIGHBORS = 10
 TEMPERATURE = 0.07
 """A neighbour votes with exp(cosine / temperature) (Wu et al. 2018, §3.4)."""
@@ -27,7 +28,7 @@ type Features = Float[np.ndarray, "examples features"]
 type Labels = Int32[np.ndarray, " examples"]
 type TestFeatures = Float[np.ndarray, "test_examples features"]
 type TestLabels = Int32[np.ndarray, " test_examples"]
-type Fold = Bool[np.ndarray, " examples"]
+type Folds = Int32[np.ndarray, " examples"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,18 +40,17 @@ class ProbeScore:
     balanced_accuracy: float
     """Mean over classes of the share that was classified right."""
     validation_accuracy: float
-    """On the validation fold of train, before the fit on all of train: what choices are made by."""
+    """Training examples that were classified right by a fit on the other folds: what choices are made by."""
     strength: float
     """The chosen one of `STRENGTHS`."""
 
 
-def validation_fold(groups: Sequence[str]) -> Fold:
-    """Returns which examples validate: about a fifth, whole near-duplicate groups at a time.
+def assign_folds(groups: Sequence[str]) -> Folds:
+    """Returns each example's fold, 0 to 4, for cross-validation: a near-duplicate group lies in one fold.
 
-    A group that ends in six hexadecimal digits is in the fold if their value is a multiple of 5; of any
-    other name a hash decides.
+    Of a group that ends in six hexadecimal digits their value modulo 5 decides, of any other name a hash.
     """
-    return np.array([_group_number(group) % 5 == 0 for group in groups], bool)
+    return np.array([_group_number(group) % NUM_FOLDS for group in groups], np.int32)
 
 
 def _group_number(group: str) -> int:
@@ -73,7 +73,7 @@ def linear_probe(
     train_labels: Labels,
     test: TestFeatures,
     test_labels: TestLabels,
-    is_validation: Fold,
+    folds: Folds,
 ) -> ProbeScore:
     """Fits and scores a linear classifier of frozen features.
 
@@ -84,10 +84,10 @@ def linear_probe(
         train_labels: Classes from 0 on.
         test: Like `train`.
         test_labels: Like `train_labels`.
-        is_validation: Training examples on which the strength is chosen, see `validation_fold`.
+        folds: Of the training examples, see `assign_folds`; the strength is chosen by them.
     """
     train, test = principal_components(train, test)
-    return _choose_and_fit(train, train_labels, test, test_labels, is_validation, STRENGTHS)
+    return _choose_and_fit(train, train_labels, test, test_labels, folds, STRENGTHS)
 
 
 def bag_of_words_probe(
@@ -95,7 +95,7 @@ def bag_of_words_probe(
     train_labels: Labels,
     test: Sequence[str],
     test_labels: TestLabels,
-    is_validation: Fold,
+    folds: Folds,
 ) -> ProbeScore:
     """Scores a linear classifier of which words a caption has: what the text gives away without any encoder.
 
@@ -113,7 +113,7 @@ def bag_of_words_probe(
     matrix = scipy.sparse.csr_array((np.ones(len(rows)), (rows, cols)), shape=(len(words), len(columns)))
     strengths = (1.0, 10.0)
     return _choose_and_fit(
-        matrix[: len(train)], train_labels, matrix[len(train) :], test_labels, is_validation, strengths
+        matrix[: len(train)], train_labels, matrix[len(train) :], test_labels, folds, strengths
     )
 
 
@@ -122,22 +122,23 @@ def _choose_and_fit(
     train_labels: Labels,
     test,
     test_labels: TestLabels,
-    is_validation: Fold,
+    folds: Folds,
     strengths: Sequence[float],
 ) -> ProbeScore:
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    is_fit = ~is_validation
-    scores = []
-    for strength in strengths:
-        classifier = fit_logistic(train[is_fit], train_labels[is_fit], num_classes, strength)
-        predicted = classifier.predict(train[is_validation])
-        scores.append(float(np.mean(predicted == train_labels[is_validation])))
+    guessed = np.empty((len(strengths), len(train_labels)), np.int32)
+    for fold in np.unique(folds):
+        is_out, fitted = folds == fold, None
+        for row, strength in enumerate(strengths):
+            fitted = fit_logistic(train[~is_out], train_labels[~is_out], num_classes, strength, start=fitted)
+            guessed[row, is_out] = fitted.predict(train[is_out])
+    scores = np.mean(guessed == train_labels, axis=1)
     best = int(np.argmax(scores))
     predicted = fit_logistic(train, train_labels, num_classes, strengths[best]).predict(test)
     return ProbeScore(
         accuracy=float(np.mean(predicted == test_labels)),
         balanced_accuracy=balanced_accuracy(predicted, test_labels),
-        validation_accuracy=scores[best],
+        validation_accuracy=float(scores[best]),
         strength=strengths[best],
     )
 
@@ -182,8 +183,10 @@ class LinearClassifier:
         return np.argmax(features @ self.weights + self.bias[None, :], axis=1).astype(np.int32)
 
 
-def fit_logistic(features, labels: Labels, num_classes: int, strength: float) -> LinearClassifier:
-    """Minimises strength * (sum of cross-entropies) + |weights|² / 2 from zero by L-BFGS, in float64.
+def fit_logistic(
+    features, labels: Labels, num_classes: int, strength: float, *, start: LinearClassifier | None = None
+) -> LinearClassifier:
+    """Minimises strength * (sum of cross-entropies) + |weights|² / 2 by L-BFGS, in float64.
 
     The bias is not penalised.
 
@@ -192,6 +195,7 @@ def fit_logistic(features, labels: Labels, num_classes: int, strength: float) ->
         labels: Classes from 0 on.
         num_classes: More than any label.
         strength: `C` in scikit-learn.
+        start: Where to begin, for speed: a fit of a strength nearby. None: zero.
     """
     num_features = features.shape[1]
     # Classes come first: sums over the long axis of few rows are several times as fast.
@@ -203,26 +207,28 @@ def fit_logistic(features, labels: Labels, num_classes: int, strength: float) ->
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = flat.reshape(num_classes, num_features + 1) * scale
         weights = parameters[:, :-1]
-        scores = np.ascontiguousarray((features @ weights.T).T) + parameters[:, -1:]
+        scores = weights @ features.T + parameters[:, -1:]
         scores -= scores.max(axis=0)
         exponentials = np.exp(scores)
         sums = exponentials.sum(axis=0)
         loss = np.log(sums).sum() - np.vdot(scores, one_hot)
         residual = exponentials / sums - one_hot
         gradient = np.empty_like(parameters)
-        gradient[:, :-1] = strength * (features.T @ residual.T).T + weights
+        gradient[:, :-1] = strength * (residual @ features) + weights
         gradient[:, -1] = strength * residual.sum(axis=1)
         return float(strength * loss + 0.5 * np.vdot(weights, weights)), (gradient * scale).ravel()
 
-    start = np.zeros(num_classes * (num_features + 1))
-    options = {"maxiter": 500, "gtol": 1e-3 * np.sqrt(strength), "ftol": 1e-8}
-    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    first = np.zeros((num_classes, num_features + 1))
+    if start is not None:
+        first = np.column_stack([start.weights.T, start.bias]) / scale
+    options = {"maxiter": 500, "gtol": 1e-3 * np.sqrt(strength), "ftol": 1e-6}
+    found = scipy.optimize.minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
     parameters = found.x.reshape(num_classes, num_features + 1) * scale
     return LinearClassifier(parameters[:, :-1].T, parameters[:, -1])
 
 
 def choose_pooling(scores: dict[str, ProbeScore]) -> str:
-    """Returns the pooling with the best accuracy on the validation fold of train, of equal ones the first."""
+    """Returns the pooling with the best accuracy in cross-validation on train, of equal ones the first."""
     return max(scores, key=lambda name: scores[name].validation_accuracy)
 
 
@@ -244,6 +250,15 @@ def predict_neighbors(
         vote = np.exp(np.take_along_axis(cosine, nearest, axis=1) / TEMPERATURE)
         predicted.append(np.argmax(np.einsum("tn,tnc->tc", vote, one_hot[nearest]), axis=1))
     return np.concatenate(predicted).astype(np.int32)
+
+
+def cross_validate_neighbors(train: Features, train_labels: Labels, folds: Folds) -> float:
+    """Returns the share of training examples that their neighbours in the other folds classify right."""
+    guessed = np.empty_like(train_labels)
+    for fold in np.unique(folds):
+        is_out = folds == fold
+        guessed[is_out] = predict_neighbors(train[~is_out], train_labels[~is_out], train[is_out])
+    return float(np.mean(guessed == train_labels))
 
 
 def _unit(features: Features) -> Features:

@@ -10,7 +10,7 @@ from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation.features import image_features
-from m3ae_tpu.evaluation.probes import predict_neighbors, validation_fold
+from m3ae_tpu.evaluation.probes import assign_folds, predict_neighbors
 from m3ae_tpu.model.m3ae import M3AE
 
 
@@ -67,7 +67,7 @@ def read_probe_examples(
     train = read_labelled(probe.train_shards, **how)
     if probe.test_shards:
         return train, read_labelled(probe.test_shards, **how, label_names=train.label_names)
-    is_validation = validation_fold(train.group)
+    is_validation = assign_folds(train.group) == 0
     return take(train, ~is_validation), take(train, is_validation)
 
 

@@ -124,9 +124,7 @@ def _pooling_table(evaluation: Mapping[str, Any]) -> str:
     rows = []
     for pooling, meaning in IMAGE_POOLINGS.items():
         cells = [
-            evaluation.get(f"poolings/{probe}/{encoder}/{pooling}")
-            for probe in ("linear_probe", "knn")
-            for encoder in ("pretrained", "untrained")
+            evaluation.get(f"poolings/{probe}/pretrained/{pooling}") for probe in ("linear_probe", "knn")
         ]
         if None not in cells:
             numbers = "".join(
@@ -136,7 +134,7 @@ def _pooling_table(evaluation: Mapping[str, Any]) -> str:
             rows.append(f"<tr{chosen}><td>{html.escape(meaning)}</td>{numbers}</tr>")
     if not rows:
         return ""
-    heads = ("linear, pretrained", "linear, untrained", "neighbours, pretrained", "neighbours, untrained")
+    heads = ("linear probe", "nearest neighbours")
     head = "".join(f'<th class="number">{name}</th>' for name in heads)
     return (
         "<details><summary>All features of pictures</summary><p class='note'>Test accuracy; the coloured row was "
