@@ -11,7 +11,8 @@ ACCELERATOR ?= $(or $(shell cat $(INSTALLED) 2>/dev/null),cpu)
 ifeq ($(filter cpu tpu cuda13,$(ACCELERATOR)),)
   $(error ACCELERATOR = $(ACCELERATOR) is not one of cpu, tpu, cuda13)
 endif
-EXTRAS := $(if $(filter cpu,$(ACCELERATOR)),dev,dev,$(ACCELERATOR))
+comma := ,
+EXTRAS := dev,prepare$(addprefix $(comma),$(filter-out cpu,$(ACCELERATOR)))
 
 # Compiled programs stay in the user's cache: a second run starts without compiling.
 export JAX_COMPILATION_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/m3ae-tpu/jax

@@ -49,6 +49,13 @@ def evaluate(workdir: pathlib.Path, train_shards: str, test_shards: str) -> dict
     return results
 
 
+_PROBES = {
+    "linear_probe": "linear probe",
+    "knn": "neighbours",
+    "linear_probe_image_and_text": "linear, with caption",
+}
+
+
 def show(results: dict[str, Any]) -> None:
     """Prints the main figures."""
     import rich
@@ -56,16 +63,17 @@ def show(results: dict[str, Any]) -> None:
 
     from m3ae_tpu.evaluation.probes import standard_error
 
-    names = ("pretrained", "untrained", "raw_pixels", "bag_of_words")
-    table = Table("accuracy on held-out examples", *(name.replace("_", " ") for name in names), "features")
-    for probe in ("linear_probe", "knn", "linear_probe_image_and_text"):
-        if f"{probe}/pretrained" in results:
-            cells = [results.get(f"{probe}/{name}") for name in names]
+    probed = [probe for probe in _PROBES if f"{probe}/pretrained" in results]
+    if probed:
+        table = Table("accuracy", *(_PROBES[probe] for probe in probed))
+        for name in ("pretrained", "untrained", "raw_pixels", "bag_of_words"):
+            cells = [results.get(f"{probe}/{name}") for probe in probed]
             shown = ["" if cell is None else f"{cell:.3f}" for cell in cells]
-            table.add_row(probe.replace("_", " "), *shown, results[f"{probe}/pooling"])
-    if table.row_count:
+            table.add_row(name.replace("_", " "), *shown, end_section=name == "bag_of_words")
+        table.add_row("features", *(results[f"{probe}/pooling"] for probe in probed))
         rich.print(table)
-        print(f"standard error of one figure: about {standard_error(0.5, results['examples/test']):.3f}")
+        num_test = results["examples/test"]
+        print(f"on {num_test:,} held-out examples; one standard error: {standard_error(0.5, num_test):.3f}")
     for name, value in results.items():
         if name.startswith("heldout/"):
             print(f"{name:<46} {value:.4f}")

@@ -20,7 +20,7 @@ PRECISION: dict[str, Dtype] = {"f32": "float32", "f64": "float64"}
 
 def load(name):
     path = GOLDEN / f"{name}.npz"
-    if not path.exists():
+    if "GOLDEN_DIR" in os.environ and not path.exists():
         pytest.skip(f"{path} does not exist")
     arrays = dict(np.load(path))
     config = json.loads(str(arrays.pop("config"))) if "config" in arrays else {}

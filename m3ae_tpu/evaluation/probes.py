@@ -221,7 +221,7 @@ def fit_logistic(
     first = np.zeros((num_classes, num_features + 1))
     if start is not None:
         first = np.column_stack([start.weights.T, start.bias]) / scale
-    options = {"maxiter": 500, "gtol": 1e-3 * np.sqrt(strength), "ftol": 1e-6}
+    options = {"maxiter": 500, "gtol": 1e-3 * np.sqrt(strength), "ftol": 1e-7}
     found = scipy.optimize.minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
     parameters = found.x.reshape(num_classes, num_features + 1) * scale
     return LinearClassifier(parameters[:, :-1].T, parameters[:, -1])

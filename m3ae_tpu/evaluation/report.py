@@ -68,11 +68,16 @@ def _lead(config: PretrainConfig, metrics: Sequence[Mapping[str, Any]], evaluati
         f"an encoder of {encoder.num_layers} blocks and width {encoder.width}",
         f"{config.data.image_size} px in patches of {config.model.patch_size}" if kinds != {"text"} else "",
         f"{evaluation['run/num_parameters'] / 1e6:.1f} million parameters" if evaluation else "",
-        f"{_duration(metrics[-1]['time/seconds'])} of training"
-        if metrics and "time/seconds" in metrics[-1]
-        else "",
+        f"{_duration(_training_seconds(metrics))} of training" if metrics else "",
     ]
     return html.escape(", ".join(part for part in parts if part) + f"; seed {config.seed}.")
+
+
+def _training_seconds(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the time of all steps by the rate of the line that each belongs to; starts and saves are left out."""
+    steps = [0, *(line["step"] for line in metrics)]
+    rates = [line.get("time/seconds_per_step", 0.0) for line in metrics]
+    return sum((b - a) * rate for a, b, rate in zip(steps, steps[1:], rates, strict=False))
 
 
 def _duration(seconds: float) -> str:

@@ -179,8 +179,8 @@ class _Run:
                 value = float(metrics[name])
                 if not math.isfinite(value):
                     self._checkpointer.wait()
-                    steps = self._checkpointer.steps()
-                    last = f"is {self._checkpointer.folder / str(steps[-1])}" if steps else "does not exist"
+                    good = self._checkpointer.latest_step()
+                    last = "does not exist" if good is None else f"is {self._checkpointer.folder / str(good)}"
                     raise ConfigError(
                         f"train/{name} = {value} at step {step} is not finite; the last good checkpoint {last}.\n"
                         "Lower --optimizer.base_learning_rate or set --optimizer.clip_norm=1, and start again."

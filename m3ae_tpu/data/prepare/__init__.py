@@ -1,0 +1,1 @@
+"""From collections as people have them to ArrayRecord shards: reading, cleaning, shuffling, counting."""
