@@ -18,7 +18,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=800,
+    num_steps=1_000,
     batch_size=64,
     model=ModelConfig(
         patch_size=8,
@@ -37,6 +37,6 @@ CONFIG = PretrainConfig(
         crop_area=(0.4, 1.0),
         num_workers=0,
     ),
-    checkpoint=CheckpointConfig(every_steps=200),
+    checkpoint=CheckpointConfig(every_steps=250),
     logging=LoggingConfig(every_steps=10),
 )

@@ -33,6 +33,7 @@ def evaluate_run(
       `linear_probe/pooling`, chosen for the pretrained encoder on train and used for both; `knn/...` the same.
     - `linear_probe_image_and_text/pretrained`, `.../untrained`, `.../bag_of_words`, `.../pooling`: for pictures
       with captions. Only for runs with pairs.
+    - `cross_validation/linear_probe/...`: accuracy on train, each fold classified by the others: to tune by.
     - `balanced/...`: the linear probes' accuracy as the mean over classes.
     - `poolings/...`: the pretrained encoder's test accuracy by pooling, for the curious; nothing is chosen by it.
     - `heldout/...`: see `heldout.heldout_reconstruction`.
@@ -140,6 +141,7 @@ def _image_probes(
     results: dict[str, Any] = {"linear_probe/pooling": pooling, "knn/pooling": knn_pooling}
     for name, score in linear.items():
         results[f"linear_probe/{name}"] = score.accuracy
+        results[f"cross_validation/linear_probe/{name}"] = score.validation_accuracy
         results[f"balanced/linear_probe/{name}"] = score.balanced_accuracy
     results["knn/pretrained"] = near[knn_pooling]
     results["knn/untrained"] = _knn(known[knn_pooling], asked[knn_pooling], train, test)

@@ -32,7 +32,10 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros((outputs,), dtype)
 
     def __call__(self, x: Float[Array, "batch tokens inputs"]) -> Float[Array, "batch tokens outputs"]:
-        return x @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)[None, None]
+        # As one matrix: on CPUs a gradient that contracts batch and tokens apart takes half as long again.
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)[None]
+        return y.reshape(*x.shape[:2], -1)
 
 
 class LayerNorm(eqx.Module):
