@@ -117,6 +117,11 @@ class LossConfig:
     norm_pix_loss: bool = False
     """Compare with patches normalised one by one (He et al. 2022), not with normalised pixels."""
 
+    def __post_init__(self) -> None:
+        for name in ("image_weight", "text_weight", "unpaired_image_weight", "unpaired_text_weight"):
+            weight = getattr(self, name)
+            require(0 <= weight < float("inf"), f"loss.{name} = {weight} is not in [0, inf). Set 0 or more.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -141,6 +146,13 @@ class OptimizerConfig:
         require(
             self.base_learning_rate > 0,
             f"optimizer.base_learning_rate = {self.base_learning_rate} is not positive. Set 1.5e-4.",
+        )
+        for name in ("beta1", "beta2"):
+            beta = getattr(self, name)
+            require(0 <= beta < 1, f"optimizer.{name} = {beta} is not in [0, 1). Set 0.9 or 0.95.")
+        require(
+            self.weight_decay >= 0,
+            f"optimizer.weight_decay = {self.weight_decay} is negative. Set 0.05, or 0 for none.",
         )
         require(
             0 <= self.warmup_fraction < 1,
@@ -197,6 +209,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.image_size >= 1, f"data.image_size = {self.image_size} is not positive. Set 256.")
         require(len(self.sources) >= 1, "data.sources is empty. Name at least one set of shards.")
+        require(
+            all(deviation > 0 for deviation in self.image_std),
+            f"data.image_std = {self.image_std} is not positive throughout. Set (0.3207, 0.3169, 0.3307).",
+        )
         require(
             0 < self.crop_area[0] <= self.crop_area[1] <= 1,
             f"data.crop_area = {self.crop_area} is no range within (0, 1]. Set (0.2, 1.0).",
@@ -255,6 +271,7 @@ class ProbeConfig:
         require(
             self.every_steps >= 0, f"probe.every_steps = {self.every_steps} is negative. Set 0 for no probe."
         )
+        require(self.max_examples >= 50, f"probe.max_examples = {self.max_examples} is below 50. Set 4000.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ def load_config(name_or_path: str) -> PretrainConfig:
         raise ConfigError(f"--config = {name_or_path} is no Python file. Give the path of a .py file.")
     try:
         config = runpy.run_path(str(path)).get("CONFIG")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raised = f"{_first_line(error)} ({_place(error, path)})"
         raise ConfigError(f"--config = {name_or_path} raises {raised}. Mend the file.") from error
     if not isinstance(config, PretrainConfig):
@@ -137,12 +137,12 @@ def load_config(name_or_path: str) -> PretrainConfig:
     return config
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {message.splitlines()[0] if message else 'no message'}"
 
 
-def _place(error: Exception, path: pathlib.Path) -> str:
+def _place(error: BaseException, path: pathlib.Path) -> str:
     """Returns the line of `path` on which `error` arose, or of the file that could not be parsed."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"

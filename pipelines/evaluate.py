@@ -44,7 +44,7 @@ def evaluate(workdir: pathlib.Path, train_shards: str, test_shards: str) -> dict
         results = evaluate_run(run, tell, train_shards=train_shards, test_shards=test_shards)
     path = workdir / EVALUATION
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(results, indent=2) + "\n")
+    unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
     os.replace(unfinished, path)
     return results
 
@@ -81,10 +81,9 @@ def show(results: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the command line; everything else is `evaluate` and `show`."""
-    named = [_WORKDIR.value] if _WORKDIR.value else argv[1:]
+    named = [*([_WORKDIR.value] if _WORKDIR.value else []), *argv[1:]]
     if len(named) != 1:
         raise ConfigError("Name one workdir: python -m pipelines.evaluate WORKDIR.")
-    # Orbax describes each of its calls on the level below.
     show(evaluate(pathlib.Path(named[0]), _TRAIN.value, _TEST.value))
 
 

@@ -16,10 +16,11 @@ import pathlib
 import zipfile
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.records import STARTER, Record, open_shards, write_shards
+from m3ae_tpu.launch_flags import run_program
 
 _SOURCE = flags.DEFINE_string("source", str(STARTER / "source"), "Folder of the source form.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder that gets the shards, made if missing.", required=True)
@@ -107,19 +108,17 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Makes the set that the flags ask for and prints what is in it."""
-    del argv
-    try:
-        manifest = make_starter_set(
-            pathlib.Path(_SOURCE.value), pathlib.Path(_OUTPUT.value or ""), overwrite=_OVERWRITE.value
-        )
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from None
+    if len(argv) > 1:
+        raise ConfigError(f"argument {argv[1]!r} belongs to no flag. See --help.")
+    manifest = make_starter_set(
+        pathlib.Path(_SOURCE.value), pathlib.Path(_OUTPUT.value or ""), overwrite=_OVERWRITE.value
+    )
     print(f"{_OUTPUT.value}: " + ", ".join(f"{n:,} {name}" for name, n in manifest["records"].items()))
 
 
 def run() -> None:
     """Entry point of the installed command `m3ae-make-starter-set`."""
-    app.run(main)
+    run_program(main)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Every field of the config can be set by its dotted name. The same command goes o
 interrupted, bit for bit; a larger --num_steps extends one that is finished. SIGTERM or Ctrl-C saves first.
 """
 
+import logging
 import os
 import pathlib
 
@@ -38,7 +39,7 @@ def pretrain(config: PretrainConfig, workdir: pathlib.Path) -> None:
     prepared = prepare_workdir(workdir, config, tokenizer=tokenizer)
     start_log(workdir)
     for change in prepared.changes:
-        print(f"changed: {change}")
+        logging.getLogger("m3ae_tpu").info("changed: %s", change)
     train(config, prepared, tokenizer=tokenizer, probe=make_probe(config))
 
 

@@ -49,10 +49,9 @@ def report(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
 
 def main(argv: list[str]) -> None:
     """Reads the command line; everything else is `report`."""
-    named = [_WORKDIR.value] if _WORKDIR.value else argv[1:]
+    named = [*([_WORKDIR.value] if _WORKDIR.value else []), *argv[1:]]
     if len(named) != 1:
         raise ConfigError("Name one workdir: python -m pipelines.report WORKDIR.")
-    # Orbax describes each of its calls on the level below.
     print(f"report: {report(pathlib.Path(named[0]), _TEST.value)}")
 
 

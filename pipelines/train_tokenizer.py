@@ -10,11 +10,12 @@ Give shards that are trained on, never those that a run is judged on.
 import os
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.records import open_shards
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
+from m3ae_tpu.launch_flags import run_program
 
 _SHARDS = flags.DEFINE_list("shards", ["starter/train-*", "starter/texts-*"], "Globs of ArrayRecord shards.")
 _VOCAB_SIZE = flags.DEFINE_integer(
@@ -31,29 +32,31 @@ _OUTPUT = flags.DEFINE_string("output", None, "File that gets the model; replace
 
 def main(argv: list[str]) -> None:
     """Trains the tokenizer that the flags ask for and writes it in one piece."""
-    del argv
+    if len(argv) > 1:
+        raise ConfigError(f"argument {argv[1]!r} belongs to no flag. Quote globs: --shards='train-*'.")
     output = pathlib.Path(_OUTPUT.value or "")
-    try:
-        require(
-            output.parent.is_dir(), f"--output={output} lies in a folder that does not exist. Make it first."
-        )
-        shards = [open_shards(pattern) for pattern in _SHARDS.value or []]
-        require(
-            any(record.captions for records in shards for record in records),
-            f"--shards={','.join(_SHARDS.value or [])} hold no captions and no texts. Name shards with text.",
-        )
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from None
+    require(output.parent.is_dir(), f"--output={output} lies in a folder that does not exist. Make it first.")
+    shards = [open_shards(pattern) for pattern in _SHARDS.value or []]
+    require(
+        any(record.captions for records in shards for record in records),
+        f"--shards={','.join(_SHARDS.value or [])} hold no captions and no texts. Name shards with text.",
+    )
     texts = (text for records in shards for record in records for text in record.captions if text)
     unfinished = output.with_name(f".{output.name}")
-    unfinished.write_bytes(train_tokenizer(texts, vocab_size=_VOCAB_SIZE.value, max_texts=_MAX_TEXTS.value))
+    try:
+        model = train_tokenizer(texts, vocab_size=_VOCAB_SIZE.value, max_texts=_MAX_TEXTS.value)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--vocab_size={_VOCAB_SIZE.value} does not fit these texts ({str(error).rpartition(']')[2].strip()[:120]})"
+        ) from None
+    unfinished.write_bytes(model)
     os.replace(unfinished, output)
     print(f"{output}: {Tokenizer(str(output)).vocab_size:,} pieces")
 
 
 def run() -> None:
     """Entry point of the installed command `m3ae-train-tokenizer`."""
-    app.run(main)
+    run_program(main)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ PRECISION: dict[str, Dtype] = {"f32": "float32", "f64": "float64"}
 
 def load(name):
     path = GOLDEN / f"{name}.npz"
+    assert any(GOLDEN.glob("*.npz")), f"GOLDEN_DIR = {GOLDEN} holds no golden files"
     if "GOLDEN_DIR" in os.environ and not path.exists():
         pytest.skip(f"{path} does not exist")
     arrays = dict(np.load(path))

@@ -1,4 +1,4 @@
-"""Guards parity with the paper's code: numbers that it computed on tiny models (README in tests/golden).
+"""Guards parity with the paper's code: numbers that it computed on tiny models (`tests/golden/reference/`).
 
 `GOLDEN_DIR=DIR` checks the same files of another folder: other sizes, ratios and seeds.
 """

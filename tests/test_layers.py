@@ -12,7 +12,7 @@ FORBIDDEN = {
     "kernels": ["m3ae_tpu"],
     "m3ae_tpu/model": ["m3ae_tpu.data", "m3ae_tpu.train", "m3ae_tpu.evaluation", "m3ae_tpu.launch_flags"],
     "m3ae_tpu/data": ["m3ae_tpu.model", "m3ae_tpu.train", "m3ae_tpu.evaluation", "m3ae_tpu.launch_flags"],
-    "m3ae_tpu/train": ["m3ae_tpu.launch_flags"],
+    "m3ae_tpu/train": ["m3ae_tpu.evaluation", "m3ae_tpu.launch_flags"],
     "m3ae_tpu/evaluation": ["m3ae_tpu.launch_flags"],
     "m3ae_tpu": [],
     "configs": [f"m3ae_tpu.{name}" for name in ("kernels", "model", "data", "train", "evaluation")],

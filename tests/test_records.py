@@ -196,7 +196,7 @@ def test_the_starter_set_is_made_again_bit_for_bit_and_not_replaced_by_accident(
     ):
         assert (tmp_path / name).read_bytes() == (STARTER / name).read_bytes(), name
     refused = make_starter_set(f"--output={tmp_path}")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr == (
         f"error: --output={tmp_path} holds a set already. Name another folder, or add --overwrite.\n"
     )
@@ -204,7 +204,7 @@ def test_the_starter_set_is_made_again_bit_for_bit_and_not_replaced_by_accident(
 
 def test_a_folder_without_the_source_form_is_refused(tmp_path):
     refused = make_starter_set(f"--source={tmp_path}", f"--output={tmp_path}/out")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: --source={tmp_path} holds no pairs.jsonl.gz.")
 
 
@@ -213,3 +213,11 @@ def test_a_package_in_a_folder_that_looks_like_a_glob_is_found(tmp_path, monkeyp
     (tmp_path / "a[1]").mkdir()
     write_shards(tmp_path / "a[1]", "train", numbered(1))
     assert list(open_shards("starter/train-*")) == numbered(1)
+
+
+def test_a_missing_shard_of_a_set_is_named_unless_the_pattern_chooses(tmp_path):
+    write_shards(tmp_path, "train", numbered(6), num_shards=3)
+    (tmp_path / "train-00001-of-00003.array_record").unlink()
+    with pytest.raises(ConfigError, match=r"lacks .*train-00001-of-00003\. Copy or make it again"):
+        open_shards(f"{tmp_path}/train-*")
+    assert len(open_shards(f"{tmp_path}/train-0000[02]-of-00003*")) == 4

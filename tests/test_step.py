@@ -11,6 +11,7 @@ import pytest
 from m3ae_tpu.config import ConfigError
 from m3ae_tpu.configs import debug
 from m3ae_tpu.data.loader import make_loader
+from m3ae_tpu.kernels import reference
 from m3ae_tpu.sharding import by_example, make_mesh, replicated, require_even_batches
 from m3ae_tpu.train.card import tokens_seen
 from m3ae_tpu.train.flops import count_matmul_flops
@@ -61,17 +62,30 @@ def test_eight_devices_compute_what_one_does_and_compile_once(batches):
             np.testing.assert_allclose(got[name], wanted[name], rtol=2e-5, err_msg=name)
 
 
-def test_accumulated_parts_make_the_update_of_the_whole_batch(batches):
-    accumulating = dataclasses.replace(
-        CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, accumulation_steps=4, warmup_fraction=0.0)
+@pytest.mark.parametrize("draw", ["per_example", "per_batch"])
+def test_accumulated_parts_make_the_update_of_the_whole_batch(batches, draw):
+    whole = dataclasses.replace(
+        CONFIG,
+        optimizer=dataclasses.replace(CONFIG.optimizer, warmup_fraction=0.0),
+        masking=dataclasses.replace(CONFIG.masking, draw=draw),
     )
-    whole = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, warmup_fraction=0.0))
+    accumulating = dataclasses.replace(
+        whole, optimizer=dataclasses.replace(whole.optimizer, accumulation_steps=4)
+    )
     (_, got), (_, wanted) = on_one_device(accumulating, batches), on_one_device(whole, batches)
     for left, right in zip(got, wanted, strict=True):
         assert left.keys() == right.keys()
         for name in left:
             np.testing.assert_allclose(left[name], right[name], rtol=5e-4, err_msg=name)
     assert got[0]["hidden_words"] == wanted[0]["hidden_words"]
+
+
+def test_another_attention_trains_like_the_reference():
+    def other(qkv, valid, num_heads):
+        return reference.attention(qkv, valid, num_heads)
+
+    state = jax.eval_shape(lambda: init_state(CONFIG, attention_fn=other))
+    assert state.model.encoder.blocks.attention_fn is other
 
 
 def test_weight_decay_takes_matrices_and_nothing_else():

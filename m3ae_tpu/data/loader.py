@@ -226,7 +226,7 @@ def make_loader(
 def fingerprint(config: PretrainConfig) -> dict[str, Any]:
     """Returns what decides which example stands where, ready for JSON: a resumed run must find the same.
 
-    Shards count by file name and number of records, so they may be moved to another folder.
+    Shards count by file name and number of records.
     """
     sources = config.data.sources
     opened = [open_shards(source.shards) for source in sources]
@@ -259,14 +259,15 @@ def _fitting_tokenizer(config: PretrainConfig) -> Tokenizer:
 
 def _open_source(source: SourceConfig) -> Shards:
     shards = open_shards(source.shards)
-    first = shards[0]
-    lacks = "images" if source.kind != "text" and not first.image else ""
-    lacks = lacks or ("captions" if source.kind != "image" and not first.captions else "")
-    require(
-        not lacks,
-        f"kind = {source.kind!r} of source {source.shards} needs {lacks}, but {shards.place(0)} has none. "
-        "Set the kind that the shards hold ('paired', 'image' or 'text').",
-    )
+    for index in shards.starts():
+        first = shards[index]
+        lacks = "images" if source.kind != "text" and not first.image else ""
+        lacks = lacks or ("captions" if source.kind != "image" and not first.captions else "")
+        require(
+            not lacks,
+            f"kind = {source.kind!r} of source {source.shards} needs {lacks}, but {shards.place(index)} has none. "
+            "Set the kind that the shards hold ('paired', 'image' or 'text').",
+        )
     return shards
 
 

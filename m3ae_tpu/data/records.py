@@ -33,6 +33,7 @@ import glob
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ def resolve(pattern: str) -> list[str]:
     """Returns the files that a glob names, sorted; `starter/...` names the set in the package.
 
     Raises:
-        ConfigError: no file matches.
+        ConfigError: no file matches, or a shard of a numbered set is missing.
     """
     path = locate(pattern)
     # The package may be installed in a folder whose name looks like a glob.
@@ -113,7 +114,27 @@ def resolve(pattern: str) -> list[str]:
         f"shards = {pattern} matches no file. Check the path (relative ones start at "
         f"{os.getcwd()}), or use 'starter/train-*', the set that ships with the package.",
     )
+    _require_whole_set(pattern, paths)
     return paths
+
+
+def _require_whole_set(pattern: str, paths: Sequence[str]) -> None:
+    """Refuses a set of `NAME-00000-of-0000N` files with some missing, unless the pattern itself chooses among them."""
+    if re.search(r"-\d|\[", os.path.basename(pattern)):
+        return
+    found: dict[tuple[str, str], set[int]] = {}
+    for path in paths:
+        numbered = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)?", path)
+        if numbered:
+            found.setdefault((numbered[1], numbered[3]), set()).add(int(numbered[2]))
+    for (name, total), numbers in found.items():
+        missing = sorted(set(range(int(total))) - numbers)
+        require(
+            not missing,
+            f"shards = {pattern} lacks {name}-{missing[0] if missing else 0:05d}-of-{total}"
+            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}. Copy or make it again, or name the ones "
+            "that you mean (train-0000[0-3]-of-00008*).",
+        )
 
 
 def locate(path: str) -> str:
@@ -166,6 +187,10 @@ class Shards:
     def name_counts(self) -> list[list[str | int]]:
         """Returns file name and number of records of each shard, ready for JSON."""
         return [[os.path.basename(path), n] for path, n in zip(self.paths, self.counts, strict=True)]
+
+    def starts(self) -> list[int]:
+        """Returns the index of each shard's first record."""
+        return [0, *self._ends[:-1]]
 
     def place(self, index: int) -> str:
         """Returns where a record lies, for messages."""

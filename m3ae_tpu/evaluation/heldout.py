@@ -37,7 +37,7 @@ def heldout_reconstruction(
     - `image_loss`: mean squared error of hidden patches in the run's own target space, so with
       `loss.norm_pix_loss` of patches normalised one by one.
     - `image_loss_of_visible_mean`: the same for guessing, for every hidden pixel, the mean colour of the
-      same picture's visible patches, in the same space.
+      same picture's visible patches, in the same space; only where patches are visible.
     - `text_loss`, `text_accuracy`: over all hidden words of all draws, each word weighing the same
       (in training every example does).
     - `text_loss_with_other_image`, `text_accuracy_with_other_image`: the same words hidden from the same
@@ -127,12 +127,14 @@ def _score(
         target = image_targets(pixels, image_selection, model, config)
         opposite = masking.Selection(image_selection.hidden, image_selection.visible)
         visible = image_targets(pixels, opposite, model, config)
-        # One value for each channel: a mean patch, noisier, would be easier to beat.
-        color = visible.reshape(visible.shape[0], -1, 3).mean(axis=1)
-        visible_mean = jnp.tile(color, (1, target.shape[2] // 3))[:, None]
+        predictions = {"image_loss": guessed}
+        if visible.shape[1]:
+            # One value for each channel: a mean patch, noisier, would be easier to beat.
+            color = visible.reshape(visible.shape[0], -1, 3).mean(axis=1)
+            predictions["image_loss_of_visible_mean"] = jnp.tile(color, (1, target.shape[2] // 3))[:, None]
         weights = counts.astype(jnp.float32)
         sums["patches"] = weights.sum() * target.shape[1]
-        for name, prediction in (("image_loss", guessed), ("image_loss_of_visible_mean", visible_mean)):
+        for name, prediction in predictions.items():
             errors = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=2)
             sums[name] = (errors.sum(axis=1) * weights).sum()
     if text_selection is not None and logits is not None:

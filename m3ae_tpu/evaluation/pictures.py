@@ -132,12 +132,17 @@ def _reconstruct(
     if has_text:
         text_selection = masking.select_tokens(masking.row_keys(text_key, rows), text_valid, how)
     words = (text, text_valid) if has_text else (None, None)
-    guess = model.reconstruct(pixels, image_selection, *words, text_selection)
+    if any(source.kind == "paired" for source in config.data.sources):
+        guess = model.reconstruct(pixels, image_selection, *words, text_selection)
+        filled, logits = guess.patches, guess.logits
+    else:  # A run without pairs has never seen both together.
+        filled = model.reconstruct(pixels, image_selection, None, None, None).patches if has_image else None
+        logits = model.reconstruct(None, None, *words, text_selection).logits if has_text else None
     drawn = {}
-    if pixels is not None and image_selection is not None and guess.patches is not None:
-        drawn |= _fill_in(pixels, image_selection, guess.patches.astype(jnp.float32), model, config)
-    if text_selection is not None and guess.logits is not None:
-        chances = jax.nn.softmax(guess.logits.astype(jnp.float32), axis=2)
+    if pixels is not None and image_selection is not None and filled is not None:
+        drawn |= _fill_in(pixels, image_selection, filled.astype(jnp.float32), model, config)
+    if text_selection is not None and logits is not None:
+        chances = jax.nn.softmax(logits.astype(jnp.float32), axis=2)
         best, ids = jax.lax.top_k(chances, NUM_GUESSES)
         drawn |= {"guess_ids": ids, "guess_chances": best, "hidden_words": text_selection.hidden}
     return drawn

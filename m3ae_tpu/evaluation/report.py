@@ -74,7 +74,7 @@ def _lead(config: PretrainConfig, metrics: Sequence[Mapping[str, Any]], evaluati
 
 
 def _training_seconds(metrics: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the time of all steps by the rate of the line that each belongs to; starts and saves are left out."""
+    """Returns the time of all steps by the rate of the line that each belongs to; the start is left out."""
     steps = [0, *(line["step"] for line in metrics)]
     rates = [line.get("time/seconds_per_step", 0.0) for line in metrics]
     return sum((b - a) * rate for a, b, rate in zip(steps, steps[1:], rates, strict=False))

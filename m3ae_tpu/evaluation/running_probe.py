@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import PretrainConfig, require
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation.features import image_features
@@ -68,6 +68,11 @@ def read_probe_examples(
     if probe.test_shards:
         return train, read_labelled(probe.test_shards, **how, label_names=train.label_names)
     is_validation = assign_folds(train.group) == 0
+    require(
+        0 < is_validation.sum() < len(is_validation),
+        f"probe.train_shards = {probe.train_shards} gives {len(is_validation)} examples whose groups do not divide "
+        "into a part to learn from and one to be scored on. Set --probe.test_shards, or more --probe.max_examples.",
+    )
     return take(train, ~is_validation), take(train, is_validation)
 
 

@@ -44,7 +44,7 @@ def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         words = percent(evaluation["linear_probe_image_and_text/bag_of_words"])
         value = percent(evaluation["linear_probe_image_and_text/pretrained"])
         tile("Linear probe, pictures with captions", value, f"words of the caption alone {words}")
-    if "heldout/image_loss" in evaluation:
+    if "heldout/image_loss_of_visible_mean" in evaluation:
         loss, baseline = evaluation["heldout/image_loss"], evaluation["heldout/image_loss_of_visible_mean"]
         tile(
             "Error at hidden patches",

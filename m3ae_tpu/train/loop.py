@@ -138,7 +138,7 @@ class _Run:
         config, first = self._config, int(state.step)
         with Preemption() as preemption, Progress(config.num_steps, first) as progress:
             for step in range(first + 1, config.num_steps + 1):
-                batch, counts = next(self._batches)
+                batch, counts = self._next_batch()
                 if step == first + 1:
                     show_card(run_card(config, state, batch, self._data), "run")
                 state, metrics = step_fn(state, batch)
@@ -172,10 +172,16 @@ class _Run:
         _LOG.info("saved step %d in %s", done, self._checkpointer.folder)
         return done
 
+    def _next_batch(self) -> tuple[Batch, Counts]:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:  # What the loader makes of damaged data; it names file and record.
+            raise ConfigError(str(error)) from error
+
     def _check_finite(self) -> None:
-        """Waits for all dispatched steps and looks at each one's loss and gradient."""
+        """Waits for all dispatched steps and looks at each one's loss, gradient and new parameters."""
         for step, metrics, _ in self._pending:
-            for name in ("loss", "grad_norm"):
+            for name in ("loss", "grad_norm", "parameter_norm"):
                 value = float(metrics[name])
                 if not math.isfinite(value):
                     self._checkpointer.wait()

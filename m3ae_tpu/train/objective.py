@@ -66,6 +66,8 @@ def _kind_terms(
 ) -> tuple[Metrics, Metrics]:
     """Returns the terms of one kind's rows, and their counts."""
     image_key, text_key = jax.random.split(key)
+    if config.masking.draw == "per_batch":
+        rows = jnp.zeros_like(rows)  # One draw for all, in whatever parts the batch is computed.
     images = image_selection = text_selection = None
     text, text_valid = arrays.get("text"), arrays.get("text_valid")
     terms, counts = {}, {}

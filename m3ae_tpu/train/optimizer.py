@@ -1,5 +1,7 @@
 """AdamW as in the paper: linear warm-up, cosine decay, weight decay on matrices only."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 from jaxtyping import PyTree
@@ -21,14 +23,14 @@ def learning_rate_schedule(config: OptimizerConfig, *, batch_size: int, num_step
 
 
 def adamw(
-    config: OptimizerConfig, schedule: optax.Schedule, is_decayed: PyTree
+    config: OptimizerConfig, schedule: optax.Schedule, is_decayed: PyTree | Callable[[PyTree], PyTree]
 ) -> optax.GradientTransformation:
     """Returns AdamW with decoupled decay, after an optional clip of the gradient's global norm.
 
     Args:
         config: Betas, decay and clip.
         schedule: Rate by update.
-        is_decayed: A bool for each parameter; see `is_matrix`.
+        is_decayed: A bool for each parameter, or a function that returns them, see `is_matrix`.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     return optax.chain(

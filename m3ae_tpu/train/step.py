@@ -37,8 +37,7 @@ def make_optimizer(config: PretrainConfig) -> tuple[optax.GradientTransformation
     schedule = learning_rate_schedule(
         config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
     )
-    is_decayed = is_matrix(jax.eval_shape(lambda: init_model(config)))
-    return adamw(config.optimizer, schedule, is_decayed), schedule
+    return adamw(config.optimizer, schedule, is_matrix), schedule
 
 
 def init_state(config: PretrainConfig, attention_fn: AttentionFunction = reference.attention) -> TrainState:
@@ -68,8 +67,8 @@ def train_step(
         optimizer: From `make_optimizer(config)`.
 
     Returns:
-        The state after the step, and scalars: the terms of `reconstruction_loss` and `grad_norm`,
-        the gradient's global norm before any clip.
+        The state after the step, and scalars: the terms of `reconstruction_loss`, `grad_norm`, the gradient's
+        global norm before any clip, and `parameter_norm`, that of the parameters after the update.
     """
     key = step_key(config, state.step)
     rows = {kind: jnp.arange(next(iter(arrays.values())).shape[0]) for kind, arrays in batch.items()}
@@ -84,6 +83,7 @@ def train_step(
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, parameters)
         model = eqx.apply_updates(state.model, updates)
     metrics["grad_norm"] = optax.tree.norm(gradients)
+    metrics["parameter_norm"] = optax.tree.norm(eqx.filter(model, eqx.is_array))
     return TrainState(state.step + 1, model, optimizer_state), metrics
 
 

@@ -207,6 +207,12 @@ def _compare(path: pathlib.Path, config: PretrainConfig, tokenizer: bytes) -> li
         f"--workdir = {path} holds another run: {'; '.join(said[name] for name in others[:3])}{more}. "
         f"Give another --workdir, or the old {'value' if len(others) == 1 else 'values'}.",
     )
+    done = max((int(step.name) for step in path.glob("checkpoints/*") if step.name.isdigit()), default=0)
+    require(
+        config.num_steps >= done,
+        f"num_steps = {config.num_steps} is less than the {done} steps that --workdir = {path} has done. "
+        "Set more, or give another --workdir.",
+    )
     copy = path / TOKENIZER
     if copy.exists():
         old_sha256 = _sha256(copy.read_bytes())

@@ -1,4 +1,4 @@
-"""From a collection to shuffled shards: pure functions of a part and of a shard, and the process pool that runs them.
+"""From a collection to shuffled shards: pure functions of a part and of a shard.
 
 Every part is cleaned into a file of records of its own; then every shard takes its records out of these files. A
 record's place follows from the digest of its content and the seed, so the shards are a real shuffle and the same bytes

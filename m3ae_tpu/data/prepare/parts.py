@@ -19,6 +19,8 @@ class Part:
 
     format: Format
     urls: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Bytes of each file: a changed one makes another part."""
 
     def samples(self) -> Iterator[Sample]:
         """Yields what the files hold, in order."""
@@ -31,7 +33,7 @@ class Part:
 
     def key(self) -> str:
         """Returns a text that tells this part from others, and from itself with other files."""
-        return json.dumps([self.format, self.urls])
+        return json.dumps([self.format, self.urls, self.sizes])
 
 
 def find_parts(inputs: list[str], kind: str) -> list[Part]:
@@ -44,31 +46,43 @@ def find_parts(inputs: list[str], kind: str) -> list[Part]:
     Raises:
         ConfigError: an input does not exist or holds nothing to read.
     """
-    parts = []
+    parts: list[Part] = []
+    seen: set[str] = set()
     for given in inputs:
         found = _files(given)
         require(bool(found), f"--input = {given} does not exist or is an empty folder. Check the path.")
+        twice = seen.intersection(found)
+        require(
+            not twice, f"--input = {given} names {min(twice, default='')} a second time. Name each file once."
+        )
+        seen.update(found)
         by_format: dict[Format | None, list[str]] = {}
         for url in found:
             by_format.setdefault(file_format(url), []).append(url)
-        parts += _parts_of(by_format, given, kind)
+        parts += [
+            Part(format, urls, tuple(found[url] for url in urls))
+            for format, urls in _groups(by_format, given, kind)
+        ]
     return parts
 
 
-def _parts_of(by_format: dict[Format | None, list[str]], given: str, kind: str) -> list[Part]:
+def _groups(
+    by_format: dict[Format | None, list[str]], given: str, kind: str
+) -> list[tuple[Format, tuple[str, ...]]]:
+    """Returns the files of each part, and how they are read."""
     for format in ("tar", "parquet", "hdf5"):
         if by_format.get(format):
-            return [Part(format, (url,)) for url in by_format[format]]
+            return [(format, (url,)) for url in by_format[format]]
     tables = by_format.get("table", [])
     if kind == "text":
         require(
             bool(tables),
             f"--input = {given} holds no text to read. Give plain text, JSON lines, CSV or parquet.",
         )
-        return [Part("table", (url,)) for url in tables]
+        return [("table", (url,)) for url in tables]
     lists = [url for url in tables if _names_images(url)]
     if lists:
-        return [Part("table", (url,)) for url in lists]
+        return [("table", (url,)) for url in lists]
     # What is no text is taken for an image, a damaged one too: it is dropped with its reason, not passed over.
     texts = {url for url in tables if url.rsplit(".", 1)[-1].lower() in ("txt", "json", "csv", "tsv", "md")}
     images = sorted(url for urls in by_format.values() for url in urls if url not in texts)
@@ -76,7 +90,7 @@ def _parts_of(by_format: dict[Format | None, list[str]], given: str, kind: str) 
         bool(images), f"--input = {given} holds no images. Give a folder of images, tars, parquet or HDF5."
     )
     return [
-        Part("image", tuple(images[start : start + IMAGES_IN_A_PART]))
+        ("image", tuple(images[start : start + IMAGES_IN_A_PART]))
         for start in range(0, len(images), IMAGES_IN_A_PART)
     ]
 
@@ -87,16 +101,17 @@ def _names_images(url: str) -> bool:
     return first is not None and (first.image is not None or first.fault.startswith("unreadable image file"))
 
 
-def _files(given: str) -> list[str]:
-    """Returns all files of a folder and those below it, or the file, sorted; hidden ones are left out."""
+def _files(given: str) -> dict[str, int]:
+    """Returns all files of a folder and those below it, or the file, sorted, with sizes; hidden ones are left out."""
     try:
         system, root = fsspec.core.url_to_fs(given)
     except ImportError as error:
         raise ConfigError(f"--input = {given} needs another package: {error}.") from error
     except ValueError as error:
         raise ConfigError(f"--input = {given} cannot be opened: {error}.") from error
-    names = sorted(str(name) for name in system.find(root))
-    visible = [
-        name for name in names if not any(part.startswith(".") for part in name[len(root) :].split("/"))
-    ]
-    return [str(system.unstrip_protocol(name)) for name in visible]
+    found = system.find(root, detail=True)
+    return {
+        str(system.unstrip_protocol(name)): int(found[name].get("size") or 0)
+        for name in sorted(found)
+        if not any(part.startswith(".") for part in name[len(root) :].split("/"))
+    }
