@@ -143,6 +143,6 @@ def test_training_twice_gives_the_same_bytes_and_a_small_corpus_fewer_pieces(tmp
 )
 def test_what_the_program_cannot_use_is_named(tmp_path, flag, message):
     ended = program(f"--output={tmp_path}/t.model", flag)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stderr.startswith(message)
     assert list(tmp_path.iterdir()) == []

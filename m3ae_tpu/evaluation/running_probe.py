@@ -69,7 +69,7 @@ def read_probe_examples(
         return train, read_labelled(probe.test_shards, **how, label_names=train.label_names)
     is_validation = assign_folds(train.group) == 0
     require(
-        0 < is_validation.sum() < len(is_validation),
+        0 < int(is_validation.sum()) < len(is_validation),
         f"probe.train_shards = {probe.train_shards} gives {len(is_validation)} examples whose groups do not divide "
         "into a part to learn from and one to be scored on. Set --probe.test_shards, or more --probe.max_examples.",
     )
