@@ -20,7 +20,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=1_000,
+    num_steps=800,
     batch_size=64,
     model=ModelConfig(
         patch_size=8,
@@ -39,6 +39,6 @@ CONFIG = PretrainConfig(
         crop_area=(0.4, 1.0),
         num_workers=0,
     ),
-    checkpoint=CheckpointConfig(every_steps=250),
+    checkpoint=CheckpointConfig(every_steps=200),
     logging=LoggingConfig(every_steps=10),
 )
