@@ -5,7 +5,8 @@
     python -m pipelines.report runs/starter_long
 
 Score to expect: 0.52 in the linear probe of held-out pictures, between 0.50 and 0.53 by seed; the same encoder
-untrained 0.43, raw pixels 0.42. Needs: 30 to 50 minutes on two cores, by how busy they are.
+untrained 0.43, raw pixels 0.42. Needs: 30 to 50 minutes on two cores, an estimate
+from the time of a step; the score is of runs on a GPU.
 Data: the starter set's training split, which ships with the package.
 """
 

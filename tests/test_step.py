@@ -80,11 +80,16 @@ def test_accumulated_parts_make_the_update_of_the_whole_batch(batches, draw):
     assert got[0]["hidden_words"] == wanted[0]["hidden_words"]
 
 
-def test_another_attention_trains_like_the_reference():
+def test_a_step_takes_another_attention(batches):
     def other(qkv, valid, num_heads):
         return reference.attention(qkv, valid, num_heads)
 
-    state = jax.eval_shape(lambda: init_state(CONFIG, attention_fn=other))
+    def trained():
+        state = init_state(CONFIG, attention_fn=other)
+        batch = jax.tree.map(jnp.asarray, batches[0])
+        return train_step(state, batch, config=CONFIG, optimizer=make_optimizer(CONFIG)[0])
+
+    state, _ = jax.eval_shape(trained)
     assert state.model.encoder.blocks.attention_fn is other
 
 

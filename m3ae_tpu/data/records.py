@@ -34,7 +34,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -129,12 +129,12 @@ def _require_whole_set(pattern: str, paths: Sequence[str]) -> None:
             found.setdefault((numbered[1], numbered[3]), set()).add(int(numbered[2]))
     for (name, total), numbers in found.items():
         missing = sorted(set(range(int(total))) - numbers)
-        require(
-            not missing,
-            f"shards = {pattern} lacks {name}-{missing[0] if missing else 0:05d}-of-{total}"
-            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}. Copy or make it again, or name the ones "
-            "that you mean (train-0000[0-3]-of-00008*).",
-        )
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ConfigError(
+                f"shards = {pattern} lacks {name}-{missing[0]:05d}-of-{total}{more}. Copy or make it again, or name "
+                "the ones that you mean (train-0000[0-3]-of-00008*)."
+            )
 
 
 def locate(path: str) -> str:
@@ -244,12 +244,27 @@ def write_shards(
     paths = []
     for shard in range(num_shards):
         path = folder / f"{name}-{shard:05d}-of-{num_shards:05d}.array_record"
-        # A leading dot keeps an unfinished file out of every glob.
-        unfinished = folder / f".{path.name}"
-        writer = ArrayRecordWriter(str(unfinished), "group_size:1,zstd:19")
-        for record in records[shard * len(records) // num_shards : (shard + 1) * len(records) // num_shards]:
-            writer.write(encode_record(record))
-        writer.close()
-        os.replace(unfinished, path)
+        part = records[shard * len(records) // num_shards : (shard + 1) * len(records) // num_shards]
+        write_shard(path, part, "group_size:1,zstd:19")
         paths.append(str(path))
     return paths
+
+
+def write_shard(path: pathlib.Path, records: Iterable[Record], options: str) -> int:
+    """Writes one shard, in order, and returns its number of records; complete under its name, or not there.
+
+    Args:
+        path: The shard's file.
+        records: Taken one at a time.
+        options: Of ArrayRecord's writer.
+    """
+    # A leading dot keeps an unfinished file out of every glob.
+    unfinished = path.with_name(f".{path.name}")
+    writer = ArrayRecordWriter(str(unfinished), options)
+    count = 0
+    for record in records:
+        writer.write(encode_record(record))
+        count += 1
+    writer.close()
+    os.replace(unfinished, path)
+    return count

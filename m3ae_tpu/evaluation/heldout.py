@@ -16,7 +16,7 @@ from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.train.objective import image_targets
 
 NUM_DRAWS = 2
-"""Masks drawn for each example: one draw of words is too few to tell two pictures apart."""
+"""Masks drawn for each example; more make the figures of words steadier and cost their own time."""
 
 _SEED = 20_220_528  # Any; the same for all runs, so that their figures compare.
 

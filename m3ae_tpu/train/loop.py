@@ -175,7 +175,10 @@ class _Run:
     def _next_batch(self) -> tuple[Batch, Counts]:
         try:
             return next(self._batches)
-        except RuntimeError as error:  # What the loader makes of damaged data; it names file and record.
+        except RuntimeError as error:
+            # The loader's own, of damaged data, names file and record. JAX's errors are of a class below it.
+            if type(error) is not RuntimeError:
+                raise
             raise ConfigError(str(error)) from error
 
     def _check_finite(self) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from m3ae_tpu.data.prepare.cleaning import CleaningOptions, Unfit, clean_sample
 from m3ae_tpu.data.prepare.parts import Part
-from m3ae_tpu.data.records import Record, decode_record, encode_record
+from m3ae_tpu.data.records import Record, decode_record, encode_record, write_shard
 
-_SPILLED = "group_size:1,uncompressed"
+_STORED = "group_size:1,uncompressed"
 
 
 def place_of(record_id: str, seed: int) -> bytes:
@@ -67,7 +67,7 @@ def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.
     sides: collections.Counter[str] = collections.Counter()
     lengths: collections.Counter[str] = collections.Counter()
     unfinished = folder / f"{name}.unfinished"
-    writer = ArrayRecordWriter(str(unfinished), _SPILLED)
+    writer = ArrayRecordWriter(str(unfinished), _STORED)
     for sample in part.samples():
         given += 1
         try:
@@ -95,21 +95,6 @@ def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.
     )
     write_text(summary, json.dumps(dataclasses.asdict(part_done)))
     return part_done
-
-
-def write_shard(records: Iterable[Record], path: pathlib.Path) -> dict[str, Any]:
-    """Writes one shard in the order given and returns its line of the manifest: records, bytes, sha256."""
-    unfinished = path.with_name(f".{path.name}")
-    writer = ArrayRecordWriter(str(unfinished), _SPILLED)
-    count = 0
-    for record in records:
-        writer.write(encode_record(record))
-        count += 1
-    writer.close()
-    digest = file_digest(unfinished)
-    size = unfinished.stat().st_size
-    os.replace(unfinished, path)
-    return {"records": count, "bytes": size, "sha256": digest}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +137,9 @@ def gather_shard(task: ShardTask) -> dict[str, Any]:
             elif not task.drop_duplicates:
                 yield dataclasses.replace(record, id=f"{record.id}-{copies}")
 
-    line = write_shard(records(), task.path) | {"duplicates": duplicates}
+    count = write_shard(task.path, records(), _STORED)
+    size, digest = task.path.stat().st_size, file_digest(task.path)
+    line = {"records": count, "bytes": size, "sha256": digest, "duplicates": duplicates}
     write_text(summary, json.dumps(line))
     return line
 

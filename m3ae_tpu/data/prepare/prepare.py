@@ -2,6 +2,8 @@
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
+import contextlib
 import dataclasses
 import functools
 import json
@@ -175,30 +177,20 @@ def _counted[T](results: Iterable[T], stage: str, total: int, report: Report) ->
         yield result
 
 
-class _pool:
-    """A map over processes that keeps the order, or a plain one for a single worker."""
-
-    def __init__(self, num_workers: int):
-        self._num_workers = num_workers
-        self._executor: concurrent.futures.ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Callable[..., Iterator[Any]]:
-        if self._num_workers <= 1:
-            return map
-        context = multiprocessing.get_context("spawn")
-        self._executor = concurrent.futures.ProcessPoolExecutor(self._num_workers, mp_context=context)
-        return self._map
-
-    def _map(self, function: Callable[..., Any], items: Iterable[Any]) -> Iterator[Any]:
-        assert self._executor is not None
-        try:
-            yield from self._executor.map(function, items)
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise ConfigError(
-                f"a worker process died ({error}), most likely for want of memory. "
-                "Start again, which goes on from here, with a smaller --num_workers."
-            ) from error
-
-    def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+@contextlib.contextmanager
+def _pool(num_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Gives a map that keeps the order: over processes, or a plain one for a single worker."""
+    if num_workers <= 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    executor = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context)
+    try:
+        yield executor.map
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise ConfigError(
+            f"a worker process died ({error}), most likely for want of memory. "
+            "Start again, which goes on from here, with a smaller --num_workers."
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
