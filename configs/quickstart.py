@@ -3,7 +3,9 @@
     make quickstart
     python -m pipelines.pretrain --config=quickstart --workdir=runs/quickstart
 
-Data: the starter set's training split (3,894 pictures with captions), which ships with the package.
+Data: the starter set's training split, which ships with the package: 3,894 pictures with captions, 300 pictures
+without, 10,672 texts without a picture. A row weighs the same whatever its kind: pictures and texts alone get the
+pairs' loss weights times their rows over the pairs' rows.
 Needs: two CPU cores and about nine minutes, an estimate from a run of 1,000 steps that took ten.
 Score to expect: 0.46 in the linear probe of held-out pictures; the same encoder untrained 0.43, raw pixels 0.42.
 """
@@ -12,6 +14,7 @@ from m3ae_tpu.config import (
     CheckpointConfig,
     DataConfig,
     LoggingConfig,
+    LossConfig,
     ModelConfig,
     OptimizerConfig,
     PretrainConfig,
@@ -21,7 +24,7 @@ from m3ae_tpu.config import (
 
 CONFIG = PretrainConfig(
     num_steps=800,
-    batch_size=64,
+    batch_size=80,
     model=ModelConfig(
         patch_size=8,
         vocab_size=4_000,
@@ -30,9 +33,14 @@ CONFIG = PretrainConfig(
         compute_dtype="float32",
         unroll=4,
     ),
-    optimizer=OptimizerConfig(base_learning_rate=1.2e-2, warmup_fraction=0.1, clip_norm=1.0),
+    loss=LossConfig(unpaired_image_weight=0.125, unpaired_text_weight=0.0625),
+    optimizer=OptimizerConfig(base_learning_rate=9.6e-3, warmup_fraction=0.1, clip_norm=1.0),
     data=DataConfig(
-        sources=(SourceConfig(text_length=24),),
+        sources=(
+            SourceConfig(weight=64.0, text_length=24),
+            SourceConfig(kind="image", shards="starter/images-*", weight=8.0),
+            SourceConfig(kind="text", shards="starter/texts-*", weight=8.0, text_length=40),
+        ),
         image_size=64,
         image_mean=(0.835, 0.793, 0.756),
         image_std=(0.264, 0.289, 0.317),

@@ -179,8 +179,15 @@ class SourceConfig:
     """Share of a batch's rows, relative to the other sources' weights."""
     text_length: int = 64
     """Tokens of a text; longer ones are cut, shorter ones padded."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Which of the shards' records, from share to share in their order. The same shards as `paired` with (0, 0.25), as
+    `image` and as `text` with (0.25, 1) leave a quarter of the pairs together."""
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.part[0] < self.part[1] <= 1,
+            f"part = {self.part} of source {self.shards} is no range within [0, 1]. Set (0.0, 1.0) for all records.",
+        )
         require(self.weight > 0, f"weight = {self.weight} of source {self.shards} is not positive. Set 1.")
         require(self.text_length >= 1, f"text_length = {self.text_length} is not positive. Set 64.")
 

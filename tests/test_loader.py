@@ -108,6 +108,34 @@ def numbered(n: int) -> list[Record]:
     return records
 
 
+def test_parts_of_the_same_shards_share_no_record(tmp_path):
+    write_shards(tmp_path, "pairs", numbered(24))
+    shards, apart = f"{tmp_path}/pairs-*", (0.25, 1.0)
+    sources = (
+        SourceConfig(shards=shards, weight=6.0, text_length=32, part=(0.0, 0.25)),
+        SourceConfig(kind="image", shards=shards, weight=18.0, part=apart),
+        SourceConfig(kind="text", shards=shards, weight=18.0, text_length=32, part=apart),
+    )
+    config = dataclasses.replace(config_of(tmp_path, sources=sources), batch_size=42)
+    batch = make_loader(config).batch_at(0)[0]
+    seen = {
+        kind: sorted(round(float(image.mean()) / 10) for image in batch[kind]["image"])
+        for kind in ("paired", "image")
+    }
+    assert seen == {"paired": list(range(6)), "image": list(range(6, 24))}
+    read = {kind: {TOKENIZER.decode(text) for text in batch[kind]["text"]} for kind in ("paired", "text")}
+    assert read["paired"] == {f"number {index}" for index in range(6)}
+    assert read["text"] == {f"number {index}" for index in range(6, 24)}
+    assert [source["records"] for source in fingerprint(config)["sources"]] == [6, 18, 18]
+
+
+def test_a_part_without_a_record_is_refused(tmp_path):
+    write_shards(tmp_path, "pairs", numbered(3))
+    sources = (SourceConfig(shards=f"{tmp_path}/pairs-*", part=(0.4, 0.6)),)
+    with pytest.raises(ConfigError, match=r"part = \(0\.4, 0\.6\) of source .* holds none of its 3 records"):
+        make_loader(config_of(tmp_path, sources=sources))
+
+
 def test_every_record_comes_once_an_epoch_in_a_new_order_with_its_own_caption(tmp_path):
     write_shards(tmp_path, "pairs", numbered(24), num_shards=2)
     loader = make_loader(pairs_of(tmp_path))

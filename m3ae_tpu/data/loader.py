@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
 from m3ae_tpu.data.images import decode_image, may_mirror, random_resized_crop
-from m3ae_tpu.data.mixture import Plan, draw_seed, rows_per_source
+from m3ae_tpu.data.mixture import Plan, draw_seed, records_in_part, rows_per_source
 from m3ae_tpu.data.records import Batch, Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer
 
@@ -211,9 +211,10 @@ def make_loader(
     for index, source in enumerate(sources):
         shards = _open_source(source)
         prepare = PrepareRow(DecodedExamples(shards, source.kind), config)
+        used = records_in_part(source, len(shards))
         # Before mixing and slicing: the random numbers of a row hang on its place in this very dataset.
         streams.append(
-            grain.MapDataset.range(len(shards))
+            grain.MapDataset.range(used.start, used.stop)
             .shuffle(seed=draw_seed(config.seed, index, "order"))
             .repeat(None)
             .random_map(prepare, seed=draw_seed(config.seed, index, "augment"))
@@ -239,6 +240,8 @@ def fingerprint(config: PretrainConfig) -> dict[str, Any]:
                 "rows": rows,
                 "text_length": source.text_length,
                 "shards": shards.name_counts(),
+                "records": len(records_in_part(source, len(shards))),
+                "part": list(source.part),
             }
             for source, rows, shards in zip(sources, rows_per_source(config), opened, strict=True)
         ],

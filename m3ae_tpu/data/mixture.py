@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import grain
 
-from m3ae_tpu.config import Kind, PretrainConfig, require
+from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
 
 _ENDLESS = 2**40
 """Steps after which the stream ends: at a thousand a second, in 35 years."""
@@ -38,6 +38,20 @@ def rows_per_source(config: PretrainConfig) -> tuple[int, ...]:
             f"{config.batch_size}. Set a weight of {total / config.batch_size:g} or more, or a larger batch_size.",
         )
     return tuple(rows)
+
+
+def records_in_part(source: SourceConfig, count: int) -> range:
+    """Returns the indices that a source uses of its shards' `count` records; parts that meet share none.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    first, end = (math.floor(count * share) for share in source.part)
+    require(
+        first < end,
+        f"part = {source.part} of source {source.shards} holds none of its {count} records. Set a wider part.",
+    )
+    return range(first, end)
 
 
 def draw_seed(seed: int, source: int, purpose: str) -> int:

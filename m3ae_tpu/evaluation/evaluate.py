@@ -88,12 +88,13 @@ def read_examples(
     Raises:
         ConfigError: shards that cannot be read or have no labels.
     """
-    lengths = [source.text_length for source in run.config.data.sources if source.kind != "image"]
+    # As pairs were trained, where there are any: texts alone may be longer.
+    length_by_kind = {source.kind: source.text_length for source in run.config.data.sources}
     return read_labelled(
         shards,
         image_size=run.config.data.image_size,
         tokenizer=run.tokenizer,
-        text_length=max(lengths, default=1),
+        text_length=length_by_kind.get("paired", length_by_kind.get("text", 1)),
         label_names=label_names,
     )
 

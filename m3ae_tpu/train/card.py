@@ -40,7 +40,7 @@ def run_card(
         config.data.sources, rows_per_source(config), fingerprint["sources"], strict=True
     ):
         encoder, decoder = tokens_seen(config, source.kind, source.text_length)
-        records = sum(count for _, count in counted["shards"])
+        records = counted["records"]
         epochs = rows * config.num_steps / records
         card.append(
             (
