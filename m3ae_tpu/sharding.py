@@ -1,5 +1,7 @@
 """The mesh of devices and how arrays lie on it."""
 
+import math
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -37,9 +39,12 @@ def require_even_batches(config: PretrainConfig, mesh: Mesh) -> None:
         rows[source.kind] = rows.get(source.kind, 0) + count
     for kind, count in rows.items():
         near = -(-config.batch_size // parts) * parts
+        fix = f"--batch_size={near}{' and fitting weights' if len(rows) > 1 else ''}"
+        if count % mesh.size == 0:
+            fix = f"--optimizer.accumulation_steps={math.gcd(count // mesh.size, parts // mesh.size)}, or {fix}"
         require(
             count % parts == 0,
             f"batch_size = {config.batch_size} gives {count} rows of kind {kind!r}, which do not divide over "
             f"{mesh.size} devices x {config.optimizer.accumulation_steps} accumulation steps. "
-            f"Set --batch_size={near}{' and fitting weights' if len(rows) > 1 else ''}.",
+            f"Set {fix}.",
         )

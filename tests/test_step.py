@@ -111,6 +111,13 @@ def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
         require_even_batches(config, make_mesh())
 
 
+def test_parts_that_do_not_divide_are_refused_with_the_largest_number_that_does():
+    optimizer = dataclasses.replace(CONFIG.optimizer, accumulation_steps=4)
+    config = dataclasses.replace(CONFIG, batch_size=16, optimizer=optimizer)
+    with pytest.raises(ConfigError, match=r"--optimizer\.accumulation_steps=2, or --batch_size=32"):
+        require_even_batches(config, make_mesh())
+
+
 def test_flops_count_the_body_of_a_scan_as_often_as_it_runs():
     weights, x = jnp.ones((5, 4, 4)), jnp.ones((3, 4))
 
