@@ -41,7 +41,9 @@ def require_even_batches(config: PretrainConfig, mesh: Mesh) -> None:
         near = -(-config.batch_size // parts) * parts
         fix = f"--batch_size={near}{' and fitting weights' if len(rows) > 1 else ''}"
         if count % mesh.size == 0:
-            fix = f"--optimizer.accumulation_steps={math.gcd(count // mesh.size, parts // mesh.size)}, or {fix}"
+            fix = (
+                f"--optimizer.accumulation_steps={math.gcd(count // mesh.size, parts // mesh.size)}, or {fix}"
+            )
         require(
             count % parts == 0,
             f"batch_size = {config.batch_size} gives {count} rows of kind {kind!r}, which do not divide over "

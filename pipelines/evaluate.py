@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 
 from m3ae_tpu.config import ConfigError
+from m3ae_tpu.files import write_whole
 from m3ae_tpu.launch_flags import run_program
 
 _WORKDIR = flags.DEFINE_string(
@@ -43,9 +44,7 @@ def evaluate(workdir: pathlib.Path, train_shards: str, test_shards: str) -> dict
         run = load_trained_run(workdir)
         results = evaluate_run(run, tell, train_shards=train_shards, test_shards=test_shards)
     path = workdir / EVALUATION
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
     return results
 
 

@@ -9,7 +9,6 @@ source gives the same files. Takes some seconds; needs no network.
 """
 
 import gzip
-import hashlib
 import json
 import os
 import pathlib
@@ -20,6 +19,7 @@ from absl import flags
 
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.records import STARTER, Record, open_shards, write_shards
+from m3ae_tpu.files import file_sha256, write_whole
 from m3ae_tpu.launch_flags import run_program
 
 _SOURCE = flags.DEFINE_string("source", str(STARTER / "source"), "Folder of the source form.")
@@ -70,13 +70,13 @@ def make_starter_set(
         "shards": {
             os.path.basename(path): {
                 "records": len(open_shards(path)),
-                "sha256": hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest(),
+                "sha256": file_sha256(pathlib.Path(path)),
             }
             for path in paths
         },
     }
-    _write(output / "ATTRIBUTION.md", (source / "ATTRIBUTION.md").read_text())
-    _write(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_whole(output / "ATTRIBUTION.md", (source / "ATTRIBUTION.md").read_text())
+    write_whole(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
@@ -98,12 +98,6 @@ def _example(row: dict[str, Any], images: zipfile.ZipFile) -> Record:
         creator=row["creator"],
         license=row["license"],
     )
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def main(argv: list[str]) -> None:

@@ -7,7 +7,6 @@ Unigram pieces with byte fallback: no character is unknown. Ids: padding 0, unkn
 Give shards that are trained on, never those that a run is judged on.
 """
 
-import os
 import pathlib
 
 from absl import flags
@@ -15,6 +14,7 @@ from absl import flags
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.records import open_shards
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
+from m3ae_tpu.files import write_whole
 from m3ae_tpu.launch_flags import run_program
 
 _SHARDS = flags.DEFINE_list("shards", ["starter/train-*", "starter/texts-*"], "Globs of ArrayRecord shards.")
@@ -42,15 +42,13 @@ def main(argv: list[str]) -> None:
         f"--shards={','.join(_SHARDS.value or [])} hold no captions and no texts. Name shards with text.",
     )
     texts = (text for records in shards for record in records for text in record.captions if text)
-    unfinished = output.with_name(f".{output.name}")
     try:
         model = train_tokenizer(texts, vocab_size=_VOCAB_SIZE.value, max_texts=_MAX_TEXTS.value)
     except RuntimeError as error:
         raise ConfigError(
             f"--vocab_size={_VOCAB_SIZE.value} does not fit these texts ({str(error).rpartition(']')[2].strip()[:120]})"
         ) from None
-    unfinished.write_bytes(model)
-    os.replace(unfinished, output)
+    write_whole(output, model)
     print(f"{output}: {Tokenizer(str(output)).vocab_size:,} pieces")
 
 

@@ -37,6 +37,16 @@ def imported_names(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def test_no_import_is_relative():
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert wrong == []
+
+
 def is_below(name, prefix):
     return name == prefix or name.startswith(f"{prefix}.")
 

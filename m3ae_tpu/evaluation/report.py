@@ -2,7 +2,6 @@
 
 import html
 import importlib.resources
-import os
 import pathlib
 import platform
 import string
@@ -13,6 +12,7 @@ from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.evaluation import sections
 from m3ae_tpu.evaluation.charts import Level, Series, line_chart
 from m3ae_tpu.evaluation.pictures import Picture
+from m3ae_tpu.files import write_whole
 
 FILE_NAME = "report.html"
 
@@ -51,9 +51,7 @@ def write_report(
         workdir=html.escape(str(workdir)),
     )
     path = workdir / FILE_NAME
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, page)
     return path
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from m3ae_tpu.files import file_sha256
+
 FILE_NAME = "digests.json"
 
 
@@ -20,7 +22,7 @@ def write_digests(folder: pathlib.Path, items: Iterable[str]) -> None:
     To be called before `folder` is renamed to its final name, which makes both appear at once.
     """
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for item in items
         for path in sorted((folder / item).rglob("*"))
         if path.is_file()
@@ -43,7 +45,7 @@ def find_damage(folder: pathlib.Path) -> str:
             return f"{path} is missing"
         if path.stat().st_size != num_bytes:
             return f"{path} has {path.stat().st_size} bytes, {num_bytes} were written"
-        if _file_sha256(path) != sha256:
+        if file_sha256(path) != sha256:
             return f"{path} has another SHA-256 than what was written"
     return ""
 
@@ -61,8 +63,3 @@ def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
 def json_sha256(value: Any) -> str:
     """Returns a digest of a JSON value; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _file_sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
