@@ -2,7 +2,9 @@
 
 import io
 import math
+import platform
 import re
+import sys
 
 import numpy as np
 import simplejpeg
@@ -14,6 +16,14 @@ _MAX_PIXELS = 64_000_000
 
 _CROP_ASPECT = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
+
+# The one common platform for which there is no wheel of it; Pillow does its work there, at a quarter of the speed.
+_HAS_FAST_RESIZER = (sys.platform, platform.machine()) != ("linux", "aarch64")
+if _HAS_FAST_RESIZER:
+    from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
+    # The cubic that Pillow calls bicubic, a = -0.5, stretched over the source's pixels where it shrinks.
+    _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
@@ -79,8 +89,23 @@ def random_resized_crop(
 
     The box is cut out first, as in the paper's code, so that no pixel outside of it takes part.
     """
-    box = draw_crop(image.shape[0], image.shape[1], area, rng)
-    return np.asarray(Image.fromarray(image).crop(box).resize((size, size), Image.Resampling.BICUBIC))
+    left, top, right, bottom = draw_crop(image.shape[0], image.shape[1], area, rng)
+    return resize(image[top:bottom, left:right], size)
+
+
+def resize(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes to a square, bicubic with antialiasing: Pillow's BICUBIC to rounding, several times faster.
+
+    In whole numbers, so that every processor of a platform gives the same bits.
+    """
+    if not _HAS_FAST_RESIZER:
+        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    height, width = image.shape[:2]
+    source = ImageData(width, height, PixelType.U8x3, image.tobytes())
+    resized = ImageData(size, size, PixelType.U8x3)
+    # Not shared: it may serve one thread at a time only.
+    Resizer().resize(source, resized, _BICUBIC)
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
 def resize_and_crop_center(
