@@ -62,6 +62,20 @@ def test_eight_devices_compute_what_one_does_and_compile_once(batches):
             np.testing.assert_allclose(got[name], wanted[name], rtol=2e-5, err_msg=name)
 
 
+def test_the_step_mirrors_the_images_that_the_loader_marked(batches):
+    pairs = batches[0]["paired"]
+    assert pairs["flip"].any()
+    assert not pairs["flip"].all()
+    by_hand = np.where(pairs["flip"][:, None, None, None], pairs["image"][:, :, ::-1], pairs["image"])
+    mirrored = {"paired": {**pairs, "image": by_hand, "flip": np.zeros_like(pairs["flip"])}}
+    unmarked = {"paired": {**pairs, "flip": np.zeros_like(pairs["flip"])}}
+    losses = [
+        on_one_device(CONFIG, [batch])[1][0]["image_loss"] for batch in (batches[0], mirrored, unmarked)
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
 @pytest.mark.parametrize("draw", ["per_example", "per_batch"])
 def test_accumulated_parts_make_the_update_of_the_whole_batch(batches, draw):
     whole = dataclasses.replace(

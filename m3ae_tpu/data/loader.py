@@ -36,6 +36,8 @@ class Row:
     kind: Kind
     image: UInt8[np.ndarray, "size size 3"] | None
     caption: str | None
+    flip: bool = False
+    """Whether the train step mirrors the image."""
 
 
 class DecodedExamples:
@@ -80,14 +82,13 @@ class PrepareRow(grain.transforms.RandomMap):
         kind = self.examples.kind
         try:
             captions, image = self.examples[element]
-            caption = None
+            caption, flip = None, False
             if kind != "image":
                 caption = captions[rng.integers(len(captions))] if captions else ""
             if image is not None:
                 image = random_resized_crop(image, self.data.image_size, area=self.data.crop_area, rng=rng)
-                if rng.uniform() < self.data.flip_probability and may_mirror(caption or ""):
-                    image = image[:, ::-1]
-            return Row(kind, image, caption)
+                flip = rng.uniform() < self.data.flip_probability and may_mirror(caption or "")
+            return Row(kind, image, caption, flip)
         # Built-in, with one string: other exceptions may not survive the way out of a worker process, and the
         # training process would wait for ever.
         except Exception as error:
@@ -107,8 +108,9 @@ class Collate:
         kinds: dict[Kind, None] = dict.fromkeys(row.kind for row in rows)
         for kind in kinds:
             images = [row.image for row in rows if row.kind == kind and row.image is not None]
+            flips = [row.flip for row in rows if row.kind == kind]
             captions = [row.caption for row in rows if row.kind == kind and row.caption is not None]
-            batch[kind] = {"image": np.stack(images)} if images else {}
+            batch[kind] = {"image": np.stack(images), "flip": np.array(flips)} if images else {}
             if captions and self.tokenizer is not None:
                 text, text_valid, num_truncated = self.tokenizer.encode(captions, self.text_lengths[kind])
                 batch[kind] |= {"text": text, "text_valid": text_valid}

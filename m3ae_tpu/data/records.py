@@ -19,12 +19,12 @@ a single record can be read at random without decoding its neighbours.
 A **batch**, as the loader yields it, is a dict from kind to NumPy arrays; a kind is there only if the
 config has rows of it:
 
-    batch["paired"] = {"image": uint8 [rows, size, size, 3], "text": int32 [rows, text_length],
-                       "text_valid": bool [rows, text_length]}
-    batch["image"]  = {"image": ...}
+    batch["paired"] = {"image": uint8 [rows, size, size, 3], "flip": bool [rows],
+                       "text": int32 [rows, text_length], "text_valid": bool [rows, text_length]}
+    batch["image"]  = {"image": ..., "flip": ...}
     batch["text"]   = {"text": ..., "text_valid": ...}
 
-Padding has id 0 and `text_valid` False; the row of an empty caption is padding all through.
+`flip` tells the train step which images to mirror: on the device, where it costs nothing. Padding has id 0 and `text_valid` False; the row of an empty caption is padding all through.
 """
 
 import bisect

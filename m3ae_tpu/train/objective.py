@@ -72,8 +72,11 @@ def _kind_terms(
     text, text_valid = arrays.get("text"), arrays.get("text_valid")
     terms, counts = {}, {}
     if "image" in arrays:
+        images = arrays["image"]
+        if "flip" in arrays:
+            images = jnp.where(arrays["flip"][:, None, None, None], images[:, :, ::-1], images)
         images = patches.normalize_images(
-            arrays["image"],
+            images,
             config.data.image_mean,
             config.data.image_std,
             np.promote_types(model.compute_dtype, np.float32),
