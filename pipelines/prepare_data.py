@@ -49,8 +49,9 @@ def main(argv: list[str]) -> None:
     import rich.progress
 
     from m3ae_tpu.data.prepare.cleaning import CleaningOptions
+    from m3ae_tpu.data.prepare.convert import DROPPED, MANIFEST, PrepareOptions
     from m3ae_tpu.data.prepare.parts import find_parts
-    from m3ae_tpu.data.prepare.prepare import DROPPED, MANIFEST, PrepareOptions, prepare
+    from m3ae_tpu.data.prepare.prepare import prepare
 
     options = PrepareOptions(
         cleaning=CleaningOptions(
