@@ -8,6 +8,7 @@ interrupted.
 import collections
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -161,6 +162,13 @@ def require_no_empty_shard(filled: int, num_shards: int) -> None:
         f"--num_shards = {num_shards} leaves {num_shards - filled} shards without records. Set it lower, or leave it "
         "out, and start again: what was cleaned is kept.",
     )
+
+
+def drop_lines(summaries: Iterable[Summary]) -> Iterator[str]:
+    """Yields the lines of `dropped.jsonl`, in the order of the input."""
+    for part in summaries:
+        for place, reason in part.dropped:
+            yield json.dumps({"place": place, "reason": reason}) + "\n"
 
 
 def make_manifest(

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.prepare.archives import read_tar
-from m3ae_tpu.data.prepare.columns import hdf5_rows, parquet_row_groups, read_hdf5, read_parquet
+from m3ae_tpu.data.prepare.hdf5 import hdf5_rows, read_hdf5
+from m3ae_tpu.data.prepare.parquet import parquet_row_groups, read_parquet
 from m3ae_tpu.data.prepare.samples import Format, Sample, file_format, file_system, is_remote
 from m3ae_tpu.data.prepare.tables import read_image_files, read_table, table_holds, table_spans
 
@@ -111,7 +112,13 @@ def _groups(formats: dict[str, Format], given: str, kind: str) -> list[tuple[For
     for url, format in formats.items():
         by_format.setdefault(format, []).append(url)
     tables = by_format.get("table", [])
-    if any(by_format.get(format) for format in ("tar", "parquet", "hdf5")):
+    in_containers = any(by_format.get(format) for format in ("tar", "parquet", "hdf5"))
+    # Among images a damaged one may look like the start of a parquet file.
+    holds = {url: table_holds(url) for url in tables} if by_format.get("image") or not in_containers else {}
+    lists = [url for url in tables if holds.get(url) == "images"]
+    if lists and kind != "text":
+        return [("table", (url,)) for url in lists]
+    if in_containers:
         # Beside tars, img2dataset leaves the list of what it downloaded.
         read: list[Format] = ["tar", "hdf5", *([] if by_format.get("tar") else ["parquet"])]
         found: list[tuple[Format, tuple[str, ...]]] = [
@@ -127,10 +134,6 @@ def _groups(formats: dict[str, Format], given: str, kind: str) -> list[tuple[For
             f"--input = {given} holds no text to read. Give plain text, JSON lines, CSV or parquet.",
         )
         return [(format, (url,)) for format in ("table", "unknown") for url in by_format.get(format, [])]
-    holds = {url: table_holds(url) for url in tables}
-    lists = [url for url in tables if holds[url] == "images"]
-    if lists:
-        return [("table", (url,)) for url in lists]
     # What is no text is taken for an image, a damaged one too: it is dropped with its reason, not passed over.
     images = sorted(set(formats) - _texts(formats))
     require(
@@ -184,9 +187,9 @@ def _pieces(part: Part, kind: str) -> list[Part]:
         if counts and prefix not in counts:
             names = ", ".join(f"{url}#{name.rstrip('_')}" for name in counts if name)
             raise ConfigError(f"--input = {url} holds several sets. Name one: {names}.")
-        starts = range(0, max(1, counts.get(prefix, 0)), step)
+        starts = range(0, max(1, counts.get(prefix, 0)), 2 * step)
         return [
-            piece(prefix=prefix, start=start, stop=None if start == starts[-1] else start + step)
+            piece(prefix=prefix, start=start, stop=None if start == starts[-1] else start + starts.step)
             for start in starts
         ]
     return [part]

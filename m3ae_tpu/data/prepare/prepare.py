@@ -27,6 +27,7 @@ from m3ae_tpu.data.prepare.convert import (
     Summary,
     clean,
     count_shards,
+    drop_lines,
     first_place,
     gather_shard,
     make_manifest,
@@ -97,13 +98,6 @@ def prepare(
     _write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(work)
     return manifest
-
-
-def drop_lines(summaries: Iterable[Summary]) -> Iterator[str]:
-    """Yields the lines of `dropped.jsonl`, in the order of the input."""
-    for part in summaries:
-        for place, reason in part.dropped:
-            yield json.dumps({"place": place, "reason": reason}) + "\n"
 
 
 def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.Path) -> Summary:

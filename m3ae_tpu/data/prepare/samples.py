@@ -107,7 +107,7 @@ def open_file(url: str) -> Iterator[Any]:  # A binary file; those of five librar
         elif start[:3] == b"BZh":
             unpacked = bz2.BZ2File(file)
         elif start == b"\xfd7zXZ\x00":
-            unpacked = lzma.open(file)
+            unpacked = lzma.LZMAFile(file)  # noqa: SIM115
         elif start[:4] == b"\x28\xb5\x2f\xfd":
             unpacked = io.BufferedReader(module("pyarrow", url).CompressedInputStream(file, "zstd"))
         yield unpacked if unpacked is file else stack.enter_context(unpacked)
