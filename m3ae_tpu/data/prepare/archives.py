@@ -48,27 +48,27 @@ def read_tar(url: str) -> Iterator[Sample]:
     """
     usual: set[str] = set()  # Endings of the fullest sample so far.
     hidden = False  # Whether a damaged header is not yet laid to any sample.
-    for group, following in itertools.pairwise(itertools.chain(_groups(_members(url)), [[]])):
-        endings = _endings(group)
-        usual = max(usual, endings, _endings(following), key=len)
+    groups = itertools.chain(_groups(_members(url)), [("", [])])
+    for (key, group), (next_key, following) in itertools.pairwise(groups):
+        endings = _by_ending(key, group).keys()
+        usual = max(usual, set(endings), set(_by_ending(next_key, following)), key=len)
         if len(endings) < len(usual):
             hidden = False  # Here is what the header would have named.
         else:
             if hidden:
                 yield Sample(place=f"{url}, behind a damaged header", fault=_DAMAGED)
             hidden = any(not member.name for member in group)
-        named = [member for member in group if member.name]
-        if named:
-            yield _tar_sample(f"{url}, {_stem(named[0].name)}", named)
+        if key:
+            yield _tar_sample(f"{url}, {key}", key, group)
     if hidden:
         yield Sample(place=f"{url}, behind a damaged header", fault=_DAMAGED)
 
 
-def _tar_sample(place: str, group: list[Member]) -> Sample:
-    fault = next((member.fault for member in group if member.fault), "")
+def _tar_sample(place: str, key: str, group: list[Member]) -> Sample:
+    fault = next((member.fault for member in group if member.name and member.fault), "")
     if fault:
         return Sample(place=place, fault=fault)
-    parts = {_ending(member.name): member.content for member in group}
+    parts = _by_ending(key, group)
     try:
         extra = json.loads(parts.get("json", b"{}"))
     except (ValueError, RecursionError):
@@ -83,6 +83,15 @@ def _tar_sample(place: str, group: list[Member]) -> Sample:
     )
 
 
+def _by_ending(key: str, group: list[Member]) -> dict[str, bytes]:
+    """Returns the contents of a sample's members by what follows its name and a dot."""
+    return {
+        member.name[len(key) + 1 :].lower(): member.content
+        for member in group
+        if member.name and not member.fault
+    }
+
+
 def _image(parts: Mapping[str, bytes]) -> bytes | None:
     """Returns the member that is an image by its content; or by its name, so that a damaged one is named."""
     known = {*CAPTION_NAMES, *LABEL_NAMES, "json"}
@@ -92,43 +101,40 @@ def _image(parts: Mapping[str, bytes]) -> bytes | None:
     return by_content[0] if by_content else (by_name if by_name is not None else next(iter(others), None))
 
 
-def _groups(members: Iterator[Member]) -> Iterator[list[Member]]:
-    """Yields the neighbours of one name; a member without a name stays with those before it."""
+def _groups(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
+    """Yields the neighbours of one name with it; a member without a name stays with those before it."""
     group: list[Member] = []
+    names: set[str] = set()
     for member in members:
-        names = [other.name for other in group if other.name]
-        if member.name and names and (_stem(member.name) != _stem(names[0]) or member.name in names):
+        is_other = bool(names) and bool(member.name) and _stem(member.name) != _stem(next(iter(names)))
+        if is_other or member.name in names:
             yield from _split(group)
-            group = []
+            group, names = [], set()
         group.append(member)
+        names |= {member.name} - {""}
     if group:
         yield from _split(group)
 
 
-def _split(group: list[Member]) -> Iterator[list[Member]]:
+def _split(group: list[Member]) -> Iterator[tuple[str, list[Member]]]:
     """Parts `a.1.jpg`, `a.1.txt`, `a.2.jpg` and so on at the last dot, where the first one does not part samples."""
-    last = [os.path.splitext(member.name)[1] for member in group if member.name]
+    names = [member.name for member in group if member.name]
+    last = [os.path.splitext(name)[1] for name in names]
     if len(set(last)) == len(last):
-        yield group
+        yield _stem(names[0]) if names else "", group
         return
     by_stem: dict[str, list[Member]] = {}
     for member in group:
-        by_stem.setdefault(os.path.splitext(member.name)[0], []).append(member)
-    yield from by_stem.values()
+        # What has no name stays with what was before it.
+        key = os.path.splitext(member.name)[0] or next(reversed(by_stem), os.path.splitext(names[0])[0])
+        by_stem.setdefault(key, []).append(member)
+    yield from by_stem.items()
 
 
 def _stem(name: str) -> str:
     """Returns a member's name up to the first dot of its last part."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
-
-
-def _ending(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[2].lower()
-
-
-def _endings(group: list[Member]) -> set[str]:
-    return {_ending(member.name) for member in group if member.name and not member.fault}
 
 
 def _members(url: str) -> Iterator[Member]:

@@ -24,9 +24,9 @@ from m3ae_tpu.data.prepare.samples import (
 )
 
 _ROWS_AT_A_TIME = 32
-_CPU_SECONDS = 10
-"""For so many rows; what takes longer does not end."""
-_MOST_DEATHS = 32
+_SECONDS_TO_OPEN, _SECONDS_TO_READ = 30, 1
+"""Of computing, for a file and for so many rows, which take a hundredth of it; what takes longer does not end."""
+_MOST_DEATHS = 16
 """In one part, before the rest of its rows are given up."""
 
 
@@ -102,7 +102,7 @@ def _messages(url: str, prefix: str | None, start: int, stop: int | None, carefu
 
 def _send(pipe: Connection, url: str, prefix: str | None, start: int, stop: int | None, careful: int) -> None:
     """Sends the number of rows by prefix, or why there are none; then lists of samples of the rows; then None."""
-    _limit_cpu_time()
+    _limit_cpu_time(_SECONDS_TO_OPEN)
     try:
         with open_seekable(url) as file, module("h5py", url).File(file, "r") as stored:
             sets = _sets(stored, url)
@@ -112,7 +112,7 @@ def _send(pipe: Connection, url: str, prefix: str | None, start: int, stop: int 
             pipe.send(counts)
             numbers = range(counts[prefix])[start:stop] if prefix is not None else range(0)
             while numbers:
-                _limit_cpu_time()
+                _limit_cpu_time(_SECONDS_TO_READ)
                 size = 1 if numbers.start < careful else _ROWS_AT_A_TIME
                 pipe.send(list(_samples(sets[prefix or ""], url, prefix or "", numbers[:size])))
                 numbers = numbers[size:]
@@ -125,10 +125,10 @@ def _send(pipe: Connection, url: str, prefix: str | None, start: int, stop: int 
         pipe.send(f"unreadable file: {first_line(error)}")
 
 
-def _limit_cpu_time() -> None:
+def _limit_cpu_time(seconds: int) -> None:
     """Has the system end this process if it computes much longer."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(used.ru_utime + used.ru_stime) + 1 + _CPU_SECONDS
+    limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 

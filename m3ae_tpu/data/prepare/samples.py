@@ -165,11 +165,12 @@ def file_format(url: str) -> Format:
     try:
         with open_file(url) as file:
             start = file.read(_SNIFFED)
-            later = file.read(_SEARCHED) if _BINARY.search(start) and not _announces(start) else b""
+            if _is_tar_header(start):
+                return "tar"
+            if _BINARY.search(start) and not _announces(start) and _holds_tar_header(file.read(_SEARCHED)):
+                return "tar"
     except UNREADABLE:
         return "unknown"  # Whoever reads it will say why.
-    if _is_tar_header(start) or _holds_tar_header(later):
-        return "tar"
     if start[:4] == b"PAR1":
         return "parquet"
     if start[:8] == b"\x89HDF\r\n\x1a\n":

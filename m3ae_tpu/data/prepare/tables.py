@@ -121,12 +121,15 @@ def _lines(file: Any) -> Iterator[bytes]:
 def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | str | None]:
     # In tab-separated lists, as CC12M's, quotes are part of the caption.
     quoting = csv.QUOTE_NONE if layout.separator == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.reader(map(_text, lines), delimiter=layout.separator, quoting=quoting)
+    rows = csv.reader(map(_text, lines), delimiter=layout.separator, quoting=quoting, strict=True)
     while True:
+        line = rows.line_num
         try:
             row = next(rows, None)
         except csv.Error as error:
-            yield f"unreadable row: {first_line(error)}"
+            # A quote that is not closed takes in the rows behind it: they are lost, but not uncounted.
+            for _ in range(rows.line_num - line):
+                yield f"unreadable row: {first_line(error)}"
             continue
         if row is None:
             return
