@@ -7,14 +7,23 @@ Reads, told apart by content: webdataset tars (img2dataset's layout), parquet, t
 image is decoded once, strictly; odd ones become upright RGB JPEGs, good JPEGs keep their bytes. OUTPUT gets the
 shards, `manifest.json` (what was given, kept and dropped, and a digest of each shard) and `dropped.jsonl` (all that
 was dropped, with its reason). An interrupted call goes on when repeated. The same input and seed give the same bytes.
+
+What outgrows a machine runs on Apache Beam (pip install 'm3ae-tpu[beam]'), to the same bytes; then OUTPUT may be a
+`gs://` address too:
+
+    python -m pipelines.prepare_data --input=gs://B/cc12m --output=gs://B/set --runner=DataflowRunner
+        --beam_options=--project=P,--region=R,--temp_location=gs://B/tmp
 """
 
 import os
 import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError
+from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.launch_flags import run_program
 
 _INPUT = flags.DEFINE_list("input", None, "Files or folders, separated by commas.", required=True)
@@ -27,8 +36,15 @@ _KIND = flags.DEFINE_enum(
 )
 _NAME = flags.DEFINE_string("name", "train", "Start of the shards' file names.")
 _SEED = flags.DEFINE_integer("seed", 0, "Decides the order of the records.")
+_RUNNER = flags.DEFINE_enum(
+    "runner",
+    "local",
+    ["local", "DirectRunner", "DataflowRunner", "FlinkRunner"],
+    "Processes of this machine, or a runner of Apache Beam; changes no byte.",
+)
+_BEAM_OPTIONS = flags.DEFINE_list("beam_options", [], "Options of Beam and its runner, separated by commas.")
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Processes; changes no byte.", lower_bound=1
+    "num_workers", os.cpu_count() or 1, "Processes of --runner=local; changes no byte.", lower_bound=1
 )
 _NUM_SHARDS = flags.DEFINE_integer("num_shards", 0, "Shards; 0 takes as many as --shard_megabytes asks for.")
 _SHARD_MEGABYTES = flags.DEFINE_integer("shard_megabytes", 256, "Size of a shard.")
@@ -49,8 +65,10 @@ def main(argv: list[str]) -> None:
     import rich.progress
 
     from m3ae_tpu.data.prepare.cleaning import CleaningOptions
+    from m3ae_tpu.data.prepare.convert import DROPPED, MANIFEST, PrepareOptions
     from m3ae_tpu.data.prepare.parts import find_parts
-    from m3ae_tpu.data.prepare.prepare import DROPPED, MANIFEST, PrepareOptions, prepare
+    from m3ae_tpu.data.prepare.prepare import prepare
+    from m3ae_tpu.data.prepare.samples import is_remote
 
     options = PrepareOptions(
         cleaning=CleaningOptions(
@@ -67,24 +85,48 @@ def main(argv: list[str]) -> None:
         shard_megabytes=_SHARD_MEGABYTES.value,
         drop_duplicates=_DROP_DUPLICATES.value,
     )
-    output = pathlib.Path(_OUTPUT.value or "")
-    parts = find_parts(_INPUT.value or [], _KIND.value or "")
-    with rich.progress.Progress(*rich.progress.Progress.get_default_columns(), transient=True) as bars:
+    output = (_OUTPUT.value or "").rstrip("/")
+    columns = rich.progress.Progress.get_default_columns()
+    with rich.progress.Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bars:
         tasks: dict[str, rich.progress.TaskID] = {}
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+            bars.update(tasks[stage], completed=done, total=total)
 
-        manifest = prepare(parts, output, options, num_workers=_NUM_WORKERS.value, report=report)
+        report("looking at the input", 0, None)
+        parts = find_parts(_INPUT.value or [], _KIND.value or "")
+        report("looking at the input", len(parts), len(parts))
+        if _RUNNER.value == "local":
+            require(
+                not is_remote(output),
+                f"--output = {output} is not on this machine. Name a folder, or set --runner=DirectRunner.",
+            )
+            local = pathlib.Path(output).expanduser()
+            manifest = prepare(parts, local, options, num_workers=_NUM_WORKERS.value, report=report)
+        else:
+            report(f"{_RUNNER.value} at work", 0, None)
+            manifest = _beam()(
+                parts, output, options, runner=_RUNNER.value, runner_options=_BEAM_OPTIONS.value
+            )
     print(
         f"{manifest['given']:,} given, {manifest['kept']:,} kept in {len(manifest['shards'])} shards, "
         f"{manifest['bytes'] / 1e6:,.1f} MB"
     )
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
         print(f"  dropped {count:,}: {reason}")
-    print(f"{output / MANIFEST}; everything dropped is in {output / DROPPED}")
+    print(f"{output}/{MANIFEST}; everything dropped is in {output}/{DROPPED}")
+
+
+def _beam() -> Callable[..., dict[str, Any]]:
+    try:
+        from m3ae_tpu.data.prepare.beam import prepare_with_beam
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--runner = {_RUNNER.value} needs {error.name}, which is not installed: pip install 'm3ae-tpu[beam]'."
+        ) from error
+    return prepare_with_beam
 
 
 def run() -> None:

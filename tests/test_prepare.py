@@ -17,8 +17,9 @@ from m3ae_tpu.config import ConfigError
 from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.prepare import cleaning
 from m3ae_tpu.data.prepare.cleaning import CleaningOptions
+from m3ae_tpu.data.prepare.convert import PrepareOptions
 from m3ae_tpu.data.prepare.parts import find_parts
-from m3ae_tpu.data.prepare.prepare import PrepareOptions, prepare
+from m3ae_tpu.data.prepare.prepare import prepare
 from m3ae_tpu.data.records import open_shards
 
 NUM_PAIRS = 60
@@ -101,7 +102,7 @@ FORMS = {
 
 
 def run(source, output, kind="paired", workers=1, **options):
-    chosen = PrepareOptions(cleaning=CleaningOptions(kind=kind), num_shards=3, **options)
+    chosen = PrepareOptions(cleaning=CleaningOptions(kind=kind), **{"num_shards": 3, **options})
     manifest = prepare(find_parts([str(source)], kind), output, chosen, num_workers=workers)
     assert manifest["given"] == manifest["kept"] + sum(manifest["dropped"].values())
     return manifest
@@ -217,7 +218,7 @@ def test_members_outside_of_the_archive_are_refused(pairs, tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(pairs[0][0])
             archive.addfile(member, io.BytesIO(pairs[0][0]))
-    manifest = run(tmp_path / "bad.tar", tmp_path / "set", kind="image")
+    manifest = run(tmp_path / "bad.tar", tmp_path / "set", kind="image", num_shards=1)
     assert (manifest["kept"], manifest["dropped"]) == (1, {"unsafe path": 2})
 
 
@@ -274,7 +275,7 @@ def test_captions_that_no_model_can_use_are_dropped(caption, reason):
 def test_texts_of_lines_and_json(tmp_path):
     (tmp_path / "a").write_text("one line\n\nanother, with a comma\n")
     (tmp_path / "b.gz").write_bytes(__import__("gzip").compress(b'{"text": "from json"}\nnot json\n'))
-    manifest = run(tmp_path, tmp_path / "set", kind="text")
+    manifest = run(tmp_path, tmp_path / "set", kind="text", num_shards=1)
     texts = {record.captions[0] for record in open_shards(f"{tmp_path / 'set'}/train-*")}
     assert texts == {"one line", "another, with a comma", "from json"}
     assert manifest["dropped"] == {"no JSON": 1}
@@ -282,10 +283,10 @@ def test_texts_of_lines_and_json(tmp_path):
 
 def test_duplicates_are_counted_and_dropped_where_asked(pairs, tmp_path):
     write_sidecars(tmp_path / "given", [*pairs[:5], *pairs[:3]])
-    manifest = run(tmp_path / "given", tmp_path / "all")
+    manifest = run(tmp_path / "given", tmp_path / "all", num_shards=1)
     assert (manifest["kept"], manifest["duplicates"]) == (8, 3)
     assert len({record.id for record in open_shards(f"{tmp_path / 'all'}/train-*")}) == 8
-    manifest = run(tmp_path / "given", tmp_path / "unique", drop_duplicates=True)
+    manifest = run(tmp_path / "given", tmp_path / "unique", drop_duplicates=True, num_shards=1)
     assert (manifest["kept"], manifest["dropped"]) == (5, {"duplicate": 3})
 
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import struct
 import unicodedata
+import warnings
 
 import numpy as np
 import simplejpeg
@@ -107,7 +108,10 @@ def clean_captions(captions: tuple[str | bytes, ...], options: CleaningOptions) 
             text.encode("utf-8")
         except UnicodeError:
             raise Unfit("text is not UTF-8") from None
-        text = unicodedata.normalize("NFC", text.replace("\0", "")).strip()
+        text = text.replace("\0", "").strip()
+        # Looked at first: composing a long run of accents takes time with the square of its length.
+        if len(text) <= options.max_caption_characters:
+            text = unicodedata.normalize("NFC", text)
         if len(text) > options.max_caption_characters:
             raise Unfit("text too long")
         if text:
@@ -131,9 +135,11 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     if not kind:
         raise Unfit("not an image")
     try:
-        with Image.open(io.BytesIO(data)) as header:
-            (width, height), mode = header.size, header.mode
-            turn = _TURNS.get(header.getexif().get(0x0112, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of sizes, which are looked at here, and of odd metadata.
+            with Image.open(io.BytesIO(data)) as header:
+                (width, height), mode = header.size, header.mode
+                turn = _TURNS.get(header.getexif().get(0x0112, 1))
     except Image.DecompressionBombError:
         raise Unfit("image has too many pixels") from None
     except _DAMAGE:

@@ -1,28 +1,94 @@
-"""From a collection to shuffled shards: pure functions of a part and of a shard.
+"""From samples to shards: pure functions, which the local pool and Beam drive alike.
 
-Every part is cleaned into a file of records of its own; then every shard takes its records out of these files. A
-record's place follows from the digest of its content and the seed, so the shards are a real shuffle and the same bytes
-whatever the order of the input, the number of processes, and how often the work was interrupted.
+A record's place among all others follows from the digest of its content and the seed, so the shards are a real shuffle
+and the same bytes whatever the order of the input, the engine, the number of workers, and how often work was
+interrupted.
 """
 
 import collections
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
-
+from m3ae_tpu.config import require
 from m3ae_tpu.data.prepare.cleaning import CleaningOptions, Unfit, clean_sample
-from m3ae_tpu.data.prepare.parts import Part
-from m3ae_tpu.data.records import Record, decode_record, encode_record, write_shard
+from m3ae_tpu.data.prepare.samples import Sample
+from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record, write_shard
 
-_STORED = "group_size:1,uncompressed"
+MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
+STORED = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How a collection becomes a set of shards."""
+
+    cleaning: CleaningOptions
+    """What records must be like."""
+    name: str = "train"
+    """Start of the shards' file names."""
+    seed: int = 0
+    """Decides the order of the records."""
+    num_shards: int = 0
+    """Shards to write; 0 takes as many as `shard_megabytes` asks for."""
+    shard_megabytes: int = 256
+    """Size of a shard."""
+    drop_duplicates: bool = False
+    """Whether of examples with the same image and text all but one are dropped."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.num_shards <= 99_999, f"--num_shards = {self.num_shards} is not in 0 to 99999. Set 0."
+        )
+        require(
+            self.shard_megabytes >= 1, f"--shard_megabytes = {self.shard_megabytes} is not positive. Set 256."
+        )
+        require("/" not in self.name and bool(self.name), f"--name = {self.name} is no file name. Set train.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Summary:
+    """What became of the samples of a part; filled in while they are cleaned."""
+
+    given: int = 0
+    kept: int = 0
+    bytes: int = 0
+    """Of the kept records."""
+    shorter_sides: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Histogram, pixels."""
+    caption_lengths: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Histogram, characters, in steps of 20."""
+    dropped: list[list[str]] = dataclasses.field(default_factory=list)
+    """Place and reason of everything that was not kept."""
+
+
+def clean(
+    samples: Iterable[Sample], options: CleaningOptions, seed: int, summary: Summary
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yields place and encoded record of the samples that are fit, and fills in `summary`."""
+    for sample in samples:
+        summary.given += 1
+        try:
+            record, size = clean_sample(sample, options)
+        except Unfit as unfit:
+            summary.dropped.append([sample.place, str(unfit)])
+            continue
+        data = encode_record(record)
+        summary.kept += 1
+        summary.bytes += len(data)
+        if record.image:
+            _add_one(summary.shorter_sides, min(size))
+        if record.captions:
+            _add_one(summary.caption_lengths, len(record.captions[0]) // 20 * 20)
+        yield place_of(record.id, seed), data
+
+
+def _add_one(histogram: dict[str, int], value: int) -> None:
+    # Keys are texts, as JSON will have them.
+    histogram[str(value)] = histogram.get(str(value), 0) + 1
 
 
 def place_of(record_id: str, seed: int) -> bytes:
@@ -30,144 +96,115 @@ def place_of(record_id: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {record_id}".encode()).digest()[:16]
 
 
+def shard_of(place: bytes, num_shards: int) -> int:
+    """Returns the shard of a place: shards are equal slices of all places, in order."""
+    return int.from_bytes(place[:8]) * num_shards >> 64
+
+
 def first_place(shard: int, num_shards: int) -> int:
-    """Returns the smallest 64-bit start of a place in a shard: shards are equal slices of all places."""
+    """Returns the first eight bytes of a shard's smallest place, as a number."""
     return -(-(shard << 64) // num_shards)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CleanPart:
-    """What a part gave, as plain data."""
-
-    given: int
-    places: list[str]
-    """Of the kept records, hexadecimal, in the order of the part's file."""
-    sizes: list[int]
-    """Bytes of each."""
-    shorter_sides: dict[str, int]
-    """Histogram, pixels."""
-    caption_lengths: dict[str, int]
-    """Histogram, characters, in steps of 20."""
-    dropped: list[list[str]]
-    """Place and reason of everything that was not kept."""
+def count_shards(size: int, options: PrepareOptions) -> int:
+    """Returns how many shards records of `size` bytes in all are written to."""
+    return options.num_shards or max(1, round(size / (options.shard_megabytes * 1e6)))
 
 
-def part_name(part: Part) -> str:
-    """Returns the name of a cleaned part's file."""
-    return f"{hashlib.sha256(part.key().encode()).hexdigest()[:24]}.array_record"
+def shard_name(shard: int, num_shards: int, options: PrepareOptions) -> str:
+    """Returns the file name of a shard."""
+    return f"{options.name}-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
-def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.Path) -> CleanPart:
-    """Cleans a part into `folder`, or returns what is there from an earlier call. Complete or not there at all."""
-    name = part_name(part)
-    summary, records = folder / f"{name}.json", folder / name
-    if summary.exists():
-        return CleanPart(**json.loads(summary.read_text()))
-    given, places, sizes, dropped = 0, [], [], []
-    sides: collections.Counter[str] = collections.Counter()
-    lengths: collections.Counter[str] = collections.Counter()
-    unfinished = folder / f"{name}.unfinished"
-    writer = ArrayRecordWriter(str(unfinished), _STORED)
-    for sample in part.samples():
-        given += 1
-        try:
-            record, size = clean_sample(sample, options)
-        except Unfit as unfit:
-            dropped.append([sample.place, str(unfit)])
-            continue
-        data = encode_record(record)
-        writer.write(data)
-        places.append(place_of(record.id, seed).hex())
-        sizes.append(len(data))
-        if record.image:
-            sides[str(min(size))] += 1
-        if record.captions:
-            lengths[str(len(record.captions[0]) // 20 * 20)] += 1
-    writer.close()
-    os.replace(unfinished, records)
-    part_done = CleanPart(
-        given=given,
-        places=places,
-        sizes=sizes,
-        shorter_sides=dict(sides),
-        caption_lengths=dict(lengths),
-        dropped=dropped,
-    )
-    write_text(summary, json.dumps(dataclasses.asdict(part_done)))
-    return part_done
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """A shard to gather: its records lie at `start` to `stop` of the sorted index in `folder`."""
-
-    path: pathlib.Path
-    folder: pathlib.Path
-    start: int
-    stop: int
-    drop_duplicates: bool
-
-
-def gather_shard(task: ShardTask) -> dict[str, Any]:
-    """Writes a shard out of the cleaned parts, or returns its line of the manifest from an earlier call.
+def gather_shard(path: pathlib.Path, records: Iterable[bytes], *, drop_duplicates: bool) -> dict[str, Any]:
+    """Writes encoded records, given in the order of their places, to a shard and returns its line of the manifest.
 
     Of records with the same content the later ones are left out or get the id `ID-1` and so on; `duplicates` says
     how many. Holds one record at a time.
     """
-    summary = task.folder / f"{task.path.name}.json"
-    if summary.exists() and task.path.exists():
-        return json.loads(summary.read_text())
-    names = json.loads((task.folder / "files").read_text())
-    files = np.load(task.folder / "file.npy", mmap_mode="r")[task.start : task.stop].tolist()
-    rows = np.load(task.folder / "row.npy", mmap_mode="r")[task.start : task.stop].tolist()
-    sources: dict[int, ArrayRecordDataSource] = {}
     duplicates = 0
 
-    def records() -> Iterator[Record]:
+    def distinct() -> Iterator[Record]:
         nonlocal duplicates
         before, copies = "", 0
-        for file, row in zip(files, rows, strict=True):
-            if file not in sources:
-                sources[file] = ArrayRecordDataSource([str(task.folder / names[file])])
-            record = decode_record(sources[file][row])
+        for record in map(decode_record, records):
             copies, before = (copies + 1 if record.id == before else 0), record.id
             duplicates += copies > 0
             if copies == 0:
                 yield record
-            elif not task.drop_duplicates:
+            elif not drop_duplicates:
                 yield dataclasses.replace(record, id=f"{record.id}-{copies}")
 
-    count = write_shard(task.path, records(), _STORED)
-    size, digest = task.path.stat().st_size, file_digest(task.path)
-    line = {"records": count, "bytes": size, "sha256": digest, "duplicates": duplicates}
-    write_text(summary, json.dumps(line))
-    return line
-
-
-def sort_places(folder: pathlib.Path, parts: dict[str, CleanPart], num_shards: int) -> list[int]:
-    """Writes the sorted index of all kept records and returns where each shard starts in it, and the end."""
-    places = np.frombuffer(
-        bytes.fromhex("".join(place for part in parts.values() for place in part.places)), ">u8"
-    ).reshape(-1, 2)
-    counts = [len(part.places) for part in parts.values()]
-    files = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    rows = np.concatenate([np.arange(count, dtype=np.int64) for count in counts] or [np.zeros(0, np.int64)])
-    order = np.lexsort((places[:, 1], places[:, 0]))
-    np.save(folder / "file.npy", files[order])
-    np.save(folder / "row.npy", rows[order])
-    write_text(folder / "files", json.dumps(list(parts)))
-    starts = np.array([first_place(shard, num_shards) for shard in range(num_shards)], np.uint64)
-    return [*np.searchsorted(places[order, 0].astype(np.uint64), starts).tolist(), len(order)]
-
-
-def file_digest(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file, hexadecimal."""
+    count = write_shard(path, distinct(), STORED)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"records": count, "bytes": path.stat().st_size, "sha256": digest, "duplicates": duplicates}
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one piece: complete under its name, or not there."""
-    unfinished = path.with_name(f".{path.name}.new")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+def require_fit(given: int, kept: int, reasons: collections.Counter[str]) -> None:
+    """Refuses a collection of which nothing was kept.
+
+    Raises:
+        ConfigError: with the most frequent reasons.
+    """
+    found = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
+    require(kept > 0, f"--input gave {given:,} examples and none is fit: {found or 'all files are empty'}.")
+
+
+def require_no_empty_shard(filled: int, num_shards: int) -> None:
+    """Refuses shards without records, which no program reads.
+
+    Raises:
+        ConfigError: some of `num_shards` are not among the `filled` ones.
+    """
+    require(
+        filled == num_shards,
+        f"--num_shards = {num_shards} leaves {num_shards - filled} shards without records. Set it lower, or leave it "
+        "out, and start again: what was cleaned is kept.",
+    )
+
+
+def drop_lines(summaries: Iterable[Summary]) -> Iterator[str]:
+    """Yields the lines of `dropped.jsonl`, in the order of the input."""
+    for part in summaries:
+        for place, reason in part.dropped:
+            yield json.dumps({"place": place, "reason": reason}) + "\n"
+
+
+def make_manifest(
+    summaries: list[Summary],
+    shards: dict[str, dict[str, Any]],
+    options: PrepareOptions,
+    inputs: dict[str, Any],
+) -> dict[str, Any]:
+    """Returns what `manifest.json` says: `given` = `kept` + the sum of `dropped`, shards with digests, histograms."""
+    dropped = collections.Counter(reason for part in summaries for _, reason in part.dropped)
+    duplicates = sum(line["duplicates"] for line in shards.values())
+    if options.drop_duplicates and duplicates:
+        dropped["duplicate"] = duplicates
+    return {
+        "schema_version": VERSION,
+        "kind": options.cleaning.kind,
+        "license": options.cleaning.license,
+        "given": sum(part.given for part in summaries),
+        "kept": sum(line["records"] for line in shards.values()),
+        "dropped": dict(sorted(dropped.items())),
+        "dropped_list": DROPPED,
+        "duplicates": duplicates,
+        "bytes": sum(line["bytes"] for line in shards.values()),
+        "inputs": inputs,
+        "options": dataclasses.asdict(options),
+        "shorter_side_pixels": _added(part.shorter_sides for part in summaries),
+        "caption_characters": _added(part.caption_lengths for part in summaries),
+        "shards": {
+            name: {key: line[key] for key in ("records", "bytes", "sha256")}
+            for name, line in sorted(shards.items())
+        },
+    }
+
+
+def _added(histograms: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: collections.Counter[str] = collections.Counter()
+    for histogram in histograms:
+        total.update(histogram)
+    return dict(sorted(total.items(), key=lambda entry: int(entry[0])))

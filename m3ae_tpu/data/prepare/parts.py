@@ -1,117 +1,227 @@
 """The parts of a collection: pieces small enough to redo, each with the reader that fits its content."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
-
-import fsspec
+import os
+from collections.abc import Iterable, Iterator
 
 from m3ae_tpu.config import ConfigError, require
-from m3ae_tpu.data.prepare.readers import read_hdf5, read_image_files, read_parquet, read_table, read_tar
-from m3ae_tpu.data.prepare.samples import Format, Sample, file_format
+from m3ae_tpu.data.prepare.archives import read_tar
+from m3ae_tpu.data.prepare.hdf5 import hdf5_rows, read_hdf5
+from m3ae_tpu.data.prepare.parquet import parquet_row_groups, read_parquet
+from m3ae_tpu.data.prepare.samples import Format, Sample, file_format, file_system, is_remote
+from m3ae_tpu.data.prepare.tables import read_image_files, read_table, table_holds, table_spans
 
 IMAGES_IN_A_PART = 1_000
+TEXTS_IN_A_PART = 100_000
+_TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "md")
+_OPENED_AT_ONCE = 32
+"""Files that are looked into at the same time: those of a remote store take their time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Files that are read one after the other."""
+    """Files that are read one after the other, or a piece of one."""
 
     format: Format
     urls: tuple[str, ...]
     sizes: tuple[int, ...]
     """Bytes of each file: a changed one makes another part."""
+    start: int = 0
+    """Where the piece begins: a row of HDF5, a row group of parquet, a byte of a table."""
+    stop: int | None = None
+    """Where it ends; None is the end of the file."""
+    first_row: int = 0
+    """Number of a table's row at `start`."""
+    prefix: str = ""
+    """Of the names of HDF5 arrays."""
 
     def samples(self) -> Iterator[Sample]:
-        """Yields what the files hold, in order."""
-        if self.format == "image":
-            yield from read_image_files(self.urls)
-            return
-        read = {"tar": read_tar, "parquet": read_parquet, "hdf5": read_hdf5, "table": read_table}[self.format]
-        for url in self.urls:
-            yield from read(url)
+        """Yields what the part holds, in order."""
+        url = self.urls[0]
+        match self.format:
+            case "image":
+                return read_image_files(self.urls)
+            case "tar":
+                return read_tar(url)
+            case "parquet":
+                return read_parquet(url, self.start, self.stop)
+            case "hdf5":
+                return read_hdf5(url, self.prefix, self.start, self.stop)
+            case "table":
+                return read_table(url, self.start, self.stop, self.first_row)
+            case "unknown":
+                return iter([Sample(place=url, fault="unknown file format")])
 
     def key(self) -> str:
         """Returns a text that tells this part from others, and from itself with other files."""
-        return json.dumps([self.format, self.urls, self.sizes])
+        return json.dumps(dataclasses.astuple(self))
 
 
 def find_parts(inputs: list[str], kind: str) -> list[Part]:
     """Lists the parts of files and folders, also remote ones; formats are told by content.
 
-    A folder with tars, parquet or HDF5 files is read as those, and what lies beside them (img2dataset's lists
-    and statistics) is left alone. Of a folder of images, tables that name the images are read if there are any; with
-    none, every file but texts counts as an image.
+    Of a folder with tars, parquet or HDF5 files, lists beside them (img2dataset's tables and statistics) are left
+    alone. Of a folder of images, tables that name the images are read if there are any; with none, every file but
+    texts counts as an image. `FILE#train` names the arrays `train_jpg` and so on of an HDF5 file.
 
     Raises:
-        ConfigError: an input does not exist or holds nothing to read.
+        ConfigError: an input does not exist, holds nothing to read, or holds addresses instead of images.
     """
     parts: list[Part] = []
     seen: set[str] = set()
     for given in inputs:
+        given, prefix = _without_prefix(given)
         found = _files(given)
         require(bool(found), f"--input = {given} does not exist or is an empty folder. Check the path.")
-        twice = seen.intersection(found)
+        twice = seen.intersection(found) if not prefix else ()
         require(
             not twice, f"--input = {given} names {min(twice, default='')} a second time. Name each file once."
         )
         seen.update(found)
-        by_format: dict[Format | None, list[str]] = {}
-        for url in found:
-            by_format.setdefault(file_format(url), []).append(url)
-        parts += [
-            Part(format, urls, tuple(found[url] for url in urls))
-            for format, urls in _groups(by_format, given, kind)
-        ]
+        with concurrent.futures.ThreadPoolExecutor(_OPENED_AT_ONCE) as threads:
+            formats = dict(zip(found, threads.map(file_format, found), strict=True))
+        formats |= {url: "table" for url in found if not found[url] and _ending(url) in _TEXT_ENDINGS}
+        for format, urls in _groups(formats, given, kind):
+            whole = Part(format, urls, tuple(found[url] for url in urls), prefix=prefix)
+            parts += _pieces(whole, kind)
     return parts
 
 
-def _groups(
-    by_format: dict[Format | None, list[str]], given: str, kind: str
-) -> list[tuple[Format, tuple[str, ...]]]:
+def count_files(parts: Iterable[Part]) -> dict[str, dict[str, int]]:
+    """Returns, by format, how many files the parts read and how many bytes these hold."""
+    sizes: dict[str, dict[str, int]] = {}
+    for part in parts:
+        sizes.setdefault(part.format, {}).update(zip(part.urls, part.sizes, strict=True))
+    return {
+        format: {"files": len(files), "bytes": sum(files.values())} for format, files in sorted(sizes.items())
+    }
+
+
+def _without_prefix(given: str) -> tuple[str, str]:
+    """Splits `FILE#train` into file and prefix of the arrays."""
+    path, mark, prefix = given.rpartition("#")
+    return (path, f"{prefix}_") if mark and not os.path.exists(given) else (given, "")
+
+
+def _groups(formats: dict[str, Format], given: str, kind: str) -> list[tuple[Format, tuple[str, ...]]]:
     """Returns the files of each part, and how they are read."""
-    for format in ("tar", "parquet", "hdf5"):
-        if by_format.get(format):
-            return [(format, (url,)) for url in by_format[format]]
+    by_format: dict[Format, list[str]] = {}
+    for url, format in formats.items():
+        by_format.setdefault(format, []).append(url)
     tables = by_format.get("table", [])
+    in_containers = any(by_format.get(format) for format in ("tar", "parquet", "hdf5"))
+    # Among images a damaged one may look like the start of a parquet file.
+    holds = {url: table_holds(url) for url in tables} if by_format.get("image") or not in_containers else {}
+    lists = [url for url in tables if holds.get(url) == "images"]
+    if lists and kind != "text":
+        return [("table", (url,)) for url in lists]
+    if in_containers:
+        # Beside tars, img2dataset leaves the list of what it downloaded.
+        read: list[Format] = ["tar", "hdf5", *([] if by_format.get("tar") else ["parquet"])]
+        found: list[tuple[Format, tuple[str, ...]]] = [
+            (format, (url,)) for format in read for url in by_format.get(format, [])
+        ]
+        endings = {_ending(url) for _, (url,) in found}
+        unknown = [*by_format.get("unknown", []), *(url for url in tables if _ending(url) in endings)]
+        images = [] if kind == "text" else _in_groups(by_format.get("image", []))
+        return [*found, *images, *(("unknown", (url,)) for url in unknown)]
     if kind == "text":
         require(
             bool(tables),
             f"--input = {given} holds no text to read. Give plain text, JSON lines, CSV or parquet.",
         )
-        return [("table", (url,)) for url in tables]
-    lists = [url for url in tables if _names_images(url)]
-    if lists:
-        return [("table", (url,)) for url in lists]
+        return [(format, (url,)) for format in ("table", "unknown") for url in by_format.get(format, [])]
     # What is no text is taken for an image, a damaged one too: it is dropped with its reason, not passed over.
-    texts = {url for url in tables if url.rsplit(".", 1)[-1].lower() in ("txt", "json", "csv", "tsv", "md")}
-    images = sorted(url for urls in by_format.values() for url in urls if url not in texts)
+    images = sorted(set(formats) - _texts(formats))
+    require(
+        bool(images) or "addresses" not in holds.values(),
+        f"--input = {given} holds addresses of images, not images. Download them first: "
+        "img2dataset --url_list=FILE --output_format=webdataset.",
+    )
     require(
         bool(images), f"--input = {given} holds no images. Give a folder of images, tars, parquet or HDF5."
     )
-    return [
-        ("image", tuple(images[start : start + IMAGES_IN_A_PART]))
-        for start in range(0, len(images), IMAGES_IN_A_PART)
-    ]
+    return _in_groups(images)
 
 
-def _names_images(url: str) -> bool:
-    """Returns whether a table's first row leads to an image file."""
-    first = next(read_table(url), None)
-    return first is not None and (first.image is not None or first.fault.startswith("unreadable image file"))
+def _in_groups(images: list[str]) -> list[tuple[Format, tuple[str, ...]]]:
+    starts = range(0, len(images), IMAGES_IN_A_PART)
+    return [("image", tuple(images[start : start + IMAGES_IN_A_PART])) for start in starts]
+
+
+def _ending(url: str) -> str:
+    return url.rpartition(".")[2].lower()
+
+
+def _texts(formats: dict[str, Format]) -> set[str]:
+    """Returns what is named and looks like a text, or is named like one that lies beside an image."""
+    named = {url for url in formats if _ending(url) in _TEXT_ENDINGS}
+    stems = {os.path.splitext(url)[0] for url in formats if url not in named or formats[url] == "image"}
+    return {
+        url
+        for url in named
+        if formats[url] == "table" or (formats[url] == "unknown" and os.path.splitext(url)[0] in stems)
+    }
+
+
+def _pieces(part: Part, kind: str) -> list[Part]:
+    """Cuts a part of many rows into some that are worth a process each."""
+    url, step = part.urls[0], TEXTS_IN_A_PART if kind == "text" else IMAGES_IN_A_PART
+    piece = functools.partial(dataclasses.replace, part)
+    if part.format == "table":
+        return [piece(start=start, stop=stop, first_row=row) for start, stop, row in table_spans(url, step)]
+    if part.format == "parquet":
+        starts, rows = [0], 0
+        for group, count in enumerate(parquet_row_groups(url, kind)):
+            if rows >= step:
+                starts.append(group)
+                rows = 0
+            rows += count
+        return [piece(start=a, stop=b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    if part.format == "hdf5":
+        counts = hdf5_rows(url)
+        prefix = part.prefix if part.prefix or len(counts) != 1 else next(iter(counts))
+        if counts and prefix not in counts:
+            names = ", ".join(f"{url}#{name.rstrip('_')}" for name in counts if name)
+            raise ConfigError(f"--input = {url} holds several sets. Name one: {names}.")
+        starts = range(0, max(1, counts.get(prefix, 0)), 2 * step)
+        return [
+            piece(prefix=prefix, start=start, stop=None if start == starts[-1] else start + starts.step)
+            for start in starts
+        ]
+    return [part]
 
 
 def _files(given: str) -> dict[str, int]:
     """Returns all files of a folder and those below it, or the file, sorted, with sizes; hidden ones are left out."""
-    try:
-        system, root = fsspec.core.url_to_fs(given)
-    except ImportError as error:
-        raise ConfigError(f"--input = {given} needs another package: {error}.") from error
-    except ValueError as error:
-        raise ConfigError(f"--input = {given} cannot be opened: {error}.") from error
+    if not is_remote(given):
+        return _local_files(given)
+    system, root = file_system(given)
     found = system.find(root, detail=True)
     return {
         str(system.unstrip_protocol(name)): int(found[name].get("size") or 0)
         for name in sorted(found)
         if not any(part.startswith(".") for part in name[len(root) :].split("/"))
     }
+
+
+def _local_files(given: str) -> dict[str, int]:
+    path = os.path.abspath(os.path.expanduser(given))
+    if os.path.isfile(path):
+        return {path: os.path.getsize(path)}
+    found: dict[str, int] = {}
+    visited: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        # A link may lead back to where the walk came from.
+        real = os.path.realpath(folder)
+        again = real in visited
+        folders[:] = [] if again else sorted(name for name in folders if not name.startswith("."))
+        for name in [] if again else names:
+            url = os.path.join(folder, name)
+            if not name.startswith(".") and (os.path.isfile(url) or os.path.islink(url)):
+                found[url] = os.path.getsize(url) if os.path.exists(url) else 0
+        visited.add(real)
+    return dict(sorted(found.items()))

@@ -6,57 +6,43 @@ import concurrent.futures.process
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import multiprocessing
+import os
 import pathlib
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.prepare.cleaning import CleaningOptions
 from m3ae_tpu.data.prepare.convert import (
-    CleanPart,
-    ShardTask,
-    clean_part,
+    DROPPED,
+    MANIFEST,
+    PrepareOptions,
+    Summary,
+    clean,
+    count_shards,
+    drop_lines,
+    first_place,
     gather_shard,
-    part_name,
-    sort_places,
-    write_text,
+    make_manifest,
+    require_fit,
+    require_no_empty_shard,
+    shard_name,
 )
-from m3ae_tpu.data.prepare.parts import Part
-from m3ae_tpu.data.records import VERSION
+from m3ae_tpu.data.prepare.parts import Part, count_files
 
 WORK_FOLDER = ".unfinished"
-MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
+_INDEX = np.dtype([("high", ">u8"), ("low", ">u8"), ("offset", "<i8"), ("size", "<i4"), ("file", "<i4")])
+"""A kept record: its place in two halves, where its bytes lie, and in the file of which part."""
 
 type Report = Callable[[str, int, int], None]
 """Is told a stage's name, how much of it is done, and how much there is."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """How a collection becomes a set of shards."""
-
-    cleaning: CleaningOptions
-    """What records must be like."""
-    name: str = "train"
-    """Start of the shards' file names."""
-    seed: int = 0
-    """Decides the order of the records."""
-    num_shards: int = 0
-    """Shards to write; 0 takes as many as `shard_megabytes` asks for."""
-    shard_megabytes: int = 256
-    """Size of a shard."""
-    drop_duplicates: bool = False
-    """Whether of examples with the same image and text all but one are dropped."""
-
-    def __post_init__(self) -> None:
-        require(self.num_shards >= 0, f"--num_shards = {self.num_shards} is negative. Set 0 or more.")
-        require(
-            self.shard_megabytes >= 1, f"--shard_megabytes = {self.shard_megabytes} is not positive. Set 256."
-        )
-        require("/" not in self.name and bool(self.name), f"--name = {self.name} is no file name. Set train.")
 
 
 def prepare(
@@ -81,93 +67,126 @@ def prepare(
     )
     work = output / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
-    _require_same_work(work, parts, options)
-    clean = functools.partial(clean_part, options=options.cleaning, seed=options.seed, folder=work)
+    # The number of shards changes nothing of the cleaned parts.
+    task = dataclasses.asdict(dataclasses.replace(options, num_shards=0, shard_megabytes=1))
+    _require_same(work / "task", json.dumps({"parts": [part.key() for part in parts], "options": task}))
     with _pool(num_workers) as each:
-        cleaned = list(_counted(each(clean, parts), "cleaning", len(parts), report))
-        by_file = {part_name(part): done for part, done in zip(parts, cleaned, strict=True)}
-        kept = sum(len(part.places) for part in cleaned)
-        require(
-            kept > 0,
-            f"--input gave {sum(p.given for p in cleaned):,} examples and none is fit: {_reasons(cleaned)}.",
-        )
-        size = sum(sum(part.sizes) for part in cleaned)
-        num_shards = options.num_shards or max(1, round(size / (options.shard_megabytes * 1e6)))
-        starts = sort_places(work, by_file, num_shards)
+        clean_one = functools.partial(clean_part, options=options.cleaning, seed=options.seed, folder=work)
+        summaries = list(_counted(each(clean_one, parts), "cleaning", len(parts), report))
+        reasons = collections.Counter(reason for part in summaries for _, reason in part.dropped)
+        require_fit(sum(p.given for p in summaries), sum(p.kept for p in summaries), reasons)
+        num_shards = count_shards(sum(part.bytes for part in summaries), options)
+        starts = _sort_index(work, [_part_name(part) for part in parts], num_shards)
+        require_no_empty_shard(len(set(starts)) - 1, num_shards)
+        _require_same(work / "num_shards", str(num_shards))
         tasks = [
-            ShardTask(
-                path=output / f"{options.name}-{shard:05d}-of-{num_shards:05d}.array_record",
-                folder=work,
+            _ShardTask(
+                path=output / shard_name(shard, num_shards, options),
+                work=work,
                 start=starts[shard],
                 stop=starts[shard + 1],
                 drop_duplicates=options.drop_duplicates,
             )
             for shard in range(num_shards)
         ]
-        lines = list(_counted(each(gather_shard, tasks), "writing shards", num_shards, report))
-    manifest = make_manifest(
-        cleaned, dict(zip([task.path.name for task in tasks], lines, strict=True)), options
-    )
-    drops = [{"place": place, "reason": reason} for part in cleaned for place, reason in part.dropped]
-    write_text(output / DROPPED, "".join(json.dumps(drop) + "\n" for drop in drops))
+        lines = list(_counted(each(_gather, tasks), "writing shards", num_shards, report))
+    shards = dict(zip([task.path.name for task in tasks], lines, strict=True))
+    manifest = make_manifest(summaries, shards, options, count_files(parts))
+    with _in_one_piece(output / DROPPED) as file:
+        file.writelines(drop_lines(summaries))
     # Last, so that its presence says that all is there.
-    write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    _write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(work)
     return manifest
 
 
-def make_manifest(
-    cleaned: Iterable[CleanPart], shards: dict[str, dict[str, Any]], options: PrepareOptions
-) -> dict[str, Any]:
-    """Returns what `manifest.json` says: `given` = `kept` + the sum of `dropped`, shards with digests, histograms."""
-    cleaned = list(cleaned)
-    dropped = collections.Counter(reason for part in cleaned for _, reason in part.dropped)
-    duplicates = sum(line["duplicates"] for line in shards.values())
-    if options.drop_duplicates and duplicates:
-        dropped["duplicate"] = duplicates
-    return {
-        "schema_version": VERSION,
-        "kind": options.cleaning.kind,
-        "license": options.cleaning.license,
-        "given": sum(part.given for part in cleaned),
-        "kept": sum(line["records"] for line in shards.values()),
-        "dropped": dict(sorted(dropped.items())),
-        "duplicates": duplicates,
-        "bytes": sum(line["bytes"] for line in shards.values()),
-        "options": dataclasses.asdict(options),
-        "shorter_side_pixels": _added(part.shorter_sides for part in cleaned),
-        "caption_characters": _added(part.caption_lengths for part in cleaned),
-        "shards": {
-            name: {key: line[key] for key in ("records", "bytes", "sha256")} for name, line in shards.items()
-        },
-    }
+def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.Path) -> Summary:
+    """Cleans a part into `folder`, or returns what is there from an earlier call. Complete or not there at all."""
+    name = _part_name(part)
+    done = folder / f"{name}.json"
+    if done.exists():
+        return Summary(**json.loads(done.read_text(encoding="utf-8")))
+    summary, index, offset = Summary(), [], 0
+    with (folder / name).open("wb") as file:
+        for place, data in clean(part.samples(), options, seed, summary):
+            file.write(data)
+            index.append((int.from_bytes(place[:8]), int.from_bytes(place[8:]), offset, len(data), 0))
+            offset += len(data)
+    np.array(index, _INDEX).tofile(folder / f"{name}.index")
+    _write(done, json.dumps(dataclasses.asdict(summary)))
+    return summary
 
 
-def _added(histograms: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: collections.Counter[str] = collections.Counter()
-    for histogram in histograms:
-        total.update(histogram)
-    return dict(sorted(total.items(), key=lambda entry: int(entry[0])))
+def _part_name(part: Part) -> str:
+    return hashlib.sha256(part.key().encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
-def _reasons(cleaned: Iterable[CleanPart]) -> str:
-    counted = collections.Counter(reason for part in cleaned for _, reason in part.dropped)
-    return (
-        ", ".join(f"{reason} ({count:,})" for reason, count in counted.most_common(3))
-        or "all parts are empty"
-    )
+def _sort_index(work: pathlib.Path, names: Sequence[str], num_shards: int) -> list[int]:
+    """Writes the index of all kept records by place and returns where each shard starts in it, and the end."""
+    pieces = [np.fromfile(work / f"{name}.index", _INDEX) for name in names]
+    for number, piece in enumerate(pieces):
+        piece["file"] = number
+    index = np.concatenate(pieces)
+    index = index[np.lexsort((index["low"], index["high"]))]
+    np.save(work / "index.npy", index)
+    _write(work / "names", json.dumps(list(names)))
+    firsts = np.array([first_place(shard, num_shards) for shard in range(num_shards)], np.uint64)
+    return [*np.searchsorted(index["high"].astype(np.uint64), firsts).tolist(), len(index)]
 
 
-def _require_same_work(work: pathlib.Path, parts: Sequence[Part], options: PrepareOptions) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ShardTask:
+    """A shard to gather: its records lie at `start` to `stop` of the sorted index in `work`."""
+
+    path: pathlib.Path
+    work: pathlib.Path
+    start: int
+    stop: int
+    drop_duplicates: bool
+
+
+def _gather(task: _ShardTask) -> dict[str, Any]:
+    """Writes a shard, or returns its line of the manifest from an earlier call."""
+    done = task.work / f"{task.path.name}.json"
+    if done.exists() and task.path.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    names = json.loads((task.work / "names").read_text(encoding="utf-8"))
+    index = np.load(task.work / "index.npy", mmap_mode="r")[task.start : task.stop]
+
+    def records() -> Iterator[bytes]:
+        for _, _, offset, size, file in index.tolist():
+            # Opened for each: there may be more parts than a process may hold open.
+            with (task.work / names[file]).open("rb", buffering=0) as part:
+                part.seek(offset)
+                yield part.read(size)
+
+    line = gather_shard(task.path, records(), drop_duplicates=task.drop_duplicates)
+    _write(done, json.dumps(line))
+    return line
+
+
+def _require_same(path: pathlib.Path, now: str) -> None:
     """Refuses to go on with the unfinished preparation of something else."""
-    now = json.dumps({"parts": [part.key() for part in parts], "options": dataclasses.asdict(options)})
-    path = work / "task"
     require(
         not path.exists() or path.read_text(encoding="utf-8") == now,
-        f"--output = {work.parent} holds an unfinished preparation of other input or options. "
-        f"Repeat its command, name another folder, or remove {work}.",
+        f"--output = {path.parent.parent} holds an unfinished preparation of other input or options. "
+        f"Repeat its command, name another folder, or remove {path.parent}.",
     )
-    write_text(path, now)
+    _write(path, now)
+
+
+@contextlib.contextmanager
+def _in_one_piece(path: pathlib.Path) -> Iterator[Any]:
+    """Opens a text file for writing: complete under its name, or not there."""
+    unfinished = path.with_name(f".{path.name}.new")
+    with unfinished.open("w", encoding="utf-8") as file:
+        yield file
+    os.replace(unfinished, path)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    with _in_one_piece(path) as file:
+        file.write(text)
 
 
 def _counted[T](results: Iterable[T], stage: str, total: int, report: Report) -> Iterator[T]:
@@ -184,7 +203,9 @@ def _pool(num_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context)
+    executor = concurrent.futures.ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_end_with_parent
+    )
     try:
         yield executor.map
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -194,3 +215,15 @@ def _pool(num_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is killed: it would go on beside the workers of the next start."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
