@@ -8,14 +8,15 @@ import sys
 
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from PIL import Image
 
 _MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: 192 MB each, and no crop needs them."""
 
 _CROP_ASPECT = (3 / 4, 4 / 3)
-_CROP_ATTEMPTS = 10
+CROP_DRAWS = (10, 4)
+"""Shape of the random numbers that a crop takes: four for each of ten attempts."""
 
 # The one common platform for which there is no wheel of it; Pillow does its work there, at a quarter of the speed.
 _HAS_FAST_RESIZER = (sys.platform, platform.machine()) != ("linux", "aarch64")
@@ -57,20 +58,26 @@ def _check_size(width: int, height: int) -> None:
 
 
 def draw_crop(
-    height: int, width: int, area: tuple[float, float], rng: np.random.Generator
+    height: int, width: int, area: tuple[float, float], draws: Float64[np.ndarray, "attempts 4"]
 ) -> tuple[int, int, int, int]:
     """Draws a box (left, top, right, bottom) with a share of the image's area within `area`.
 
     The distribution is that of the paper's code (torchvision's): area uniform, aspect ratio log-uniform
     between 3/4 and 4/3, and after ten boxes that do not fit the largest central one of an allowed aspect.
+
+    Args:
+        height: Of the image, pixels.
+        width: Of the image, pixels.
+        area: Smallest and largest share.
+        draws: Uniform in [0, 1): area, aspect, top and left of each attempt; see `CROP_DRAWS`.
     """
     low, high = (math.log(aspect) for aspect in _CROP_ASPECT)
-    for _ in range(_CROP_ATTEMPTS):
-        pixels = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(low, high))
+    for for_area, for_aspect, for_top, for_left in draws.tolist():
+        pixels = height * width * (area[0] + (area[1] - area[0]) * for_area)
+        aspect = math.exp(low + (high - low) * for_aspect)
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            top, left = int(for_top * (height - h + 1)), int(for_left * (width - w + 1))
             return left, top, left + w, top + h
     w = min(width, max(1, round(height * _CROP_ASPECT[1])))
     h = min(height, max(1, round(width / _CROP_ASPECT[0])))
@@ -83,13 +90,13 @@ def random_resized_crop(
     size: int,
     *,
     area: tuple[float, float],
-    rng: np.random.Generator,
+    draws: Float64[np.ndarray, "attempts 4"],
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Cuts a random box and resizes it to a square, bicubic: the pre-training transform.
 
     The box is cut out first, as in the paper's code, so that no pixel outside of it takes part.
     """
-    left, top, right, bottom = draw_crop(image.shape[0], image.shape[1], area, rng)
+    left, top, right, bottom = draw_crop(image.shape[0], image.shape[1], area, draws)
     return resize(image[top:bottom, left:right], size)
 
 

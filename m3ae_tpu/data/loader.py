@@ -6,20 +6,21 @@ and a run goes on by asking for the batches from its step on. The batch is descr
 
 import ctypes
 import dataclasses
+import math
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64
 
 from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
-from m3ae_tpu.data.images import decode_image, may_mirror, random_resized_crop
-from m3ae_tpu.data.mixture import Plan, draw_seed, records_in_part, rows_per_source
+from m3ae_tpu.data.images import CROP_DRAWS, decode_image, may_mirror, random_resized_crop
+from m3ae_tpu.data.mixture import Plan, draw_seed, rows_per_source
 from m3ae_tpu.data.records import Batch, Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer
 
@@ -31,13 +32,12 @@ _KEPT_BYTES = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example of a batch, before its text is tokenised."""
+    """What stands in one row of a batch, and all that is random about it; nothing is read yet."""
 
-    kind: Kind
-    image: UInt8[np.ndarray, "size size 3"] | None
-    caption: str | None
-    flip: bool = False
-    """Whether the train step mirrors the image."""
+    source: int
+    record: int
+    draws: Float64[np.ndarray, " draws"]
+    """Uniform in [0, 1): for the wording, the flip and the crop."""
 
 
 class DecodedExamples:
@@ -49,73 +49,110 @@ class DecodedExamples:
     def __init__(self, shards: Shards, kind: Kind):
         self.shards = shards
         self.kind: Kind = kind
-        self._kept: dict[int, tuple[tuple[str, ...], np.ndarray | None]] = {}
+        self._kept: dict[int, tuple[tuple[str, ...], np.ndarray]] = {}
         self._kept_bytes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DecodedExamples, (self.shards, self.kind)
 
-    def __getitem__(self, index: int) -> tuple[tuple[str, ...], np.ndarray | None]:
+    def read(self, index: int) -> tuple[tuple[str, ...], bytes | np.ndarray]:
+        """Returns a record's captions and its image: encoded, or decoded where it was kept."""
         if index in self._kept:
             return self._kept[index]
         record = self.shards[index]
-        image = None if self.kind == "text" else decode_image(record.image)
-        example = record.captions, image
-        if image is not None and max(self._kept_bytes, image.nbytes * len(self.shards)) <= _KEPT_BYTES:
-            self._kept[index] = example
-            self._kept_bytes += image.nbytes
-        return example
+        return record.captions, record.image
+
+    def decode(self, index: int, found: tuple[tuple[str, ...], bytes | np.ndarray]) -> np.ndarray:
+        """Returns the decoded image of what `read` returned for the record."""
+        captions, image = found
+        if isinstance(image, bytes):
+            image = decode_image(image)
+            if max(self._kept_bytes, image.nbytes * len(self.shards)) <= _KEPT_BYTES:
+                self._kept[index] = captions, image
+                self._kept_bytes += image.nbytes
+        return image
 
 
-class PrepareRow(grain.transforms.RandomMap):
-    """Turns the index of a record into a row: picks a wording, crops the image, mirrors it where it may."""
+class DrawRow(grain.transforms.RandomMap):
+    """Turns the index of a record into a row."""
 
-    def __init__(self, examples: DecodedExamples, config: PretrainConfig):
-        self.examples, self.data = examples, config.data
+    def __init__(self, source: int):
+        self.source = source
 
     def random_map(self, element: int, rng: np.random.Generator) -> Row:
-        """Prepares record `element`. All that is random comes from `rng`.
-
-        Raises:
-            RuntimeError: the record is damaged; names file and record.
-        """
-        kind = self.examples.kind
-        try:
-            captions, image = self.examples[element]
-            caption, flip = None, False
-            if kind != "image":
-                caption = captions[rng.integers(len(captions))] if captions else ""
-            if image is not None:
-                image = random_resized_crop(image, self.data.image_size, area=self.data.crop_area, rng=rng)
-                flip = rng.uniform() < self.data.flip_probability and may_mirror(caption or "")
-            return Row(kind, image, caption, flip)
-        # Built-in, with one string: other exceptions may not survive the way out of a worker process, and the
-        # training process would wait for ever.
-        except Exception as error:
-            place = self.examples.shards.place(element)
-            raise RuntimeError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
+        """Draws all that is random in the row of record `element`."""
+        return Row(self.source, element, rng.random(2 + math.prod(CROP_DRAWS)))
 
 
-class Collate:
-    """Stacks rows, in order, to a batch; tokenises all texts of a kind at once."""
+class MakeBatch:
+    """Makes a batch of rows, in order: reads, decodes, picks wordings, crops, and tokenises the texts.
 
-    def __init__(self, tokenizer: Tokenizer | None, text_lengths: dict[Kind, int]):
+    Only here, and one kind of work after the other: between the steps of Grain's pipeline each image would drive Python's own memory
+    out of the processor's cache, which costs more than half of a decode.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[DecodedExamples],
+        config: PretrainConfig,
+        tokenizer: Tokenizer | None,
+        text_lengths: dict[Kind, int],
+    ):
+        self.examples, self.data = examples, config.data
         self.tokenizer, self.text_lengths = tokenizer, text_lengths
 
     def __call__(self, rows: Sequence[Row]) -> tuple[Batch, Counts]:
+        """Makes a batch.
+
+        Raises:
+            RuntimeError: a record is damaged; names file and record.
+        """
         batch: Batch = {}
         counts: Counts = {}
-        kinds: dict[Kind, None] = dict.fromkeys(row.kind for row in rows)
+        kinds: dict[Kind, None] = dict.fromkeys(self.examples[row.source].kind for row in rows)
         for kind in kinds:
-            images = [row.image for row in rows if row.kind == kind and row.image is not None]
-            flips = [row.flip for row in rows if row.kind == kind]
-            captions = [row.caption for row in rows if row.kind == kind and row.caption is not None]
-            batch[kind] = {"image": np.stack(images), "flip": np.array(flips)} if images else {}
-            if captions and self.tokenizer is not None:
+            of_kind = [row for row in rows if self.examples[row.source].kind == kind]
+            found = [self._guard(row, self._read, row) for row in of_kind]
+            captions = [
+                self._caption(row, wordings) for row, (wordings, _) in zip(of_kind, found, strict=True)
+            ]
+            batch[kind] = {}
+            if kind != "text":
+                flips = [
+                    bool(row.draws[1] < self.data.flip_probability) and may_mirror(caption)
+                    for row, caption in zip(of_kind, captions, strict=True)
+                ]
+                images = [
+                    self._guard(row, self._image, row, read) for row, read in zip(of_kind, found, strict=True)
+                ]
+                batch[kind] |= {"image": np.stack(images), "flip": np.array(flips)}
+            if kind != "image" and self.tokenizer is not None:
                 text, text_valid, num_truncated = self.tokenizer.encode(captions, self.text_lengths[kind])
                 batch[kind] |= {"text": text, "text_valid": text_valid}
                 counts[f"data/truncated_texts/{kind}"] = num_truncated
         return batch, counts
+
+    def _read(self, row: Row) -> tuple[tuple[str, ...], bytes | np.ndarray]:
+        return self.examples[row.source].read(row.record)
+
+    def _caption(self, row: Row, wordings: Sequence[str]) -> str:
+        if self.examples[row.source].kind == "image" or not wordings:
+            return ""
+        return wordings[int(row.draws[0] * len(wordings))]
+
+    def _image(self, row: Row, found: tuple[tuple[str, ...], bytes | np.ndarray]) -> np.ndarray:
+        image = self.examples[row.source].decode(row.record, found)
+        draws = row.draws[2:].reshape(CROP_DRAWS)
+        return random_resized_crop(image, self.data.image_size, area=self.data.crop_area, draws=draws)
+
+    def _guard[Result](self, row: Row, do: Callable[..., Result], *args: Any) -> Result:
+        try:
+            return do(*args)
+        # Built-in, with one string: other exceptions may not survive the way out of a worker process, and the
+        # training process would wait for ever.
+        except Exception as error:
+            place = self.examples[row.source].shards.place(row.record)
+            raise RuntimeError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
 
 
 class Loader(Iterator[tuple[Batch, Counts]]):
@@ -209,20 +246,18 @@ def make_loader(
         process_count=process_count,
     )
     tokenizer = _fitting_tokenizer(config) if text_lengths else None
+    examples = [DecodedExamples(_open_source(source), source.kind) for source in sources]
     streams = []
-    for index, source in enumerate(sources):
-        shards = _open_source(source)
-        prepare = PrepareRow(DecodedExamples(shards, source.kind), config)
-        used = records_in_part(source, len(shards))
+    for index, source in enumerate(examples):
         # Before mixing and slicing: the random numbers of a row hang on its place in this very dataset.
         streams.append(
-            grain.MapDataset.range(used.start, used.stop)
+            grain.MapDataset.range(len(source.shards))
             .shuffle(seed=draw_seed(config.seed, index, "order"))
             .repeat(None)
-            .random_map(prepare, seed=draw_seed(config.seed, index, "augment"))
+            .random_map(DrawRow(index), seed=draw_seed(config.seed, index, "augment"))
         )
     dataset = grain.MapDataset.select_from_datasets(streams, plan)
-    dataset = dataset.batch(len(plan.local), batch_fn=Collate(tokenizer, text_lengths))
+    dataset = dataset.batch(len(plan.local), batch_fn=MakeBatch(examples, config, tokenizer, text_lengths))
     return Loader(dataset, start_step=start_step, num_workers=config.data.num_workers)
 
 
@@ -242,8 +277,6 @@ def fingerprint(config: PretrainConfig) -> dict[str, Any]:
                 "rows": rows,
                 "text_length": source.text_length,
                 "shards": shards.name_counts(),
-                "records": len(records_in_part(source, len(shards))),
-                "part": list(source.part),
             }
             for source, rows, shards in zip(sources, rows_per_source(config), opened, strict=True)
         ],

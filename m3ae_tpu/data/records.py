@@ -24,8 +24,8 @@ config has rows of it:
     batch["image"]  = {"image": ..., "flip": ...}
     batch["text"]   = {"text": ..., "text_valid": ...}
 
-`flip` tells the train step which images to mirror: on the device, where it costs nothing. Padding has id 0 and
-`text_valid` False; the row of an empty caption is padding all through.
+`flip` tells the train step which images to mirror: on the device, where it costs nothing.
+Padding has id 0 and `text_valid` False; the row of an empty caption is padding all through.
 """
 
 import bisect
