@@ -4,29 +4,37 @@ Batch s is a pure function of (config, seed, s): workers, threads, processes and
 and a run goes on by asking for the batches from its step on. The batch is described in `data/records.py`.
 """
 
-import ctypes
+import contextlib
 import dataclasses
-import multiprocessing
-import os
 import signal
-import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import grain
 import numpy as np
 from jaxtyping import UInt8
 
 from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
-from m3ae_tpu.data.images import decode_image, may_mirror, random_resized_crop
+from m3ae_tpu.data.broken import BrokenRow
+from m3ae_tpu.data.examples import Examples
+from m3ae_tpu.data.images import may_mirror, random_resized_crop
 from m3ae_tpu.data.mixture import Plan, draw_seed, rows_per_source
-from m3ae_tpu.data.records import Batch, Shards, open_shards
+from m3ae_tpu.data.records import Batch, DamagedRecordError, Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.data.workers import explain_worker_error, set_up_worker
 
 type Counts = dict[str, int]
 
-_KEPT_BYTES = 2**28
-"""Decoded images that a process keeps of a source that fits: 256 MB."""
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the rows of a batch come from, this process's alone."""
+
+    counts: Counts
+    """Metrics that add up over steps and processes; the same names in every batch."""
+    broken: tuple[BrokenRow, ...]
+    ids: dict[Kind, list[str]]
+    """Ids of the records that the model sees, in row order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,65 +42,34 @@ class Row:
     """One example of a batch, before its text is tokenised."""
 
     kind: Kind
+    id: str
     image: UInt8[np.ndarray, "size size 3"] | None
     caption: str | None
-
-
-class DecodedExamples:
-    """Captions and decoded image of a record, and nothing else of it.
-
-    Keeps them if all of the source fits into 256 MB: a small set is decoded once, not every epoch.
-    """
-
-    def __init__(self, shards: Shards, kind: Kind):
-        self.shards = shards
-        self.kind: Kind = kind
-        self._kept: dict[int, tuple[tuple[str, ...], np.ndarray | None]] = {}
-        self._kept_bytes = 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return DecodedExamples, (self.shards, self.kind)
-
-    def __getitem__(self, index: int) -> tuple[tuple[str, ...], np.ndarray | None]:
-        if index in self._kept:
-            return self._kept[index]
-        record = self.shards[index]
-        image = None if self.kind == "text" else decode_image(record.image)
-        example = record.captions, image
-        if image is not None and max(self._kept_bytes, image.nbytes * len(self.shards)) <= _KEPT_BYTES:
-            self._kept[index] = example
-            self._kept_bytes += image.nbytes
-        return example
+    broken: BrokenRow | None
 
 
 class PrepareRow(grain.transforms.RandomMap):
     """Turns the index of a record into a row: picks a wording, crops the image, mirrors it where it may."""
 
-    def __init__(self, examples: DecodedExamples, config: PretrainConfig):
-        self.examples, self.data = examples, config.data
+    def __init__(self, examples: Examples, source: int, config: PretrainConfig):
+        self.examples, self.source, self.data = examples, source, config.data
 
     def random_map(self, element: int, rng: np.random.Generator) -> Row:
         """Prepares record `element`. All that is random comes from `rng`.
 
         Raises:
-            RuntimeError: the record is damaged; names file and record.
+            RuntimeError: the shard cannot be read; names it.
         """
-        kind = self.examples.kind
-        try:
-            captions, image = self.examples[element]
-            caption = None
-            if kind != "image":
-                caption = captions[rng.integers(len(captions))] if captions else ""
+        with _errors_that_leave_a_worker(lambda: self.examples.shards.place(element)):
+            example = self.examples[element]
+            captions, image = example.captions, example.image
+            caption = captions[rng.integers(len(captions))] if captions else None
             if image is not None:
                 image = random_resized_crop(image, self.data.image_size, area=self.data.crop_area, rng=rng)
                 if rng.uniform() < self.data.flip_probability and may_mirror(caption or ""):
                     image = image[:, ::-1]
-            return Row(kind, image, caption)
-        # Built-in, with one string: other exceptions may not survive the way out of a worker process, and the
-        # training process would wait for ever.
-        except Exception as error:
-            place = self.examples.shards.place(element)
-            raise RuntimeError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
+            broken = BrokenRow(self.source, element, example.fault) if example.fault else None
+            return Row(self.examples.kind, example.id, image, caption, broken)
 
 
 class Collate:
@@ -101,54 +78,75 @@ class Collate:
     def __init__(self, tokenizer: Tokenizer | None, text_lengths: dict[Kind, int]):
         self.tokenizer, self.text_lengths = tokenizer, text_lengths
 
-    def __call__(self, rows: Sequence[Row]) -> tuple[Batch, Counts]:
+    def __call__(self, rows: Sequence[Row]) -> tuple[Batch, Origin]:
         batch: Batch = {}
         counts: Counts = {}
-        kinds: dict[Kind, None] = dict.fromkeys(row.kind for row in rows)
-        for kind in kinds:
-            images = [row.image for row in rows if row.kind == kind and row.image is not None]
-            captions = [row.caption for row in rows if row.kind == kind and row.caption is not None]
-            batch[kind] = {"image": np.stack(images)} if images else {}
-            if captions and self.tokenizer is not None:
-                text, text_valid, num_truncated = self.tokenizer.encode(captions, self.text_lengths[kind])
-                batch[kind] |= {"text": text, "text_valid": text_valid}
-                counts[f"data/truncated_texts/{kind}"] = num_truncated
-        return batch, counts
+        ids: dict[Kind, list[str]] = {}
+        with _errors_that_leave_a_worker(lambda: "a batch"):
+            for row in rows:
+                ids.setdefault(row.kind, []).append(row.id)
+            for kind in ids:
+                images = [row.image for row in rows if row.kind == kind and row.image is not None]
+                captions = [row.caption for row in rows if row.kind == kind and row.caption is not None]
+                batch[kind] = {"image": np.stack(images)} if images else {}
+                if captions and self.tokenizer is not None:
+                    text, text_valid, num_truncated = self.tokenizer.encode(captions, self.text_lengths[kind])
+                    batch[kind] |= {"text": text, "text_valid": text_valid}
+                    counts[f"data/truncated_texts/{kind}"] = num_truncated
+        return batch, Origin(counts, tuple(row.broken for row in rows if row.broken), ids)
 
 
-class Loader(Iterator[tuple[Batch, Counts]]):
-    """An endless iterator of (batch, counts), from some step on; `counts` are of this process's rows."""
+@contextlib.contextmanager
+def _errors_that_leave_a_worker(place: Callable[[], str]):
+    """Turns errors into a built-in one with one string: with others the training process may wait for ever."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is RuntimeError:  # Ours, of a shard: says all.
+            raise
+        raise RuntimeError(f"{place()} cannot be used ({type(error).__name__}: {error})") from error
 
-    def __init__(self, dataset: grain.MapDataset, *, start_step: int, num_workers: int):
-        """Takes the dataset of all batches: use `make_loader`."""
-        self._dataset = dataset
+
+class Loader(Iterator[tuple[Batch, Origin]]):
+    """An endless iterator of (batch, where its rows come from), from some step on."""
+
+    def __init__(
+        self, dataset: grain.MapDataset, shards: Sequence[Shards], *, start_step: int, num_workers: int
+    ):
+        """Takes the dataset of all batches, and the shards of each source: use `make_loader`."""
+        self._dataset, self._shards = dataset, shards
         threads = grain.ReadOptions(num_threads=1 if num_workers else 2, prefetch_buffer_size=2)
         stream = dataset[start_step:].to_iter_dataset(threads)
         if num_workers:
             options = grain.multiprocessing.MultiprocessingOptions(
                 num_workers=num_workers, per_worker_buffer_size=2
             )
-            stream = stream.mp_prefetch(options, worker_init_fn=_set_up_worker)
+            stream = stream.mp_prefetch(options, worker_init_fn=set_up_worker)
         self._iterator: grain.DatasetIterator | None = iter(stream)
-        self._has_workers = num_workers > 0
+        self._has_workers, self._is_started = num_workers > 0, False
 
-    def __next__(self) -> tuple[Batch, Counts]:
+    def __next__(self) -> tuple[Batch, Origin]:
         """Returns the next batch.
 
         Raises:
-            RuntimeError: a record is damaged, or a worker died. The loader is of no use from then on.
+            RuntimeError: a shard cannot be read, or a worker died. The loader is of no use from then on.
         """
         if self._iterator is None:
             raise RuntimeError(
                 "this loader is closed or has failed; make a new one from the step to go on with"
             )
         try:
-            batch, counts = next(self._iterator)
+            if self._has_workers and not self._is_started:
+                self._start_workers(self._iterator)
+            batch, origin = next(self._iterator)
         except StopIteration:
             self.close()
             raise RuntimeError(
                 "the endless stream of batches ended: a worker process stopped early"
             ) from None
+        except (RuntimeError, OSError) as error:
+            self.close()
+            raise RuntimeError(explain_worker_error(error)) from error
         except BaseException:
             # Grain would go on with the batches of the other workers, in another order.
             self.close()
@@ -159,11 +157,25 @@ class Loader(Iterator[tuple[Batch, Counts]]):
                 kind: {name: np.array(array) for name, array in arrays.items()}
                 for kind, arrays in batch.items()
             }
-        return batch, counts
+        return batch, origin
 
-    def batch_at(self, step: int) -> tuple[Batch, Counts]:
+    def _start_workers(self, iterator: grain.DatasetIterator) -> None:
+        # Sent to the whole process group, these signals are for the parent, which saves first, then stops its
+        # workers: they inherit the mask, so that not even one that is just starting dies of Ctrl-C.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            iterator.start_prefetch()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._is_started = True
+
+    def place(self, source: int, index: int) -> str:
+        """Returns where a record of a source lies, for messages."""
+        return self._shards[source].place(index)
+
+    def batch_at(self, step: int) -> tuple[Batch, Origin]:
         """Makes the batch of any step, in this process; what iterating yields at that step."""
-        return cast(tuple[Batch, Counts], self._dataset[step])
+        return cast(tuple[Batch, Origin], self._dataset[step])
 
     def close(self) -> None:
         """Stops threads and workers."""
@@ -207,10 +219,9 @@ def make_loader(
         process_count=process_count,
     )
     tokenizer = _fitting_tokenizer(config) if text_lengths else None
-    streams = []
-    for index, source in enumerate(sources):
-        shards = _open_source(source)
-        prepare = PrepareRow(DecodedExamples(shards, source.kind), config)
+    streams, opened = [], [_open_source(source) for source in sources]
+    for index, (source, shards) in enumerate(zip(sources, opened, strict=True)):
+        prepare = PrepareRow(Examples(shards, source.kind), index, config)
         # Before mixing and slicing: the random numbers of a row hang on its place in this very dataset.
         streams.append(
             grain.MapDataset.range(len(shards))
@@ -220,30 +231,7 @@ def make_loader(
         )
     dataset = grain.MapDataset.select_from_datasets(streams, plan)
     dataset = dataset.batch(len(plan.local), batch_fn=Collate(tokenizer, text_lengths))
-    return Loader(dataset, start_step=start_step, num_workers=config.data.num_workers)
-
-
-def fingerprint(config: PretrainConfig) -> dict[str, Any]:
-    """Returns what decides which example stands where, ready for JSON: a resumed run must find the same.
-
-    Shards count by file name and number of records.
-    """
-    sources = config.data.sources
-    opened = [open_shards(source.shards) for source in sources]
-    has_text = any(source.kind != "image" for source in sources)
-    return {
-        "seed": config.seed,
-        "sources": [
-            {
-                "kind": source.kind,
-                "rows": rows,
-                "text_length": source.text_length,
-                "shards": shards.name_counts(),
-            }
-            for source, rows, shards in zip(sources, rows_per_source(config), opened, strict=True)
-        ],
-        "tokenizer_sha256": Tokenizer(config.data.tokenizer).sha256 if has_text else "",
-    }
+    return Loader(dataset, opened, start_step=start_step, num_workers=config.data.num_workers)
 
 
 def _fitting_tokenizer(config: PretrainConfig) -> Tokenizer:
@@ -260,7 +248,10 @@ def _fitting_tokenizer(config: PretrainConfig) -> Tokenizer:
 def _open_source(source: SourceConfig) -> Shards:
     shards = open_shards(source.shards)
     for index in shards.starts():
-        first = shards[index]
+        try:
+            first = shards[index]
+        except DamagedRecordError:
+            continue
         lacks = "images" if source.kind != "text" and not first.image else ""
         lacks = lacks or ("captions" if source.kind != "image" and not first.captions else "")
         require(
@@ -269,25 +260,3 @@ def _open_source(source: SourceConfig) -> Shards:
             "Set the kind that the shards hold ('paired', 'image' or 'text').",
         )
     return shards
-
-
-def _set_up_worker(index: int, count: int) -> None:
-    """Ties a worker process to its parent, and lets glibc keep image-sized buffers."""
-    del index, count
-    # Sent to the whole process group, these are for the parent: it saves first, then stops its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        # They would be mapped and faulted in anew for every row.
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent was killed: it would wait for ever for room in its queue."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
