@@ -212,6 +212,10 @@ class DataConfig:
     """Chance that an image without text or direction words is mirrored; see `data/images.py`."""
     num_workers: int = 2
     """Processes that read and decode; 0 does it in the training process. Changes no bit."""
+    max_broken_fraction: float = 0.01
+    """Share of a source's records that may be broken before the run stops; 0 stops at the first one."""
+    timeout_seconds: float = 120.0
+    """A run that waits for a batch for so long stops: a worker hangs, or the disk."""
 
     def __post_init__(self) -> None:
         require(self.image_size >= 1, f"data.image_size = {self.image_size} is not positive. Set 256.")
@@ -227,6 +231,14 @@ class DataConfig:
         require(
             0 <= self.flip_probability <= 1,
             f"data.flip_probability = {self.flip_probability} is not in [0, 1]. Set 0.5.",
+        )
+        require(
+            0 <= self.max_broken_fraction <= 1,
+            f"data.max_broken_fraction = {self.max_broken_fraction} is not in [0, 1]. Set 0.01.",
+        )
+        require(
+            self.timeout_seconds > 0,
+            f"data.timeout_seconds = {self.timeout_seconds} is not positive. Set 120.",
         )
         require(self.num_workers >= 0, f"data.num_workers = {self.num_workers} is negative. Set 0 or more.")
 

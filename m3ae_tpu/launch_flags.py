@@ -7,6 +7,7 @@ import io
 import pathlib
 import re
 import runpy
+import signal
 import sys
 import traceback
 import typing
@@ -25,7 +26,8 @@ _HELP = {"-h", "--h", "-help", "--help"}
 def run_program(main: Callable[[list[str]], None]) -> NoReturn:
     """Runs `main` as a program: parses its flags, then calls it with what is left of the command line.
 
-    A `ConfigError` ends the program with one message on stderr and exit code 2, without a traceback.
+    A `ConfigError` ends the program with one message on stderr and exit code 2, Ctrl-C with 130, both without
+    a traceback.
     A program that defines a flag `config` gets overrides of the config's fields among its arguments;
     any other is given plain arguments only, and unknown flags are refused.
     """
@@ -51,6 +53,9 @@ def _plain_errors():
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def parse_launch_flags(argv: list[str], *, module: Any) -> list[str]:

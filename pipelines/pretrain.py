@@ -20,8 +20,21 @@ _CONFIG = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run, made if missing.", required=True)
 
+_LOG_RECORD_IDS = flags.DEFINE_bool(
+    "log_record_ids", False, "Write to WORKDIR/record_ids.jsonl which records each step sees."
+)
+_ALLOW_CHANGED_DATA = flags.DEFINE_bool(
+    "allow_changed_data", False, "Go on with a run although its shards or sources changed since."
+)
 
-def pretrain(config: PretrainConfig, workdir: pathlib.Path) -> None:
+
+def pretrain(
+    config: PretrainConfig,
+    workdir: pathlib.Path,
+    *,
+    log_record_ids: bool = False,
+    allow_changed_data: bool = False,
+) -> None:
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`."""
     # Compiled programs are kept, so that the next start of the same run is quick.
     cache = (
@@ -36,16 +49,28 @@ def pretrain(config: PretrainConfig, workdir: pathlib.Path) -> None:
 
     has_text = any(source.kind != "image" for source in config.data.sources)
     tokenizer = Tokenizer(config.data.tokenizer).model if has_text else b""
-    prepared = prepare_workdir(workdir, config, tokenizer=tokenizer)
+    prepared = prepare_workdir(workdir, config, tokenizer=tokenizer, allow_changed_data=allow_changed_data)
     start_log(workdir)
     for change in prepared.changes:
         logging.getLogger("m3ae_tpu").info("changed: %s", change)
-    train(config, prepared, tokenizer=tokenizer, probe=make_probe(config))
+    train(
+        config,
+        prepared,
+        tokenizer=tokenizer,
+        probe=make_probe(config),
+        log_record_ids=log_record_ids,
+        allow_changed_data=allow_changed_data,
+    )
 
 
 def main(argv: list[str]) -> None:
     """Reads the command line; everything else is `pretrain`."""
-    pretrain(override(load_config(_CONFIG.value), argv[1:]), pathlib.Path(_WORKDIR.value))
+    pretrain(
+        override(load_config(_CONFIG.value), argv[1:]),
+        pathlib.Path(_WORKDIR.value),
+        log_record_ids=_LOG_RECORD_IDS.value,
+        allow_changed_data=_ALLOW_CHANGED_DATA.value,
+    )
 
 
 def run() -> None:

@@ -23,9 +23,16 @@ SOURCES = (SourceConfig(weight=3.0), SourceConfig(kind="text", shards="texts-*")
 CONFIG = PretrainConfig(data=DataConfig(sources=SOURCES))
 
 
+def start_run(path, config=CONFIG, tokenizer=b"", **options):
+    """Prepares a workdir and records the run in it, as the loop does once nothing refuses the run."""
+    workdir = prepare_workdir(path, config, tokenizer=tokenizer, **options)
+    workdir.record(config, tokenizer=tokenizer)
+    return workdir
+
+
 def make_run(path, config=CONFIG, tokenizer=b"pieces"):
     """Makes a workdir with results in it."""
-    prepare_workdir(path, config, tokenizer=tokenizer).unlock()
+    start_run(path, config, tokenizer).unlock()
     (path / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
@@ -34,7 +41,7 @@ def test_config_survives_json():
 
 
 def test_new_folder_gets_config_and_tokenizer(tmp_path):
-    workdir = prepare_workdir(tmp_path / "a" / "b", CONFIG, tokenizer=b"pieces")
+    workdir = start_run(tmp_path / "a" / "b", tokenizer=b"pieces")
     assert workdir.is_new
     assert load_config(workdir.path) == CONFIG
     assert (workdir.path / "tokenizer.model").read_bytes() == b"pieces"
@@ -50,7 +57,7 @@ def test_what_may_change_in_a_run_is_told_and_written(tmp_path):
     make_run(tmp_path)
     data = dataclasses.replace(CONFIG.data, num_workers=0, tokenizer="moved/tokenizer.model")
     longer = dataclasses.replace(CONFIG, num_steps=200_000, data=data)
-    changes = prepare_workdir(tmp_path, longer, tokenizer=b"pieces").changes
+    changes = start_run(tmp_path, longer, b"pieces").changes
     assert changes == [
         "num_steps = 200000 now, was 100000",
         "data.tokenizer = moved/tokenizer.model now, was starter/tokenizer.model",
@@ -76,15 +83,32 @@ def test_other_number_of_sources_is_another_run(tmp_path):
         prepare_workdir(tmp_path, other, tokenizer=b"pieces")
 
 
+def moved(**source) -> PretrainConfig:
+    sources = tuple(dataclasses.replace(old, **source) for old in SOURCES)
+    return dataclasses.replace(CONFIG, data=DataConfig(sources=sources))
+
+
+def test_shards_may_move_and_other_data_may_come_when_asked_for(tmp_path):
+    make_run(tmp_path)
+    workdir = prepare_workdir(tmp_path, moved(shards="elsewhere/train-*"), tokenizer=b"pieces")
+    assert workdir.changes[0] == "data.sources.0.shards = elsewhere/train-* now, was starter/train-*"
+    # Until the data were compared with the checkpoint the folder stays as it is.
+    assert load_config(tmp_path) == CONFIG
+    workdir.unlock()
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.text_length = 9 now, was 64"):
+        prepare_workdir(tmp_path, moved(text_length=9), tokenizer=b"pieces")
+    prepare_workdir(tmp_path, moved(text_length=9), tokenizer=b"pieces", allow_changed_data=True).unlock()
+
+
 def test_failed_start_may_be_repeated_with_other_values(tmp_path):
-    prepare_workdir(tmp_path, CONFIG, tokenizer=b"pieces")
-    assert prepare_workdir(tmp_path, dataclasses.replace(CONFIG, batch_size=8)).is_new
+    start_run(tmp_path, tokenizer=b"pieces")
+    assert start_run(tmp_path, dataclasses.replace(CONFIG, batch_size=8)).is_new
     assert load_config(tmp_path).batch_size == 8
     assert not (tmp_path / "tokenizer.model").exists()
 
 
 def test_checkpoint_alone_makes_it_a_run(tmp_path):
-    prepare_workdir(tmp_path, CONFIG)
+    start_run(tmp_path)
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     with pytest.raises(ConfigError, match="seed = 1 now, was 0"):
         prepare_workdir(tmp_path, dataclasses.replace(CONFIG, seed=1))

@@ -13,7 +13,6 @@ from PIL import Image
 
 _MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: 192 MB each, and no crop needs them."""
-
 _CROP_ASPECT = (3 / 4, 4 / 3)
 CROP_DRAWS = (10, 4)
 """Shape of the random numbers that a crop takes: four for each of ten attempts."""
@@ -27,6 +26,10 @@ if _HAS_FAST_RESIZER:
     _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
 
 
+class ImageSizeError(ValueError):
+    """An image without pixels, or with more than a crop could use."""
+
+
 def decode_image(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an image of any format that Pillow reads to RGB.
 
@@ -34,7 +37,8 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     Transparent parts become white; 16-bit grey is scaled to 8 bits. An EXIF orientation is not applied.
 
     Raises:
-        ValueError: no image, a damaged one, or one of more than 64 million pixels.
+        ImageSizeError: it has no pixels, or more than 64 million.
+        ValueError: no image, or a damaged one.
         OSError: what Pillow makes of a damaged or unknown file.
     """
     if data[:3] == b"\xff\xd8\xff":
@@ -54,7 +58,7 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
 def _check_size(width: int, height: int) -> None:
     if not 0 < width * height <= _MAX_PIXELS:
-        raise ValueError(f"image of {width} x {height} pixels; 1 to {_MAX_PIXELS:,} are accepted")
+        raise ImageSizeError(f"image of {width} x {height} pixels; 1 to {_MAX_PIXELS:,} are accepted")
 
 
 def draw_crop(

@@ -5,6 +5,7 @@ epoch. Each global batch holds a fixed number of rows of every source. A process
 kind's rows, so the parts of all processes, one after the other, are the batch of a single process.
 """
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -52,6 +53,37 @@ def records_in_part(source: SourceConfig, count: int) -> range:
         f"part = {source.part} of source {source.shards} holds none of its {count} records. Set a wider part.",
     )
     return range(first, end)
+
+
+def source_names(config: PretrainConfig) -> tuple[str, ...]:
+    """Returns a name for each source: its kind, and its number among the sources if others are of this kind."""
+    kinds = [source.kind for source in config.data.sources]
+    return tuple(f"{kind}_{index}" if kinds.count(kind) > 1 else kind for index, kind in enumerate(kinds))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """How much of a source a run has seen."""
+
+    name: str
+    rows: int
+    distinct_records: int
+    epochs: float
+    """Rows in units of the source's records."""
+
+
+def seen_after(config: PretrainConfig, records: Sequence[int], step: int) -> tuple[Seen, ...]:
+    """Returns what a run has seen of each source after `step` steps, all processes together.
+
+    Args:
+        config: The run's.
+        records: Number of records of each source.
+        step: Finished steps.
+    """
+    return tuple(
+        Seen(name=name, rows=step * rows, distinct_records=min(step * rows, n), epochs=step * rows / n)
+        for name, rows, n in zip(source_names(config), rows_per_source(config), records, strict=True)
+    )
 
 
 def draw_seed(seed: int, source: int, purpose: str) -> int:

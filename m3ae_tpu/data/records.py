@@ -25,7 +25,7 @@ config has rows of it:
     batch["text"]   = {"text": ..., "text_valid": ...}
 
 `flip` tells the train step which images to mirror: on the device, where it costs nothing.
-Padding has id 0 and `text_valid` False; the row of an empty caption is padding all through.
+Padding has id 0 and `text_valid` False; the row of a caption without a token is padding all through.
 """
 
 import bisect
@@ -47,6 +47,8 @@ from m3ae_tpu.config import ConfigError, Kind, require
 
 VERSION = 1
 STARTER = pathlib.Path(__file__).parent / "starter"
+_LOOKED_AT = 8
+"""Records of a shard that are looked at when it is opened: one good one is enough."""
 
 type Batch = dict[Kind, dict[str, np.ndarray]]
 
@@ -69,6 +71,10 @@ class Record:
 _FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 
 
+class DamagedRecordError(RuntimeError):
+    """A record whose bytes are damaged where they lie: another one is to take its place."""
+
+
 def encode_record(record: Record) -> bytes:
     """Packs a record; equal records give equal bytes."""
     fields = ((name, getattr(record, name)) for name in _FIELDS)
@@ -80,10 +86,12 @@ def decode_record(data: bytes) -> Record:
 
     Raises:
         ConfigError: the record has another version.
-        ValueError: the bytes are no record.
+        ValueError: the bytes are no record; `UnicodeDecodeError` if a text in it is not UTF-8.
     """
     try:
         fields: dict[str, Any] = msgpack.unpackb(data)
+    except UnicodeDecodeError:
+        raise
     except ValueError as error:
         raise ValueError(f"not a record: {type(error).__name__} {error}") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("id"), str):
@@ -95,8 +103,17 @@ def decode_record(data: bytes) -> Record:
         "Make the shards again with this version's tools, or use the version that wrote them.",
     )
     known = {name: fields[name] for name in _FIELDS if name in fields}
+    for name, value in known.items():
+        if not _has_its_type(name, value):
+            raise ValueError(f"not a record: {name} is of type {type(value).__name__}")
     known["captions"] = tuple(known.get("captions", ()))
     return Record(**known)
+
+
+def _has_its_type(name: str, value: Any) -> bool:
+    if name == "captions":
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return isinstance(value, bytes if name == "image" else str)
 
 
 def resolve(pattern: str) -> list[str]:
@@ -163,6 +180,7 @@ class Shards:
             [f"{path}[0:{n}]" for path, n in zip(paths, counts, strict=True)]
         )
         self._ends = tuple(itertools.accumulate(counts))
+        self._sizes = tuple(os.path.getsize(path) for path in paths)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -174,16 +192,45 @@ class Shards:
         """Reads one record.
 
         Raises:
-            RuntimeError: the record is damaged or the file is gone; names file and record.
+            DamagedRecordError: the record's bytes are damaged; names file and record.
+            RuntimeError: the file is gone, was changed or cannot be read at all; names it.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            return decode_record(self._source[index])
-        except (RuntimeError, ValueError) as error:
-            raise RuntimeError(
+            data = self._source[index]
+        except RuntimeError as error:
+            self._require_unchanged(index, error)
+            raise DamagedRecordError(
                 f"{self.place(index)} cannot be read ({error}). Copy or make this shard again."
             ) from error
+        try:
+            return decode_record(data)
+        except ValueError as error:
+            raise DamagedRecordError(
+                f"{self.place(index)} cannot be read ({error}). Copy or make this shard again."
+            ) from error
+
+    def _require_unchanged(self, index: int, error: RuntimeError) -> None:
+        """Raises unless a failed read is of damaged bytes: what a disk or another program did is no damage."""
+        shard = bisect.bisect_right(self._ends, index)
+        path, size = self.paths[shard], self._sizes[shard]
+        try:
+            now = os.path.getsize(path)
+        except OSError as cause:
+            raise RuntimeError(
+                f"{path} is gone ({cause.strerror}); it was there at the start. Put it back, and start again."
+            ) from None
+        if now != size:
+            raise RuntimeError(
+                f"{path} has {now:,} bytes now, {size:,} at the start: it was changed meanwhile. "
+                "Put the old file back, and start again."
+            )
+        # ArrayRecord has one class for all; these are the words for bytes that do not fit their checksum.
+        if not str(error).startswith(("Corrupted", "Invalid")):
+            raise RuntimeError(
+                f"{path} cannot be read ({str(error)[:120]}). Look after the disk, and start again."
+            )
 
     def name_counts(self) -> list[list[str | int]]:
         """Returns file name and number of records of each shard, ready for JSON."""
@@ -215,7 +262,7 @@ def open_shards(pattern: str) -> Shards:
             if len(source) == 0:
                 faults.append(f"{path} holds no records. Remove it, or make it again.")
             else:
-                decode_record(source[0])
+                _require_records(source)
         except ConfigError as error:
             faults.append(f"{path}: {error}")
         except (RuntimeError, ValueError) as error:
@@ -233,6 +280,21 @@ def open_shards(pattern: str) -> Shards:
         )
         raise ConfigError("\n".join([*faults[:2], *more]))
     return Shards(paths, counts)
+
+
+def _require_records(source: ArrayRecordDataSource) -> None:
+    """Raises what is wrong with the first record, if the next ones are not good either."""
+    first: RuntimeError | ValueError | None = None
+    for index in range(min(_LOOKED_AT, len(source))):
+        try:
+            decode_record(source[index])
+            return
+        except ConfigError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def write_shards(

@@ -12,12 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from m3ae_tpu.config import ConfigError, PretrainConfig, require
-from m3ae_tpu.data.loader import Counts, fingerprint, make_loader
+from m3ae_tpu.data.fingerprint import differences, fingerprint, record_counts
+from m3ae_tpu.data.loader import Origin, make_loader
 from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.sharding import by_example, make_mesh, replicated, require_even_batches
 from m3ae_tpu.train.card import run_card
 from m3ae_tpu.train.checkpoint import Checkpointer
+from m3ae_tpu.train.data_log import DataLog, RecordIdsWriter
 from m3ae_tpu.train.metrics import MetricsWriter
 from m3ae_tpu.train.objective import Batch, Metrics
 from m3ae_tpu.train.preemption import Preemption
@@ -45,7 +47,13 @@ def compile_step(config: PretrainConfig, mesh: Mesh) -> StepFunction:
 
 
 def train(
-    config: PretrainConfig, workdir: Workdir, *, tokenizer: bytes = b"", probe: Probe | None = None
+    config: PretrainConfig,
+    workdir: Workdir,
+    *,
+    tokenizer: bytes = b"",
+    probe: Probe | None = None,
+    log_record_ids: bool = False,
+    allow_changed_data: bool = False,
 ) -> int:
     """Trains until the last step, or until SIGTERM or Ctrl-C, and saves. Returns the number of finished steps.
 
@@ -57,60 +65,75 @@ def train(
         workdir: Its folder, prepared and locked.
         tokenizer: Content of the tokenizer's file; empty for a run without text.
         probe: Scores the features every `probe.every_steps` steps.
+        log_record_ids: Writes to `record_ids.jsonl` which records each step sees.
+        allow_changed_data: Goes on also where the checkpoint was made with other data.
 
     Raises:
         ConfigError: batches that do not divide over the devices, a checkpoint of other data or of
-            another model, or a loss that is not finite.
+            another model, data that cannot be read, or a loss that is not finite.
     """
     mesh = make_mesh()
     require_even_batches(config, mesh)
     data = fingerprint(config)
     checkpointer = Checkpointer(workdir.path, config.checkpoint)
     try:
-        state = _newest_state(config, checkpointer, mesh, data, tokenizer)
+        state, position = _newest_state(config, checkpointer, mesh, tokenizer)
         start = int(state.step)
+        changes = differences(data, position["fingerprint"]) if position else []
+        _require_same_data(changes, allow_changed_data)
+        if position:
+            _LOG.info("going on after step %d", start)
+        workdir.record(config, tokenizer=tokenizer)
         if start >= config.num_steps:
             _LOG.info("%s has finished its %d steps; raise --num_steps to go on", workdir.path, start)
             return start
         loader = make_loader(
             config, start_step=start, process_index=jax.process_index(), process_count=jax.process_count()
         )
-        batches = Prefetcher(loader, by_example(mesh))
+        counted = None if changes else position.get("data_log")
+        data_log = DataLog(config, loader, records=record_counts(data), step=start, state=counted)
+        ids = RecordIdsWriter(workdir.path, resume_step=start) if log_record_ids else None
+        batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
         metrics = MetricsWriter(workdir.path, resume_step=start, wandb_project=config.logging.wandb_project)
-        run = _Run(
-            config, checkpointer, metrics, batches, data, describe_run(config, tokenizer=tokenizer), probe
-        )
+        description = describe_run(config, tokenizer=tokenizer)
+        run = _Run(config, checkpointer, metrics, batches, data_log, ids, data, description, probe)
         try:
             return run.go(state, compile_step(config, mesh))
         finally:
             batches.close()
             metrics.close()
+            if ids:
+                ids.close()
     finally:
         checkpointer.close()
 
 
 def _newest_state(
-    config: PretrainConfig, checkpointer: Checkpointer, mesh: Mesh, data: dict[str, Any], tokenizer: bytes
-) -> TrainState:
-    """Returns the state of the newest checkpoint, or the initial one where there is none."""
+    config: PretrainConfig, checkpointer: Checkpointer, mesh: Mesh, tokenizer: bytes
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns state and data position of the newest checkpoint, or the initial state where there is none."""
     init = jax.jit(functools.partial(init_state, config), out_shardings=replicated(mesh))
     if checkpointer.latest_step() is None:
-        return init()
+        return init(), {}
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
         jax.eval_shape(init),
     )
     state, position, run = checkpointer.restore(abstract)
     require_tokenizer_fits(run, config.data.tokenizer, tokenizer)
-    for name, now in data.items():
-        was = position["fingerprint"].get(name)
-        require(
-            now == was,
-            f"data: {name} = {str(now)[:120]} now, was {str(was)[:120]} in the checkpoint. "
-            "Put the old data back, or start another --workdir.",
-        )
-    _LOG.info("going on after step %d", int(state.step))
-    return state
+    return state, position
+
+
+def _require_same_data(changes: list[str], allows: bool) -> None:
+    more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
+    said = f"{'; '.join(changes[:3])}{more}"
+    require(
+        allows or not changes,
+        f"the data are not those of the checkpoint: {said}.\n"
+        "Put the old data back, go on with the new ones by --allow_changed_data, or start another --workdir.",
+    )
+    if changes:
+        _LOG.warning("going on with other data: %s", said)
 
 
 class _Run:
@@ -122,14 +145,17 @@ class _Run:
         checkpointer: Checkpointer,
         writer: MetricsWriter,
         batches: Prefetcher,
+        data_log: DataLog,
+        ids: RecordIdsWriter | None,
         data: dict[str, Any],
         description: dict[str, Any],
         probe: Probe | None,
     ):
         self._config, self._checkpointer, self._writer, self._batches = config, checkpointer, writer, batches
+        self._data_log, self._ids = data_log, ids
         self._data, self._description, self._probe = data, description, probe
         self._schedule = make_optimizer(config)[1]
-        self._pending: list[tuple[int, Metrics, Counts]] = []
+        self._pending: list[tuple[int, Metrics]] = []
         self._window_start = self._waited = 0.0
         self._window_step = 0
 
@@ -138,11 +164,14 @@ class _Run:
         config, first = self._config, int(state.step)
         with Preemption() as preemption, Progress(config.num_steps, first) as progress:
             for step in range(first + 1, config.num_steps + 1):
-                batch, counts = self._next_batch()
+                batch, origin = self._next_batch()
+                self._data_log.add(origin)
+                if self._ids:
+                    self._ids.write(step, origin)
                 if step == first + 1:
                     show_card(run_card(config, state, batch, self._data), "run")
                 state, metrics = step_fn(state, batch)
-                self._pending.append((step, metrics, counts))
+                self._pending.append((step, metrics))
                 if step == first + 1:
                     jax.block_until_ready(metrics)  # Compiling is no part of the rates.
                     self._start_window(step)
@@ -155,15 +184,16 @@ class _Run:
                 logs = is_last or probes or step % config.logging.every_steps == 0
                 if logs or saves:
                     self._check_finite()
+                    self._data_log.settle()
                 if logs:
                     scores = self._probe(state.model) if probes and self._probe is not None else {}
-                    line = self._line(step, metrics, counts) | scores
+                    line = self._line(step, metrics) | scores
                     self._writer.write(step, line)
                     progress.report(step, line)
                     self._start_window(step)
                 if saves:
                     self._writer.flush()
-                    position = {"step": step, "fingerprint": self._data}
+                    position = {"step": step, "fingerprint": self._data, "data_log": self._data_log.state}
                     self._checkpointer.save(step, state, position, self._description)
                 if stops:
                     break
@@ -172,7 +202,7 @@ class _Run:
         _LOG.info("saved step %d in %s", done, self._checkpointer.folder)
         return done
 
-    def _next_batch(self) -> tuple[Batch, Counts]:
+    def _next_batch(self) -> tuple[Batch, Origin]:
         try:
             return next(self._batches)
         except RuntimeError as error:
@@ -183,7 +213,7 @@ class _Run:
 
     def _check_finite(self) -> None:
         """Waits for all dispatched steps and looks at each one's loss, gradient and new parameters."""
-        for step, metrics, _ in self._pending:
+        for step, metrics in self._pending:
             for name in ("loss", "grad_norm", "parameter_norm"):
                 value = float(metrics[name])
                 if not math.isfinite(value):
@@ -196,12 +226,15 @@ class _Run:
                     )
         self._pending.clear()
 
-    def _line(self, step: int, metrics: Metrics, counts: Counts) -> dict[str, Any]:
-        """Returns a line of metrics: the values of this very step, and the rates since the last line."""
+    def _line(self, step: int, metrics: Metrics) -> dict[str, Any]:
+        """Returns a line of metrics: the values of this very step, and the rates and sums since the last line.
+
+        The first step compiles and is no part of the rates: a line of that step alone has none.
+        """
         line: dict[str, Any] = {f"train/{name}": value.item() for name, value in sorted(metrics.items())}
         # The rate of the step's own update, which is number step - 1.
         line["train/learning_rate"] = np.asarray(self._schedule(step - 1)).item()
-        line |= counts
+        line |= self._data_log.line(step)
         seconds, steps = time.monotonic() - self._window_start, step - self._window_step
         if steps:
             line["time/seconds_per_step"] = seconds / steps

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import typing
 from typing import Any
 
@@ -25,7 +26,11 @@ _CHANGEABLE = (
     "probe.",
     "data.num_workers",
     "data.tokenizer",
+    "data.max_broken_fraction",
+    "data.timeout_seconds",
 )
+# Shards may move: what is in them is compared with the checkpoint, which knows their names and counts.
+_MOVABLE = re.compile(r"data\.sources\.\d+\.shards")
 _PACKAGES = ("equinox", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
 
 
@@ -41,42 +46,54 @@ class Workdir:
     lock: int
     """File descriptor that holds the lock. A number, as it must outlive this object."""
 
+    def record(self, config: PretrainConfig, *, tokenizer: bytes = b"") -> None:
+        """Writes `config.json` and `tokenizer.model`: for a run that nothing refuses any more."""
+        with _named_if_unwritable(self.path):
+            _write(self.path / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
+            if tokenizer:
+                _write(self.path / TOKENIZER, tokenizer)
+            else:  # A start that failed may have left one.
+                (self.path / TOKENIZER).unlink(missing_ok=True)
+
     def unlock(self) -> None:
         """Lets other processes work in the folder."""
         os.close(self.lock)
 
 
-def prepare_workdir(path: pathlib.Path, config: PretrainConfig, *, tokenizer: bytes = b"") -> Workdir:
-    """Makes or checks the folder of a run, locks it, and writes `config.json` and `tokenizer.model` to it.
+def prepare_workdir(
+    path: pathlib.Path, config: PretrainConfig, *, tokenizer: bytes = b"", allow_changed_data: bool = False
+) -> Workdir:
+    """Makes or checks the folder of a run, and locks it.
 
     Args:
         path: The folder; made if missing.
         config: Of the run, all overrides applied.
         tokenizer: The content of `config.data.tokenizer`; empty for a run without text.
+        allow_changed_data: Lets all of `data.sources` change.
 
     Raises:
         ConfigError: the folder cannot be written, holds another run, has a `config.json` that cannot be
             read, a run with another tokenizer, or another process works in it.
     """
-    try:
+    with _named_if_unwritable(path), contextlib.ExitStack() as stack:
         path.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            lock = _lock(path)
-            stack.callback(os.close, lock)
-            is_new = not _holds_run(path)
-            changes = [] if is_new else _compare(path, config, tokenizer)
-            _write(path / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
-            if tokenizer:
-                _write(path / TOKENIZER, tokenizer)
-            else:  # A start that failed may have left one.
-                (path / TOKENIZER).unlink(missing_ok=True)
-            stack.pop_all()  # All went well: the lock stays.
+        lock = _lock(path)
+        stack.callback(os.close, lock)
+        is_new = not _holds_run(path)
+        changes = [] if is_new else _compare(path, config, tokenizer, allow_changed_data)
+        stack.pop_all()  # All went well: the lock stays.
+    return Workdir(path=path, is_new=is_new, changes=changes, lock=lock)
+
+
+@contextlib.contextmanager
+def _named_if_unwritable(path: pathlib.Path):
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"--workdir = {path} cannot be written ({error.strerror}: {error.filename}). "
             "Name a folder that you may write to."
         ) from None
-    return Workdir(path=path, is_new=is_new, changes=changes, lock=lock)
 
 
 def describe_run(config: PretrainConfig, *, tokenizer: bytes = b"") -> dict[str, Any]:
@@ -195,11 +212,14 @@ def _is_config(path: pathlib.Path) -> bool:
     return True
 
 
-def _compare(path: pathlib.Path, config: PretrainConfig, tokenizer: bytes) -> list[str]:
+def _compare(
+    path: pathlib.Path, config: PretrainConfig, tokenizer: bytes, allow_changed_data: bool
+) -> list[str]:
     """Returns what changes in the run at `path`. Raises `ConfigError` if that makes it another run."""
     old, new = _leaves(to_dict(load_config(path))), _leaves(to_dict(config))
     names = [name for name in (old | new) if old.get(name) != new.get(name)]
-    others = [name for name in names if not name.startswith(_CHANGEABLE)]
+    changeable = (*_CHANGEABLE, "data.sources.") if allow_changed_data else _CHANGEABLE
+    others = [name for name in names if not name.startswith(changeable) and not _MOVABLE.fullmatch(name)]
     said = {name: f"{name} = {new.get(name)} now, was {old.get(name)}" for name in names}
     more = f" (and {len(others) - 3} more)" if len(others) > 3 else ""
     require(
