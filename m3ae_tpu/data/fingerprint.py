@@ -51,6 +51,8 @@ def differences(now: dict[str, Any], was: dict[str, Any]) -> list[str]:
 def _leaves(fingerprint: dict[str, Any]) -> dict[str, Any]:
     leaves = {name: value for name, value in fingerprint.items() if name != "sources"}
     for number, source in enumerate(fingerprint["sources"]):
-        leaves |= {f"sources.{number}.{name}": value for name, value in source.items() if name != "shards"}
+        # The number of records follows from the shards and the part.
+        values = {name: value for name, value in source.items() if name not in ("shards", "records")}
+        leaves |= {f"sources.{number}.{name}": value for name, value in values.items()}
         leaves |= {f"records of sources.{number}'s {shard}": count for shard, count in source["shards"]}
     return leaves
