@@ -1,13 +1,18 @@
 """Guards the wheel: complete, alone under one top-level name, and running far from the checkout."""
 
+import io
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
+
+from m3ae_tpu.data.records import open_shards
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -48,15 +53,18 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
     """The Python of an environment that holds the wheel and what it asks for."""
-    folder = tmp_path_factory.mktemp("environment") / "venv"
-    python = folder / "bin" / "python"
-    constraints = ["--constraint", ROOT / "constraints.txt"]
+    return install(tmp_path_factory.mktemp("environment"), wheel, "--constraint", ROOT / "constraints.txt")
+
+
+def install(folder, *requirements):
+    """Returns the Python of a new environment with the requirements."""
+    python = folder / "venv" / "bin" / "python"
     if shutil.which("uv"):
-        run("uv", "venv", "--python", sys.executable, folder, cwd=ROOT)
-        run("uv", "pip", "install", "--python", python, *constraints, wheel, cwd=ROOT)
+        run("uv", "venv", "--python", sys.executable, folder / "venv", cwd=ROOT)
+        run("uv", "pip", "install", "--python", python, *requirements, cwd=ROOT)
     else:
-        run(sys.executable, "-m", "venv", folder, cwd=ROOT)
-        run(python, "-m", "pip", "install", "--quiet", "--no-compile", *constraints, wheel, cwd=ROOT)
+        run(sys.executable, "-m", "venv", folder / "venv", cwd=ROOT)
+        run(python, "-m", "pip", "install", "--quiet", "--no-compile", *requirements, cwd=ROOT)
     return python
 
 
@@ -96,3 +104,34 @@ def test_installed_wheel_trains_by_its_command(environment, tmp_path):
     command = environment.parent / "m3ae-pretrain"
     run(command, "--config=debug", "--num_steps=2", "--workdir=run", cwd=tmp_path)
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"step"') == 2
+
+
+@pytest.mark.slow
+def test_beam_extra_resolves_and_prepares_the_same_bytes(wheel, environment, tmp_path):
+    records = open_shards("starter/heldout-*")
+    for number in range(3):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for index in range(number, 60, 3):
+                caption = records[index].captions[0].encode()
+                for ending, content in {
+                    "webp": records[index].image[: 9999 if index else 400],
+                    "txt": caption,
+                }.items():
+                    member = tarfile.TarInfo(f"{index:05d}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    beam = install(tmp_path, f"m3ae-tpu[beam] @ {wheel.as_uri()}")
+    inputs = ",".join(f"{number}.tar" for number in range(3))
+    for python, output, options in (
+        (environment, "local", ["--num_workers=2"]),
+        (beam, "direct", ["--runner=DirectRunner"]),
+    ):
+        command = python.parent / "m3ae-prepare-data"
+        run(command, f"--input={inputs}", f"--output={output}", "--num_shards=2", *options, cwd=tmp_path)
+    names = sorted(path.name for path in (tmp_path / "local").iterdir())
+    assert len(names) == 4
+    assert names == sorted(path.name for path in (tmp_path / "direct").iterdir())
+    for name in names:
+        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes(), name
+    manifest = json.loads((tmp_path / "direct" / "manifest.json").read_text())
+    assert (manifest["given"], manifest["kept"], manifest["dropped"]) == (60, 59, {"damaged image": 1})
