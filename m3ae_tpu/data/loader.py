@@ -87,8 +87,8 @@ class DrawRow(grain.transforms.RandomMap):
 class MakeBatch:
     """Makes a batch of rows, in order: reads, decodes, picks wordings, crops, and tokenises the texts.
 
-    Only here, and one kind of work after the other: between the steps of Grain's pipeline each image would drive Python's own memory
-    out of the processor's cache, which costs more than half of a decode.
+    Only here, and one kind of work after the other: between the steps of Grain's pipeline each image would drive
+    Python's own memory out of the processor's cache, which costs more than half of a decode.
     """
 
     def __init__(
