@@ -1,0 +1,173 @@
+"""How fast a config's data can be made, stage by stage, against decoding alone measured in the same run."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.data.images import CROP_DRAWS, decode_image, random_resized_crop
+from m3ae_tpu.data.loader import make_loader
+from m3ae_tpu.data.mixture import rows_per_source
+from m3ae_tpu.data.records import Record, open_shards
+from m3ae_tpu.data.text import Tokenizer
+
+WHOLE, WHOLE_AGAIN, DECODE_ONLY = "whole loader", "whole loader, again", "decode only"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Costs of one row of a config's batches, mean over its mixture; medians over rounds."""
+
+    cpu_seconds: dict[str, float]
+    """CPU time of one row by stage, all threads of the process together."""
+    copy_seconds: float
+    """Wall time of one row's copy to the device, in batches; it overlaps with the step before."""
+    device: str
+    batch_size: int
+    images_per_row: float
+    """Share of the rows that have an image."""
+    rounds: int
+
+    def per_core(self, stage: str) -> float:
+        """Returns how many rows a second one core makes, if it does nothing else."""
+        return 1 / self.cpu_seconds[stage]
+
+    def of_decoding(self) -> float:
+        """Returns the loader's rate relative to decoding alone; NaN for texts alone."""
+        decode = self.cpu_seconds.get(DECODE_ONLY, float("nan"))
+        return decode / self.cpu_seconds[WHOLE]
+
+    def cores_for(self, examples_per_second: float) -> float:
+        """Returns how many such cores feed a chip that takes so many examples a second."""
+        return examples_per_second * self.cpu_seconds[WHOLE_AGAIN]
+
+
+def measure(
+    config: PretrainConfig,
+    *,
+    rounds: int,
+    decode_shards: str = "",
+    report: Callable[[int], None] = lambda done: None,
+) -> Rates:
+    """Measures every stage once a round, in an order drawn anew, on batches that the run would see.
+
+    The whole loader makes batch after batch, as a run does, and then the same ones again: quicker where the set is
+    small enough to be kept decoded. Files come from the page cache, so a slow disk or network does not show.
+
+    Args:
+        config: Its sources, sizes and batch size; `data.num_workers` does not matter.
+        rounds: Batches per stage; the more, the steadier.
+        decode_shards: Shards whose images are decoded alone, instead of the config's own: the originals of shards with
+            smaller images. The cost is that of as many images as a batch has.
+        report: Is told how many rounds are done.
+
+    Raises:
+        ConfigError: shards or tokenizer cannot be used; see `make_loader`.
+    """
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0))
+    loader = make_loader(config)
+    stages = _Stages(config, decode_shards)
+    seconds: dict[str, list[float]] = {}
+    copies: list[float] = []
+    batch = loader.batch_at(0)[0]  # Warms caches and allocator up.
+    order = np.random.default_rng(config.seed)
+    for done in range(1, rounds + 1):
+        record_sets = stages.read(done)
+        timed = stages.of(done, record_sets) | {WHOLE: lambda step=done: loader.batch_at(step)}
+        for name in order.permutation(list(timed)):
+            start = time.process_time()
+            timed[name]()
+            seconds.setdefault(name, []).append(time.process_time() - start)
+        start = time.process_time()
+        loader.batch_at(done)
+        seconds.setdefault(WHOLE_AGAIN, []).append(time.process_time() - start)
+        begin = time.perf_counter()
+        jax.block_until_ready(jax.device_put(batch))
+        copies.append(time.perf_counter() - begin)
+        report(done)
+    loader.close()
+    rows = config.batch_size
+    names = [name for name in (*stages.names, WHOLE, WHOLE_AGAIN) if name in seconds]
+    return Rates(
+        cpu_seconds={name: float(np.median(seconds[name])) / rows for name in names},
+        copy_seconds=float(np.median(copies)) / rows,
+        device=jax.devices()[0].device_kind,
+        batch_size=rows,
+        images_per_row=stages.num_images / rows,
+        rounds=rounds,
+    )
+
+
+class _Stages:
+    """The parts of the loader's work, one after the other, on records that follow each other in the shards."""
+
+    names = (DECODE_ONLY, "read", "decode", "crop and resize", "tokenise", "batch")
+
+    def __init__(self, config: PretrainConfig, decode_shards: str):
+        self._config = config
+        self._shards = [open_shards(source.shards) for source in config.data.sources]
+        self._rows = rows_per_source(config)
+        has_text = any(source.kind != "image" for source in config.data.sources)
+        self._tokenizer = Tokenizer(config.data.tokenizer) if has_text else None
+        self._originals = open_shards(decode_shards) if decode_shards else None
+        self.num_images = sum(
+            rows
+            for rows, source in zip(self._rows, config.data.sources, strict=True)
+            if source.kind != "text"
+        )
+
+    def read(self, step: int) -> list[list[Record]]:
+        """Reads one batch's records of every source."""
+        return [
+            [shards[index % len(shards)] for index in range(step * rows, (step + 1) * rows)]
+            for shards, rows in zip(self._shards, self._rows, strict=True)
+        ]
+
+    def of(self, step: int, record_sets: list[list[Record]]) -> dict[str, Callable[[], Any]]:
+        """Returns the work of each stage on one batch's records, inputs made ready."""
+        data = self._config.data
+        with_source = list(zip(data.sources, record_sets, strict=True))
+        encoded = [record.image for source, set_ in with_source if source.kind != "text" for record in set_]
+        rng = np.random.default_rng(step)
+        work: dict[str, Callable[[], Any]] = {"read": lambda: self.read(step)}
+        if encoded:
+            alone = encoded
+            if self._originals is not None:
+                first = step * len(encoded)
+                places = range(first, first + len(encoded))
+                alone = [self._originals[place % len(self._originals)].image for place in places]
+            decoded = [decode_image(image) for image in encoded]
+
+            def crop() -> list[np.ndarray]:
+                return [
+                    random_resized_crop(
+                        image, data.image_size, area=data.crop_area, draws=rng.random(CROP_DRAWS)
+                    )
+                    for image in decoded
+                ]
+
+            cropped = crop()
+            work |= {
+                DECODE_ONLY: lambda: _decode_each(alone),
+                "decode": lambda: _decode_each(encoded),
+                "crop and resize": crop,
+                "batch": lambda: np.stack(cropped),
+            }
+        texts = [
+            (source.text_length, [record.captions[0] if record.captions else "" for record in set_])
+            for source, set_ in with_source
+            if source.kind != "image"
+        ]
+        tokenizer = self._tokenizer
+        if texts and tokenizer is not None:
+            work["tokenise"] = lambda: [tokenizer.encode(captions, length) for length, captions in texts]
+        return work
+
+
+def _decode_each(images: list[bytes]) -> None:
+    for image in images:
+        decode_image(image)

@@ -1,0 +1,156 @@
+"""Shows what a set of shards holds, or what a config will feed, and checks shards against their manifest.
+
+    python -m pipelines.inspect_data data/cc12m --verify
+    python -m pipelines.inspect_data --config=quickstart --sheet=sheet.png
+
+Prints manifest, mixture and lengths of texts, and draws a contact sheet: examples of the first batch, augmented,
+beside what the masks leave of them. Every field of the config can be set by its dotted name, with DIR too.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from m3ae_tpu.config import ConfigError, DataConfig, PretrainConfig, require
+from m3ae_tpu.launch_flags import load_config, override, run_program
+
+_CONFIG = flags.DEFINE_string("config", "", "Named config, or path of a file like it; instead of a DIR.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Only read every shard and compare it with manifest.json.")
+_SHEET = flags.DEFINE_string("sheet", "contact_sheet.png", "File of the contact sheet; none if empty.")
+_EXAMPLES = flags.DEFINE_integer("examples", 12, "Examples of each kind on the sheet.", lower_bound=1)
+
+
+def verify(folders: list[pathlib.Path]) -> None:
+    """Checks every shard of every folder.
+
+    Raises:
+        ConfigError: a shard is missing or differs from its manifest; names it.
+    """
+    import rich.progress
+
+    from m3ae_tpu.data.inspection import find_faults, read_manifest
+
+    for folder in folders:
+        manifest = read_manifest(folder)
+        total = len(manifest["shards"])
+        with rich.progress.Progress(*rich.progress.Progress.get_default_columns(), transient=True) as bars:
+            task = bars.add_task(f"reading {folder}", total=total)
+            faults = find_faults(folder, manifest, lambda done, task=task: bars.update(task, completed=done))
+        if faults:
+            more = [f"... and {len(faults) - 3} more"] if len(faults) > 3 else []
+            raise ConfigError("\n".join([*faults[:3], *more, "Copy these shards again."]))
+        print(f"{folder}: all {total} shards are as their manifest says")
+
+
+def show_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
+    """Prints what a manifest says of its set."""
+    import rich
+    import rich.table
+
+    table = rich.table.Table(show_header=False)
+    table.add_row("set", str(folder))
+    size = sum(line.get("bytes", 0) for line in manifest["shards"].values())
+    records = sum(line["records"] for line in manifest["shards"].values())
+    table.add_row("shards", f"{len(manifest['shards']):,}" + (f", {size / 1e6:,.1f} MB" if size else ""))
+    table.add_row("records", f"{records:,}")
+    for name in ("kind", "given", "kept", "license"):
+        if manifest.get(name):
+            value = manifest[name]
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    for reason, count in sorted(manifest.get("dropped", {}).items(), key=lambda entry: -entry[1]):
+        table.add_row("dropped", f"{count:,}: {reason}")
+    rich.print(table)
+
+
+def show_mixture(config: PretrainConfig) -> None:
+    """Prints how each source will be fed, and how long its texts are."""
+    import rich
+    import rich.table
+
+    from m3ae_tpu.data.inspection import summarise
+
+    mixture = rich.table.Table(title=f"mixture: batches of {config.batch_size:,}", title_justify="left")
+    for heading in ("source", "kind", "rows", "records", "epochs in 1,000 steps"):
+        mixture.add_column(heading, justify="left" if heading in ("source", "kind") else "right")
+    lengths = rich.table.Table(title="tokens of a text", title_justify="left")
+    for heading in ("source", "texts read", "mean", "median", "95 %", "max", "text_length", "cut"):
+        lengths.add_column(heading, justify="left" if heading == "source" else "right")
+    for summary in summarise(config):
+        source = summary.source
+        name = "/".join(pathlib.Path(source.shards).parts[-2:])
+        epochs = f"{summary.epochs_per_thousand_steps:,.3g}"
+        mixture.add_row(name, source.kind, f"{summary.rows:,}", f"{summary.records:,}", epochs)
+        if summary.texts:
+            figures = [f"{summary.token_lengths[name]:,.0f}" for name in ("mean", "median", "95 %", "max")]
+            lengths.add_row(
+                name, f"{summary.texts:,}", *figures, str(source.text_length), f"{summary.cut:.1%}"
+            )
+    rich.print(mixture)
+    if lengths.row_count:
+        rich.print(lengths)
+
+
+def draw_sheet(config: PretrainConfig, path: pathlib.Path) -> None:
+    """Writes the contact sheet of the first batch."""
+    import dataclasses
+
+    from m3ae_tpu.data.loader import make_loader
+    from m3ae_tpu.data.text import Tokenizer
+    from m3ae_tpu.evaluation.contact_sheet import draw_contact_sheet
+
+    data = dataclasses.replace(config.data, num_workers=0)
+    loader = make_loader(dataclasses.replace(config, data=data))
+    batch, _ = loader.batch_at(0)
+    loader.close()
+    has_text = any(source.kind != "image" for source in data.sources)
+    tokenizer = Tokenizer(data.tokenizer) if has_text else None
+    sheet = draw_contact_sheet(config, batch, tokenizer, examples=_EXAMPLES.value)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    sheet.save(unfinished, "png")
+    os.replace(unfinished, path)
+    print(f"{path}: pictures of the first batch, augmented, beside what the masks leave of them")
+
+
+def main(argv: list[str]) -> None:
+    """Inspects the folder or the config that the command line names."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # Looking needs no accelerator, which a run may be holding.
+    is_folder = len(argv) > 1 and not argv[1].startswith("-")
+    require(
+        is_folder != bool(_CONFIG.value) or "--help" in argv,
+        "Name one of both: python -m pipelines.inspect_data DIR, or --config=NAME.",
+    )
+    sheet = pathlib.Path(_SHEET.value)
+    require(
+        not _SHEET.value or sheet.parent.is_dir(),
+        f"--sheet = {sheet} lies in no folder. Make {sheet.parent} first, or name another file.",
+    )
+    from m3ae_tpu.data.inspection import manifest_folders, read_manifest, sources_of
+
+    if is_folder:
+        folders = [pathlib.Path(argv[1])]
+        if _VERIFY.value:
+            return verify(folders)
+        sources = sources_of(folders[0], read_manifest(folders[0]))
+        config = override(PretrainConfig(batch_size=96, data=DataConfig(sources=sources)), argv[2:])
+    else:
+        config = override(load_config(_CONFIG.value or "quickstart"), argv[1:])
+        folders = manifest_folders(config)
+        require(bool(folders) or not _VERIFY.value, "--verify finds no manifest.json beside the shards.")
+        if _VERIFY.value:
+            return verify(folders)
+    for folder in folders:
+        show_manifest(folder, read_manifest(folder))
+    show_mixture(config)
+    if _SHEET.value:
+        draw_sheet(config, sheet)
+
+
+def run() -> None:
+    """Entry point of the installed command `m3ae-inspect-data`."""
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

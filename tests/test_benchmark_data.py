@@ -1,0 +1,52 @@
+"""Guards the benchmark of the data: every stage is timed, and what follows from the times is right."""
+
+import dataclasses
+
+import pytest
+
+from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig
+from m3ae_tpu.data.benchmark import DECODE_ONLY, WHOLE, WHOLE_AGAIN, Rates, measure
+
+PAIRS = SourceConfig(weight=3.0)
+TEXTS = SourceConfig(kind="text", shards="starter/texts-*")
+
+
+@pytest.mark.parametrize(
+    ("sources", "parts", "images_per_row"),
+    [
+        ((PAIRS, TEXTS), {"read", "decode", "crop and resize", "tokenise", "batch", DECODE_ONLY}, 0.75),
+        ((TEXTS,), {"read", "tokenise"}, 0.0),
+        (
+            (SourceConfig(kind="image", shards="starter/images-*"),),
+            {"read", "decode", "crop and resize", "batch", DECODE_ONLY},
+            1.0,
+        ),
+    ],
+)
+def test_every_stage_of_a_config_is_timed(sources, parts, images_per_row):
+    config = PretrainConfig(
+        batch_size=16,
+        model=ModelConfig(vocab_size=4000, patch_size=8),
+        data=DataConfig(sources=sources, image_size=32),
+    )
+    done = []
+    rates = measure(config, rounds=2, report=done.append)
+    assert set(rates.cpu_seconds) == parts | {WHOLE, WHOLE_AGAIN}
+    assert all(seconds > 0 for seconds in rates.cpu_seconds.values())
+    assert rates.images_per_row == images_per_row
+    assert done == [1, 2]
+
+
+def test_cores_and_shares_follow_from_the_times():
+    rates = Rates(
+        cpu_seconds={DECODE_ONLY: 0.001, WHOLE: 0.002, WHOLE_AGAIN: 0.0005},
+        copy_seconds=1e-5,
+        device="cpu",
+        batch_size=8,
+        images_per_row=1.0,
+        rounds=1,
+    )
+    assert rates.per_core(WHOLE) == 500
+    assert rates.of_decoding() == 0.5
+    assert rates.cores_for(4_000) == 2.0
+    assert dataclasses.replace(rates, cpu_seconds={WHOLE: 1.0}).of_decoding() != 0.5
