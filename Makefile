@@ -31,13 +31,14 @@ else
     /usr/bin/python3.12 /usr/local/bin/python3.12 /opt/homebrew/bin/python3.12
 endif
 
-.PHONY: help install quickstart test lint
+.PHONY: help install compile-tpu quickstart test lint
 
 help:
 	@echo "make quickstart   set up, pre-train on the starter set, evaluate, write runs/quickstart/report.html"
 	@echo "make test         set up, run the tests"
 	@echo "make lint         set up, check style and types"
 	@echo "make install      set up only: .venv with the versions of constraints.txt"
+	@echo "make compile-tpu  set up, with the compiler for TPUs (221 MB): kernels can then be compiled without one"
 	@echo "ACCELERATOR=tpu or ACCELERATOR=cuda13 behind any of them installs JAX for a TPU or a GPU."
 
 # A quarter of a batch at a time stays in a CPU's caches: a fifth less time, the same update.
@@ -48,8 +49,16 @@ quickstart: install
 	$(RUN) -m pipelines.report runs/quickstart
 	@echo "report: $(CURDIR)/runs/quickstart/report.html"
 
-test: install
+test: compile-tpu
 	$(RUN) -m pytest
+
+compile-tpu: install
+	@$(RUN) -c 'import libtpu' 2>/dev/null || \
+	if command -v uv >/dev/null 2>&1; then \
+	  uv pip install --quiet --python $(RUN) --constraint constraints.txt libtpu; \
+	else \
+	  $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt libtpu; \
+	fi
 
 lint: install
 	$(RUN) -m ruff check

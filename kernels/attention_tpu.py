@@ -89,14 +89,18 @@ def _backward_shapes(qkv, *rest, num_heads: int, masked: bool) -> list:
     return [jax.core.ShapedArray(qkv.shape, qkv.dtype)]
 
 
-def _forward(qkv: Array, *bias: Array, num_heads: int, saves: bool, device_kind: str | None) -> list[Array]:
+def _forward(
+    qkv: Array, *bias: Array, num_heads: int, saves: bool, device_kind: str | None
+) -> Sequence[Array]:
     blocks = blocks_for("attention_forward", device_kind, qkv.shape[1], qkv.dtype)
     outputs = _forward_shapes(qkv, num_heads=num_heads, saves=saves)
     kernel = functools.partial(forward_kernel, masked=bool(bias), saves=saves)
     return _call(kernel, "attention_forward", blocks, num_heads, [qkv, *bias], outputs)
 
 
-def _backward(qkv: Array, *rest: Array, num_heads: int, masked: bool, device_kind: str | None) -> list[Array]:
+def _backward(
+    qkv: Array, *rest: Array, num_heads: int, masked: bool, device_kind: str | None
+) -> Sequence[Array]:
     blocks = blocks_for("attention_backward", device_kind, qkv.shape[1], qkv.dtype)
     outputs = _backward_shapes(qkv, num_heads=num_heads, masked=masked)
     kernel = functools.partial(backward_kernel, masked=masked)

@@ -1,5 +1,6 @@
 """The mesh of devices and how arrays lie on it."""
 
+import functools
 import math
 
 import jax
@@ -7,6 +8,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from m3ae_tpu.config import PretrainConfig, require
 from m3ae_tpu.data.mixture import rows_per_source
+from m3ae_tpu.kernels import reference
+from m3ae_tpu.kernels.attention import attention
+from m3ae_tpu.model.transformer import AttentionFunction
 
 DATA_AXIS = "data"
 """Mesh axis over which the examples of a batch are spread."""
@@ -25,6 +29,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_example(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+@functools.cache
+def attention_on(mesh: Mesh) -> AttentionFunction:
+    """Returns attention for batches that lie on a mesh: on TPUs every device runs the kernel on its own rows.
+
+    The same function for the same mesh, as a model carries it and is compiled for it.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return reference.attention  # XLA's partitioner splits plain operations itself.
+    rows = PartitionSpec(DATA_AXIS)
+
+    def mapped(qkv, valid, num_heads):
+        own_rows = functools.partial(attention, num_heads=num_heads)
+        # check_vma: kernels do not say over which axes their results vary.
+        return jax.shard_map(own_rows, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(qkv, valid)
+
+    return mapped
 
 
 def require_even_batches(config: PretrainConfig, mesh: Mesh) -> None:

@@ -1,0 +1,178 @@
+"""What the TPU compiler schedules for a function, with no TPU at hand: cycles and bytes of its operations.
+
+libtpu compiles for a described chip on any machine. One of its flags makes it replay each scheduled
+operation, bundle by bundle, and write the cycles into the compiled program. It is read when libtpu
+is loaded: `prepare()` comes before anything is compiled for a TPU.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
+
+
+class Chip(NamedTuple):
+    """A TPU as compiler and data sheet describe it."""
+
+    topology: str
+    clock_hz: float | None
+    """Peak bfloat16 FLOP/s over what the matrix units do in a cycle; None where the replay does not run."""
+    hbm_bytes_per_second: float | None
+    """Of one core."""
+
+
+CHIPS = {
+    "v4": Chip("v4:2x2x1", None, None),
+    "v5e": Chip("v5e:2x2", 1.50e9, 819e9),
+    "v5p": Chip("v5p:2x2x1", 1.75e9, 2765e9 / 2),
+    "v6e": Chip("v6e:2x2", 1.75e9, 1640e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Cost of a program, or of a row of its batch."""
+
+    chip: str
+    cycles: float
+    hbm_bytes: float
+    """Arguments and results of every operation that are not in VMEM, tile padding included."""
+
+    @property
+    def scheduled_us(self) -> float:
+        return self.cycles / (CHIPS[self.chip].clock_hz or math.nan) * 1e6
+
+    @property
+    def hbm_us(self) -> float:
+        return self.hbm_bytes / (CHIPS[self.chip].hbm_bytes_per_second or math.nan) * 1e6
+
+    @property
+    def us(self) -> float:
+        """Microseconds: the larger of both. The replay takes reads and writes for independent."""
+        return max(self.scheduled_us, self.hbm_us)
+
+    @property
+    def bound(self) -> str:
+        return "memory" if self.hbm_us > self.scheduled_us else "schedule"
+
+
+def prepare(*, replay: bool) -> None:
+    """Makes libtpu ready for this process; comes before its first use.
+
+    Args:
+        replay: Have the compiler count cycles. The process then aborts where the replay does not
+            run: compile for such a chip, or such an operation, without it.
+
+    Raises:
+        ModuleNotFoundError: libtpu is not installed.
+    """
+    import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+    if replay:
+        flag = f"--xla_jf_dump_static_llo_profile_to={tempfile.mkdtemp(prefix='scheduled_cost_')}"
+        os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flag}".strip()
+    # No metadata server and no lock: nothing here touches a device.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+
+
+@functools.cache
+def device(chip: str):
+    """Returns a described device: programs can be compiled for it, not run on it."""
+    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology).devices[0]
+
+
+def compile_for(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct):
+    """Compiles a function of arrays, all of them and its results row-major in HBM, as a model's layers hold them."""
+    where = SingleDeviceSharding(device(chip))
+
+    def place(x):
+        return Format(Layout(tuple(range(len(x.shape)))), where)
+
+    arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for x in shapes]
+    results = jax.tree.map(place, jax.eval_shape(function, *shapes))
+    return jax.jit(function, out_shardings=results).lower(*arguments).compile()
+
+
+def cost(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> Cost:
+    """Returns the cost of one call.
+
+    Raises:
+        RuntimeError: an operation that the replay has no cycles for.
+    """
+    return read_cost(chip, compile_for(chip, function, *shapes).as_text() or "")
+
+
+def row_cost(chip: str, make: Callable[[int], tuple[Callable, Sequence]], batches: tuple[int, int]) -> Cost:
+    """Returns the cost of one more row: start of the program and filling of its pipelines drop out.
+
+    Args:
+        chip: One of `CHIPS`.
+        make: Returns function and shapes for a batch.
+        batches: Two sizes, both multiples of the rows of a kernel's program.
+    """
+    small, large = (cost(chip, function, *shapes) for function, shapes in map(make, batches))
+    rows = batches[1] - batches[0]
+    return Cost(chip, (large.cycles - small.cycles) / rows, (large.hbm_bytes - small.hbm_bytes) / rows)
+
+
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]\{([\d,]*)(?::([^{}]*))?\}")
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+
+
+def read_cost(chip: str, text: str) -> Cost:
+    """Adds up the operations of a compiled program without loops, given as its text."""
+    entry = text[text.index("\nENTRY ") :]
+    shapes, cycles, hbm_bytes = {}, 0, 0
+    for line in entry.splitlines():
+        if not (match := _INSTRUCTION.match(line)):
+            continue
+        name, shape, operation, rest = match.groups()
+        shapes[name] = shape
+        if 'custom_call_target="AllocateBuffer"' in rest:  # Room for another operation, no work.
+            continue
+        if operation in _FREE or operation.endswith("-done"):
+            continue
+        if operation in ("while", "conditional", "call"):
+            raise RuntimeError(f"{name}: {operation} is not counted.")
+        operands = re.findall(r"%([\w.\-]+)", rest[: rest.index(")")])
+        if operation.endswith("-start"):  # A copy in the background: bytes only.
+            hbm_bytes += sum(map(_array_bytes, _ARRAY.findall(shape)[:2]))
+            continue
+        hbm_bytes += sum(map(_hbm_bytes, [shape, *(shapes[operand] for operand in operands)]))
+        found = re.search(r'"estimated_cycles":"(\d+)"', rest.partition('"bundle_analysis_data"')[2])
+        if not found:
+            raise RuntimeError(f"{name}: the compiler's replay gives no cycles for {operation} on {chip}.")
+        cycles += int(found.group(1))
+    return Cost(chip, cycles, hbm_bytes)
+
+
+def _hbm_bytes(shape: str) -> int:
+    return sum(map(_array_bytes, _ARRAY.findall(shape)))
+
+
+def _array_bytes(array: tuple[str, str, str, str]) -> int:
+    """Bytes of an array in HBM, its tiles padded; 0 for one in another memory."""
+    kind, sizes, order, layout = array
+    if "S(" in layout:
+        return 0
+    padded = [int(size) for size in sizes.split(",") if size]
+    if tile := re.search(r"T\(([\d,]+)\)", layout):
+        minor_first = [int(axis) for axis in order.split(",")]
+        for axis, size in zip(minor_first, reversed(tile.group(1).split(",")), strict=False):
+            padded[axis] = -(-padded[axis] // int(size)) * int(size)
+    return math.prod(padded) * _WIDTH[kind]
