@@ -157,3 +157,17 @@ def test_ticks_are_few_and_cover_the_range(low, high):
 
 def test_evaluation_that_is_not_there_is_empty(tmp_path):
     assert read_evaluation(tmp_path) == {}
+
+
+def test_the_page_says_what_was_seen_of_each_source_and_what_was_cut(tmp_path):
+    seen = {"data/rows/paired": 1_600_000, "data/epochs/paired": 400.0}
+    cut = {"data/truncated_texts/paired": 2, "data/broken/undecodable_image": 1}
+    metrics = [line | seen | cut for line in METRICS[-3:]]
+    text = page(tmp_path, metrics=metrics)
+    table = re.search(r'<section id="data">.*?</section>', text, re.DOTALL)
+    assert table is not None
+    shown = re.sub(r"<[^>]+>", " ", table[0])
+    # Rows of a batch, rows seen, distinct records, epochs.
+    assert re.search(r"paired\s+starter/train-\*\s+4,096\s+1,600,000\s+4,000\s+400\.0", shown)
+    assert "6 rows whose text was cut (paired)" in shown
+    assert "3 rows met a broken record (undecodable image)" in shown

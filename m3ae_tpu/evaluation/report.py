@@ -47,6 +47,7 @@ def write_report(
         gallery=sections.gallery(pictures, config),
         attention=sections.attention(pictures),
         curves=curves(metrics, evaluation),
+        mixture=sections.mixture(config, metrics),
         settings=sections.settings(config, dict(versions) | {"python": platform.python_version()}),
         workdir=html.escape(str(workdir)),
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m3ae_tpu.config import PretrainConfig, to_dict
+from m3ae_tpu.data.mixture import rows_per_source, source_names
 from m3ae_tpu.evaluation import probes
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, PAIR_POOLINGS
 from m3ae_tpu.evaluation.pictures import Picture, Word
@@ -230,6 +231,42 @@ def attention(pictures: Sequence[Picture] | None) -> str:
         "hidden. Red is above that word's average. Point at another word, or choose it, to see where it looks.</p>"
         f'<div class="looks">{"".join(cards)}</div>'
     )
+
+
+def mixture(config: PretrainConfig, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what a run saw of each source, and which of it was broken or cut."""
+    seen = metrics[-1] if metrics else {}
+    if not any(name.startswith("data/rows/") for name in seen):
+        return missing("This run has not logged yet what it saw of its sources.")
+    rows = []
+    for source, name, in_batch in zip(
+        config.data.sources, source_names(config), rows_per_source(config), strict=True
+    ):
+        total, epochs = seen[f"data/rows/{name}"], seen[f"data/epochs/{name}"]
+        cells = (in_batch, total, min(total, round(total / epochs)), f"{epochs:.1f}")
+        numbers = "".join(
+            f'<td class="number">{cell if isinstance(cell, str) else f"{cell:,}"}</td>' for cell in cells
+        )
+        rows.append(
+            f"<tr><td>{source.kind}</td><td><code>{html.escape(source.shards)}</code></td>{numbers}</tr>"
+        )
+    heads = "".join(
+        f'<th class="number">{head}</th>'
+        for head in ("rows of a batch", "rows seen", "distinct records", "epochs")
+    )
+    counted: dict[str, int] = {}
+    for line in metrics:
+        for name, value in line.items():
+            if name.startswith(("data/broken/", "data/truncated_texts/")):
+                counted[name] = counted.get(name, 0) + value
+    notes = [
+        f"{value:,} rows {'whose text was cut' if kind == 'truncated_texts' else 'met a broken record'} "
+        f"({name.replace('_', ' ')})"
+        for (kind, name), value in ((full.split("/")[1:], value) for full, value in sorted(counted.items()))
+        if value
+    ]
+    note = f'<p class="note">{html.escape("; ".join(notes))}.</p>' if notes else ""
+    return f'<div class="scroll"><table><tr><th>kind</th><th>shards</th>{heads}</tr>{"".join(rows)}</table></div>{note}'
 
 
 def settings(config: PretrainConfig, versions: Mapping[str, str]) -> str:
