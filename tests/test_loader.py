@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from m3ae_tpu.config import ConfigError, DataConfig, ModelConfig, PretrainConfig, SourceConfig
-from m3ae_tpu.data.images import decode_image, random_resized_crop
 from m3ae_tpu.data.fingerprint import differences, fingerprint
+from m3ae_tpu.data.images import decode_image, random_resized_crop
 from m3ae_tpu.data.loader import make_loader
 from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.data.records import Record, open_shards, write_shards
