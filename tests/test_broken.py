@@ -1,7 +1,8 @@
-"""Guards that broken records cost no row and no bit: the next good one stands in, all are counted, many stop the run."""
+"""Guards that broken records cost no row and no bit: good ones stand in, all are counted, many stop the run."""
 
 import dataclasses
 import io
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -42,7 +43,7 @@ def broken(name: str) -> bytes:
         "damaged_record": b"no record",
         "no_image": encode_record(dataclasses.replace(record, image=b"")),
         "image_size": encode_record(dataclasses.replace(record, image=png(0, (20_000, 10_000), "1"))),
-        "undecodable_image": encode_record(dataclasses.replace(record, image=png(0)[:-20])),
+        "undecodable_image": encode_record(dataclasses.replace(record, image=png(0)[:50])),
         "no_caption": encode_record(dataclasses.replace(record, captions=("", " "))),
         "overlong_caption": encode_record(dataclasses.replace(record, captions=("word " * 20_000,))),
     }[name]
@@ -136,9 +137,9 @@ def test_a_flipped_byte_costs_one_record_even_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("event", ["gone", "cut"])
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_shard_that_vanishes_or_changes_ends_the_run_by_name(tmp_path, event, num_workers):
-    loader = make_loader(config_of_two(tmp_path, num_workers=num_workers))
+def test_a_shard_that_vanishes_or_changes_ends_the_run_by_name(tmp_path, event):
+    # A worker opens the file anew; this process still holds it open from its first look.
+    loader = make_loader(config_of_two(tmp_path, num_workers=1))
     second = tmp_path / "pairs-00001-of-00002.array_record"
     second.unlink() if event == "gone" else os.truncate(second, 70_000)
     expected = "is gone" if event == "gone" else "has 70,000 bytes now, .* at the start"
@@ -158,9 +159,7 @@ def config_of_two(folder: pathlib.Path, **data) -> PretrainConfig:
         [Record(id=str(n), image=file.getvalue(), captions=("a",)) for n in range(10)],
         num_shards=2,
     )
-    config = config_of(folder, **data)
-    # A first look opens the files of this process; the loader's own workers open them anew.
-    return config
+    return config_of(folder, **data)
 
 
 def counter(max_fraction: float = 0.01, state=None) -> BrokenRecords:
@@ -180,13 +179,13 @@ def met(records: BrokenRecords, indices: list[int]) -> None:
 
 def test_too_many_broken_records_stop_the_run_with_a_summary():
     records = counter()
+    met(records, [0, 1, 2, 3, 4])  # Of a hundred: may be chance.
     with pytest.raises(
         ConfigError,
-        match=r"source paired is broken: 20 of its last 400 rows \(5\.0%\): 20 undecodable_image.*\n.*"
+        match=r"source paired is broken: 10 of its last 200 rows \(5\.0%\): 10 undecodable_image.*\n.*"
         r"file, record 0; .*\n.*--data\.max_broken_fraction",
     ):
-        for step in range(10):
-            met(records, list(range(5 * step, 5 * step + 5)))
+        met(records, [5, 6, 7, 8, 9])
 
 
 def test_neither_one_broken_record_of_a_tiny_set_nor_bad_luck_stops_a_run():
@@ -217,7 +216,7 @@ def test_counting_goes_on_where_it_was(caplog):
 
 
 def test_the_first_few_are_named_in_the_log(caplog):
-    met(counter(), [1, 2, 3, 4, 5, 6])
+    met(counter(max_fraction=0.5), [1, 2, 3, 4, 5, 6])
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
         f"broken record (undecodable_image): file, record {index}" for index in (1, 2, 3, 4)
     ]
@@ -236,13 +235,16 @@ def test_the_end_of_a_worker_is_explained(tmp_path, number, message):
     next(loader)
     os.kill(worker_pid(), number)
     with pytest.raises(RuntimeError, match=message):
-        for _ in range(20):
-            next(loader)
+        take(loader, 20)
+
+
+def take(batches, n: int) -> None:
+    """Takes batches, of which the first few lie ready."""
+    for _ in range(n):
+        next(batches)
 
 
 def worker_pid() -> int:
-    import multiprocessing
-
     [worker] = [child for child in multiprocessing.active_children() if "grain" in child.name]
     assert worker.pid is not None
     return worker.pid
@@ -259,8 +261,7 @@ def test_a_stopped_worker_ends_the_run_with_its_state(tmp_path):
     os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=rf"no batch for 1 seconds: worker {pid} is stopped"):
-        for _ in range(20):
-            next(batches)
+        take(batches, 20)
     batches.close()
     assert time.monotonic() - start < 100  # It comes to an end at all.
 
