@@ -193,7 +193,8 @@ def _is_address(name: Any) -> bool:
 def table_holds(url: str) -> Literal["images", "addresses", "texts"]:
     """Returns what the first rows of a table lead to."""
     try:
-        rows = [row for _, row in itertools.islice(_rows(url, 0, None), 8) if isinstance(row, Mapping)]
+        found = (row for _, row in _rows(url, 0, None) if isinstance(row, Mapping))
+        rows = list(itertools.islice(found, 8))
     except UNREADABLE:
         rows = []
     names = [first_of(row, FILE_NAMES) for row in rows]
