@@ -48,5 +48,5 @@ def test_cores_and_shares_follow_from_the_times():
     )
     assert rates.per_core(WHOLE) == 500
     assert rates.of_decoding() == 0.5
-    assert rates.cores_for(4_000) == 2.0
+    assert rates.cores_for(4_000.0) == 2.0
     assert dataclasses.replace(rates, cpu_seconds={WHOLE: 1.0}).of_decoding() != 0.5

@@ -71,7 +71,7 @@ def sources_of(folder: pathlib.Path, manifest: dict[str, Any]) -> tuple[SourceCo
         pattern = str(folder / name)
         first = open_shards(pattern)[0]
         kind: Kind = "text" if not first.image else "paired" if first.captions else "image"
-        sources.append(SourceConfig(kind=kind, shards=pattern, weight=len(open_shards(pattern))))
+        sources.append(SourceConfig(kind=kind, shards=pattern, weight=float(len(open_shards(pattern)))))
     return tuple(sources)
 
 

@@ -1,6 +1,7 @@
 """A picture of what a model will see: augmented examples with their texts, and what the masks hide of both."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -33,7 +34,7 @@ def draw_contact_sheet(
         rows = np.arange(min(examples, len(next(iter(arrays.values())))))
         tiles.append(f"{kind}: {len(rows)} of {len(next(iter(arrays.values())))} rows of the first batch")
         image_keys, text_keys = (
-            masking.row_keys(key, rows) for key in jax.random.split(jax.random.key(config.seed))
+            masking.row_keys(key, jnp.asarray(rows)) for key in jax.random.split(jax.random.key(config.seed))
         )
         shown = seen = hidden_words = None
         if "image" in arrays:
@@ -44,7 +45,7 @@ def draw_contact_sheet(
             seen = hide_patches(shown, np.asarray(selection.visible), config.model.patch_size)
         if "text" in arrays:
             valid = arrays["text_valid"][rows]
-            hidden = np.asarray(masking.select_tokens(text_keys, valid, config.masking).hidden)
+            hidden = np.asarray(masking.select_tokens(text_keys, jnp.asarray(valid), config.masking).hidden)
             hidden_words = np.zeros(valid.shape, bool)
             np.put_along_axis(hidden_words, hidden, True, axis=1)
         for row in rows.tolist():
