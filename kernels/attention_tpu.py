@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
@@ -76,17 +77,17 @@ def _present(*arrays: Array | None) -> list[Array]:
 def _forward_shapes(qkv, *bias, num_heads: int, saves: bool) -> list:
     """The output, and for the backward kernel log-sum-exp by group and head."""
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    out = jax.core.ShapedArray((batch, tokens, width), qkv.dtype)
+    out = ShapedArray((batch, tokens, width), qkv.dtype)
     if not saves:
         return [out]
     size = group_width(width, width // num_heads)
     heads = size // (width // num_heads)
-    lse = jax.core.ShapedArray((batch, width // size, heads, tokens), jnp.dtype(jnp.float32))
+    lse = ShapedArray((batch, width // size, heads, tokens), jnp.dtype(jnp.float32))
     return [out, lse]
 
 
 def _backward_shapes(qkv, *rest, num_heads: int, masked: bool) -> list:
-    return [jax.core.ShapedArray(qkv.shape, qkv.dtype)]
+    return [ShapedArray(qkv.shape, qkv.dtype)]
 
 
 def _forward(
@@ -159,9 +160,8 @@ def _interprets() -> bool:
 def _device_kind(context: mlir.LoweringRuleContext) -> str | None:
     """The kind of device that a program is lowered for; None where it is lowered for no device in particular."""
     where = context.module_context.axis_context
-    if hasattr(where, "mesh"):  # In a shard_map.
-        return where.mesh.devices.flat[0].device_kind
-    devices = getattr(where, "device_assignment", None)
+    mesh = getattr(where, "mesh", None)  # In a shard_map; elsewhere a plain list of devices.
+    devices = list(mesh.devices.flat) if mesh is not None else getattr(where, "device_assignment", None)
     return devices[0].device_kind if devices else None
 
 

@@ -120,8 +120,9 @@ class _Group:
     def channels(self, part: int) -> pl.Slice:
         """Where the group lies among the channels of an array of `part + 1` or more times the width."""
         size = self.cut.group_width
-        start = (part * self.cut.groups + self.group) * size
-        return pl.ds(start if self.cut.groups == 1 else pl.multiple_of(start, size), size)
+        if isinstance(self.group, int):
+            return pl.ds(part * size, size)
+        return pl.ds(pl.multiple_of((part * self.cut.groups + self.group) * size, size), size)
 
     def once(self, name: tuple, make: Callable[[], Array]) -> Array:
         if name not in self._cache:

@@ -65,6 +65,10 @@ class Cost:
         return "memory" if self.hbm_us > self.scheduled_us else "schedule"
 
 
+class NotCountedError(Exception):
+    """The compiler's replay gives no cycles for an operation: the program's cost is not known."""
+
+
 def prepare(*, replay: bool) -> None:
     """Makes libtpu ready for this process; comes before its first use.
 
@@ -110,7 +114,7 @@ def cost(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> Cost:
     """Returns the cost of one call.
 
     Raises:
-        RuntimeError: an operation that the replay has no cycles for.
+        NotCountedError: an operation that the replay has no cycles for.
     """
     return read_cost(chip, compile_for(chip, function, *shapes).as_text() or "")
 
@@ -148,7 +152,7 @@ def read_cost(chip: str, text: str) -> Cost:
         if operation in _FREE or operation.endswith("-done"):
             continue
         if operation in ("while", "conditional", "call"):
-            raise RuntimeError(f"{name}: {operation} is not counted.")
+            raise NotCountedError(f"{name}: {operation} is not counted.")
         operands = re.findall(r"%([\w.\-]+)", rest[: rest.index(")")])
         if operation.endswith("-start"):  # A copy in the background: bytes only.
             hbm_bytes += sum(map(_array_bytes, _ARRAY.findall(shape)[:2]))
@@ -156,7 +160,7 @@ def read_cost(chip: str, text: str) -> Cost:
         hbm_bytes += sum(map(_hbm_bytes, [shape, *(shapes[operand] for operand in operands)]))
         found = re.search(r'"estimated_cycles":"(\d+)"', rest.partition('"bundle_analysis_data"')[2])
         if not found:
-            raise RuntimeError(f"{name}: the compiler's replay gives no cycles for {operation} on {chip}.")
+            raise NotCountedError(f"{name}: the compiler's replay gives no cycles for {operation} on {chip}.")
         cycles += int(found.group(1))
     return Cost(chip, cycles, hbm_bytes)
 

@@ -7,7 +7,8 @@ Needs libtpu (`pip install 'm3ae-tpu[compile-tpu]'`). Time is that of one more r
 a mask, everything from the packed projection to the attention's output counted: the larger of scheduled cycles and
 HBM traffic. Nothing here was measured on a chip. XLA is metered with queries, keys and values apart, as the
 compiler's replay cannot follow the split; the split's traffic is added. At these small batches XLA keeps its scores
-in VMEM, which it cannot at large ones: its figures are better than what a training step sees.
+in VMEM, which it cannot at large ones: its figures are better than what a training step sees. Where the replay
+cannot count an operation, the table says so.
 """
 
 import json
@@ -71,7 +72,7 @@ def measure(chip: str, shape: "AttentionShape", implementation: str, *, backward
 
 
 def benchmark(chips: list[str], shapes: list[str], implementations: list[str]) -> list[dict[str, Any]]:
-    """Returns a line for every chip, shape, direction and implementation.
+    """Returns a line for every chip, shape, direction and implementation; `not_counted` where the replay fails.
 
     Raises:
         ConfigError: a name that is not known, or libtpu is missing.
@@ -103,7 +104,10 @@ def benchmark(chips: list[str], shapes: list[str], implementations: list[str]) -
                         "backward": backward,
                         "implementation": implementation,
                     }
-                    figures = measure(chip, ATTENTION[name], implementation, backward=backward)
+                    try:
+                        figures = measure(chip, ATTENTION[name], implementation, backward=backward)
+                    except scheduled_cost.NotCountedError as error:
+                        figures = {"not_counted": str(error)}
                     lines.append(line | figures)
     return lines
 
@@ -116,17 +120,17 @@ def _show(lines: list[dict[str, Any]]) -> None:
     for name in ("chip", "shape", "direction", "implementation", "us", "bound", "cycles", "HBM kB"):
         table.add_column(name, justify="right" if name in ("us", "cycles", "HBM kB") else "left")
     table.add_column("")
-    longest = max(line["us"] for line in lines)
+    longest = max((line["us"] for line in lines if "us" in line), default=1.0)
     for line in lines:
         direction = "forward + backward" if line["backward"] else "forward"
-        figures = (
-            f"{line['us']:.2f}",
-            line["bound"],
-            f"{line['cycles']:.0f}",
-            f"{line['hbm_bytes'] / 1e3:.0f}",
-        )
+        names = line["chip"], line["shape"], direction, line["implementation"]
+        if "not_counted" in line:
+            table.add_row(*names, "?", "", "", "", line["not_counted"])
+            continue
+        kilobytes = f"{line['hbm_bytes'] / 1e3:.0f}"
+        figures = f"{line['us']:.2f}", line["bound"], f"{line['cycles']:.0f}", kilobytes
         bar = "█" * max(1, round(24 * line["us"] / longest))
-        table.add_row(line["chip"], line["shape"], direction, line["implementation"], *figures, bar)
+        table.add_row(*names, *figures, bar)
     rich.print(table)
 
 
