@@ -254,7 +254,7 @@ def test_a_stopped_worker_ends_the_run_with_its_state(tmp_path):
     write_shards(tmp_path, "pairs", [good(index) for index in range(10)])
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    batches = Prefetcher(make_loader(config_of(tmp_path, num_workers=1)), sharding, timeout_seconds=60)
+    batches = Prefetcher(make_loader(config_of(tmp_path, num_workers=1)), sharding, timeout_seconds=60.0)
     next(batches)
     batches._timeout_seconds = 1.0  # Starting a worker may take long, waiting for a stopped one should not.
     pid = worker_pid()

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import multiprocessing
+import multiprocessing.process
 import os
 import pathlib
 import shutil
@@ -38,7 +39,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _workers() -> list[multiprocessing.Process]:
+def _workers() -> list[multiprocessing.process.BaseProcess]:
     # Grain keeps its processes to itself, but gives them a name.
     return [child for child in multiprocessing.active_children() if child.name.startswith("grain-process")]
 
