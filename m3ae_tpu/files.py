@@ -1,15 +1,25 @@
 """Files that are whole or not there, and their digests. Imports nothing but the standard library."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def in_one_piece(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields where to write instead; at the end that file becomes `path`. A kill leaves the old one or the new one."""
+    # A leading dot keeps an unfinished file out of every glob.
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    yield unfinished
+    os.replace(unfinished, path)
 
 
 def write_whole(path: pathlib.Path, content: bytes | str) -> None:
-    """Writes a file in one piece: a kill leaves the old one or the new one. Text is UTF-8."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(unfinished, path)
+    """Writes a file in one piece. Text is UTF-8."""
+    with in_one_piece(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def file_sha256(path: pathlib.Path) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from m3ae_tpu.config import require
+from m3ae_tpu.files import write_whole
 from m3ae_tpu.launch_flags import load_config, override, run_program
 
 if TYPE_CHECKING:
@@ -116,9 +117,7 @@ def main(argv: list[str]) -> None:
         )
     show(rates, _EXAMPLES.value)
     if _JSON.value:
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(as_json(rates, _EXAMPLES.value))
-        os.replace(unfinished, path)
+        write_whole(path, as_json(rates, _EXAMPLES.value))
 
 
 def run() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from m3ae_tpu.config import ConfigError, require
+from m3ae_tpu.files import write_whole
 from m3ae_tpu.launch_flags import run_program
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> None:
     lines = benchmark(_CHIPS.value, _SHAPES.value, ["tpu", *filter(None, _AGAINST.value)])
     _show(lines)
     if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(lines, indent=2) + "\n")
+        write_whole(pathlib.Path(_JSON.value), json.dumps(lines, indent=2) + "\n")
 
 
 def run() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 
 from m3ae_tpu.config import ConfigError, DataConfig, PretrainConfig, require
+from m3ae_tpu.files import in_one_piece
 from m3ae_tpu.launch_flags import load_config, override, run_program
 
 _CONFIG = flags.DEFINE_string("config", "", "Named config, or path of a file like it; instead of a DIR.")
@@ -107,9 +108,8 @@ def draw_sheet(config: PretrainConfig, path: pathlib.Path) -> None:
     has_text = any(source.kind != "image" for source in data.sources)
     tokenizer = Tokenizer(data.tokenizer) if has_text else None
     sheet = draw_contact_sheet(config, batch, tokenizer, examples=_EXAMPLES.value)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    sheet.save(unfinished, "png")
-    os.replace(unfinished, path)
+    with in_one_piece(path) as unfinished:
+        sheet.save(unfinished, "png")
     print(f"{path}: pictures of the first batch, augmented, beside what the masks leave of them")
 
 

@@ -36,9 +36,8 @@ def good(index: int) -> Record:
 def broken(name: str) -> bytes:
     record = good(0)
     if name == "text_not_utf8":
-        return msgpack.packb(
-            {"version": 1, "id": "x", "image": png(0), "captions": [b"\xff\xfe"]}, use_bin_type=False
-        )
+        fields = {"version": 1, "id": "x", "image": png(0), "captions": [b"\xff\xfe"]}
+        return msgpack.Packer(use_bin_type=False).pack(fields)
     return {
         "damaged_record": b"no record",
         "no_image": encode_record(dataclasses.replace(record, image=b"")),

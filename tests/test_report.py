@@ -107,7 +107,7 @@ def test_text_from_data_cannot_become_markup(tmp_path):
 
 def test_parts_that_a_run_lacks_are_said_to_be_missing(tmp_path):
     text = page(tmp_path, metrics=[], evaluation={}, pictures=None)
-    assert text.count('class="missing"') == 5
+    assert text.count('class="missing"') == 6
     assert "pipelines.evaluate" in text
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from m3ae_tpu.config import ConfigError, Kind, PretrainConfig, SourceConfig, require
 from m3ae_tpu.data.mixture import rows_per_source
-from m3ae_tpu.data.prepare.convert import file_digest
 from m3ae_tpu.data.prepare.prepare import MANIFEST
 from m3ae_tpu.data.records import open_shards, resolve
 from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.files import file_sha256
 
 _LONGEST = 4_096
 """Tokens up to which lengths are told apart."""
@@ -51,7 +51,7 @@ def find_faults(
             faults.append(f"{path} is missing")
         elif "bytes" in line and path.stat().st_size != line["bytes"]:
             faults.append(f"{path} has {path.stat().st_size:,} bytes, the manifest says {line['bytes']:,}")
-        elif file_digest(path) != line["sha256"]:
+        elif file_sha256(path) != line["sha256"]:
             faults.append(f"{path} has another SHA-256 than the manifest says: its content changed")
         report(done)
     return faults

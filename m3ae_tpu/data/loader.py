@@ -86,7 +86,8 @@ class MakeBatch:
         counts: Counts = {}
         broken: list[BrokenRow] = []
         ids: dict[Kind, list[str]] = {}
-        for kind in dict.fromkeys(self.examples[row.source].kind for row in rows):
+        kinds: dict[Kind, None] = dict.fromkeys(self.examples[row.source].kind for row in rows)
+        for kind in kinds:
             of_kind = [row for row in rows if self.examples[row.source].kind == kind]
             images, captions, flips, ids[kind] = [], [], [], []
             for row in of_kind:

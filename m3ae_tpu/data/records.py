@@ -44,6 +44,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from m3ae_tpu.config import ConfigError, Kind, require
+from m3ae_tpu.files import in_one_piece
 
 VERSION = 1
 STARTER = pathlib.Path(__file__).parent / "starter"
@@ -321,13 +322,11 @@ def write_shard(path: pathlib.Path, records: Iterable[Record], options: str) -> 
         records: Taken one at a time.
         options: Of ArrayRecord's writer.
     """
-    # A leading dot keeps an unfinished file out of every glob.
-    unfinished = path.with_name(f".{path.name}")
-    writer = ArrayRecordWriter(str(unfinished), options)
     count = 0
-    for record in records:
-        writer.write(encode_record(record))
-        count += 1
-    writer.close()
-    os.replace(unfinished, path)
+    with in_one_piece(path) as unfinished:
+        writer = ArrayRecordWriter(str(unfinished), options)
+        for record in records:
+            writer.write(encode_record(record))
+            count += 1
+        writer.close()
     return count

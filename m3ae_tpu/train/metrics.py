@@ -3,12 +3,12 @@
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from m3ae_tpu.config import ConfigError
+from m3ae_tpu.files import write_whole
 
 FILE_NAME = "metrics.jsonl"
 
@@ -97,9 +97,7 @@ def _keep_until(path: pathlib.Path, step: int) -> None:
     if path.exists():
         # Before the first step nothing is worth keeping: what was said of step 0 is said again.
         kept = [values for values in read_metrics(path.parent) if values["step"] <= step and step > 0]
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text("".join(f"{json.dumps(values)}\n" for values in kept))
-        os.replace(unfinished, path)
+        write_whole(path, "".join(f"{json.dumps(values)}\n" for values in kept))
 
 
 def _plain(value: Any) -> int | float:

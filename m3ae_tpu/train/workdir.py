@@ -14,6 +14,7 @@ from typing import Any
 
 import m3ae_tpu
 from m3ae_tpu.config import ConfigError, PretrainConfig, require, to_dict
+from m3ae_tpu.files import write_whole
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.model"
 # What a run may change on its way, by dotted prefix; all else makes it another run. The tokenizer is compared
@@ -49,9 +50,9 @@ class Workdir:
     def record(self, config: PretrainConfig, *, tokenizer: bytes = b"") -> None:
         """Writes `config.json` and `tokenizer.model`: for a run that nothing refuses any more."""
         with _named_if_unwritable(self.path):
-            _write(self.path / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
+            write_whole(self.path / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
             if tokenizer:
-                _write(self.path / TOKENIZER, tokenizer)
+                write_whole(self.path / TOKENIZER, tokenizer)
             else:  # A start that failed may have left one.
                 (self.path / TOKENIZER).unlink(missing_ok=True)
 
@@ -265,10 +266,3 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest() if content else ""
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file in one piece: a kill leaves the old one or the new one."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)

@@ -17,6 +17,7 @@ from m3ae_tpu.config import require
 from m3ae_tpu.data.prepare.cleaning import CleaningOptions, Unfit, clean_sample
 from m3ae_tpu.data.prepare.samples import Sample
 from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record, write_shard
+from m3ae_tpu.files import file_sha256
 
 MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
 STORED = "group_size:1,uncompressed"
@@ -136,9 +137,12 @@ def gather_shard(path: pathlib.Path, records: Iterable[bytes], *, drop_duplicate
                 yield dataclasses.replace(record, id=f"{record.id}-{copies}")
 
     count = write_shard(path, distinct(), STORED)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"records": count, "bytes": path.stat().st_size, "sha256": digest, "duplicates": duplicates}
+    return {
+        "records": count,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+        "duplicates": duplicates,
+    }
 
 
 def require_fit(given: int, kept: int, reasons: collections.Counter[str]) -> None:

@@ -36,6 +36,7 @@ from m3ae_tpu.data.prepare.convert import (
     shard_name,
 )
 from m3ae_tpu.data.prepare.parts import Part, count_files
+from m3ae_tpu.files import in_one_piece, write_whole
 
 WORK_FOLDER = ".unfinished"
 _INDEX = np.dtype([("high", ">u8"), ("low", ">u8"), ("offset", "<i8"), ("size", "<i4"), ("file", "<i4")])
@@ -92,10 +93,10 @@ def prepare(
         lines = list(_counted(each(_gather, tasks), "writing shards", num_shards, report))
     shards = dict(zip([task.path.name for task in tasks], lines, strict=True))
     manifest = make_manifest(summaries, shards, options, count_files(parts))
-    with _in_one_piece(output / DROPPED) as file:
+    with in_one_piece(output / DROPPED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.writelines(drop_lines(summaries))
     # Last, so that its presence says that all is there.
-    _write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(work)
     return manifest
 
@@ -113,7 +114,7 @@ def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.
             index.append((int.from_bytes(place[:8]), int.from_bytes(place[8:]), offset, len(data), 0))
             offset += len(data)
     np.array(index, _INDEX).tofile(folder / f"{name}.index")
-    _write(done, json.dumps(dataclasses.asdict(summary)))
+    write_whole(done, json.dumps(dataclasses.asdict(summary)))
     return summary
 
 
@@ -129,7 +130,7 @@ def _sort_index(work: pathlib.Path, names: Sequence[str], num_shards: int) -> li
     index = np.concatenate(pieces)
     index = index[np.lexsort((index["low"], index["high"]))]
     np.save(work / "index.npy", index)
-    _write(work / "names", json.dumps(list(names)))
+    write_whole(work / "names", json.dumps(list(names)))
     firsts = np.array([first_place(shard, num_shards) for shard in range(num_shards)], np.uint64)
     return [*np.searchsorted(index["high"].astype(np.uint64), firsts).tolist(), len(index)]
 
@@ -161,7 +162,7 @@ def _gather(task: _ShardTask) -> dict[str, Any]:
                 yield part.read(size)
 
     line = gather_shard(task.path, records(), drop_duplicates=task.drop_duplicates)
-    _write(done, json.dumps(line))
+    write_whole(done, json.dumps(line))
     return line
 
 
@@ -172,21 +173,7 @@ def _require_same(path: pathlib.Path, now: str) -> None:
         f"--output = {path.parent.parent} holds an unfinished preparation of other input or options. "
         f"Repeat its command, name another folder, or remove {path.parent}.",
     )
-    _write(path, now)
-
-
-@contextlib.contextmanager
-def _in_one_piece(path: pathlib.Path) -> Iterator[Any]:
-    """Opens a text file for writing: complete under its name, or not there."""
-    unfinished = path.with_name(f".{path.name}.new")
-    with unfinished.open("w", encoding="utf-8") as file:
-        yield file
-    os.replace(unfinished, path)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    with _in_one_piece(path) as file:
-        file.write(text)
+    write_whole(path, now)
 
 
 def _counted[T](results: Iterable[T], stage: str, total: int, report: Report) -> Iterator[T]:
