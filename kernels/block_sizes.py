@@ -36,7 +36,11 @@ def table() -> list[dict]:
 
 
 def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: jnp.dtype) -> Blocks:
-    """Returns the block sizes of a kernel for a chip and a shape."""
+    """Returns the block sizes of a kernel for a chip and a shape.
+
+    Raises:
+        NotImplementedError: the kernel does not fit into the chip.
+    """
     chip = {kind: chip for chip, kind in CHIPS.items()}.get(device_kind or "")
     for row in table():
         if (
@@ -45,5 +49,9 @@ def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: jnp.dty
             and row["dtype"] in (None, jnp.dtype(dtype).name)
             and tokens <= row["max_tokens"]
         ):
+            if row["blocks"] is None:
+                raise NotImplementedError(
+                    f'{kernel} of {tokens} tokens, {dtype}: {row["source"]}. Use implementation="xla".'
+                )
             return Blocks(**row["blocks"])
     raise LookupError(f"block_sizes.json has no row for {kernel} of {tokens} tokens, {dtype}.")

@@ -5,6 +5,7 @@ operation, bundle by bundle, and write the cycles into the compiled program. It 
 is loaded: `prepare()` comes before anything is compiled for a TPU.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -107,7 +108,20 @@ def compile_for(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct):
 
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for x in shapes]
     results = jax.tree.map(place, jax.eval_shape(function, *shapes))
-    return jax.jit(function, out_shardings=results).lower(*arguments).compile()
+    with _not_kept():
+        return jax.jit(function, out_shardings=results).lower(*arguments).compile()
+
+
+@contextlib.contextmanager
+def _not_kept():
+    """Keeps programs out of the persistent cache: one for a chip that is not here cannot be read back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(name, seconds)
 
 
 def cost(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> Cost:

@@ -10,6 +10,7 @@ from m3ae_tpu.config import PretrainConfig, require
 from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.kernels import reference
 from m3ae_tpu.kernels.attention import attention
+from m3ae_tpu.kernels.block_sizes import CHIPS
 from m3ae_tpu.model.transformer import AttentionFunction
 
 DATA_AXIS = "data"
@@ -37,8 +38,10 @@ def attention_on(mesh: Mesh) -> AttentionFunction:
 
     The same function for the same mesh, as a model carries it and is compiled for it.
     """
-    if mesh.devices.flat[0].platform != "tpu":
-        return reference.attention  # XLA's partitioner splits plain operations itself.
+    device = mesh.devices.flat[0]
+    # XLA's partitioner splits plain operations itself. The decoder's kernels do not fit into a v4.
+    if device.platform != "tpu" or device.device_kind == CHIPS["v4"]:
+        return reference.attention
     rows = PartitionSpec(DATA_AXIS)
 
     def mapped(qkv, valid, num_heads):
