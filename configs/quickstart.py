@@ -24,7 +24,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=1_000,
+    num_steps=800,
     batch_size=80,
     model=ModelConfig(
         patch_size=8,
