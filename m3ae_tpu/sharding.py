@@ -11,6 +11,9 @@ from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.kernels import reference
 from m3ae_tpu.kernels.attention import attention
 from m3ae_tpu.kernels.block_sizes import CHIPS
+from m3ae_tpu.kernels.cross_entropy import cross_entropy
+from m3ae_tpu.kernels.reference import CrossEntropy
+from m3ae_tpu.model.losses import CrossEntropyFunction
 from m3ae_tpu.model.transformer import AttentionFunction
 
 DATA_AXIS = "data"
@@ -50,6 +53,29 @@ def attention_on(mesh: Mesh) -> AttentionFunction:
         return jax.shard_map(own_rows, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(qkv, valid)
 
     return mapped
+
+
+@functools.cache
+def cross_entropy_on(mesh: Mesh) -> CrossEntropyFunction:
+    """Returns the text head's cross-entropy for batches that lie on a mesh: every device computes its own rows.
+
+    The same function for the same mesh, as a model carries it and is compiled for it.
+    """
+    rows, whole = PartitionSpec(DATA_AXIS), PartitionSpec()
+
+    def mapped(x, kernel, bias, ids, counts) -> CrossEntropy:
+        # check_vma: kernels do not say over which axes their results vary.
+        own_rows = jax.shard_map(
+            cross_entropy,
+            mesh=mesh,
+            in_specs=(rows, whole, whole, rows, rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        # Cast before, so that devices add up gradients in the dtype of all others.
+        return own_rows(x, kernel.astype(x.dtype), bias, ids, counts)
+
+    return cross_entropy if mesh.size == 1 else mapped
 
 
 def require_even_batches(config: PretrainConfig, mesh: Mesh) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from m3ae_tpu.config import Dtype, ModelConfig, TransformerConfig
+from m3ae_tpu.kernels.cross_entropy import cross_entropy
 from m3ae_tpu.model import masking
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Selection
@@ -51,6 +52,7 @@ def build(config, dtype):
             parameter_dtype=name,
         ),
         key=jax.random.key(0),
+        cross_entropy_fn=cross_entropy,
     )
     parameters = dict(np.load(GOLDEN / config["params"]))
     stored = to_model_names({key: np.asarray(value, name) for key, value in parameters.items()}, config)

@@ -1,11 +1,24 @@
 """Reconstruction losses: means over examples of means over each example's hidden tokens."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from m3ae_tpu.kernels.reference import CrossEntropy
+
+type CrossEntropyFunction = Callable[
+    [
+        Float[Array, "batch tokens width"],
+        Float[Array, "width vocab"],
+        Float[Array, " vocab"],
+        Int[Array, "batch tokens"],
+        Bool[Array, "batch tokens"],
+    ],
+    CrossEntropy,
+]
 
 
 class TokenLoss(NamedTuple):
@@ -32,29 +45,10 @@ def patch_loss(
     return jnp.square(prediction.astype(wide) - target.astype(wide)).mean()
 
 
-def token_loss(
-    logits: Float[Array, "batch tokens vocab"],
-    ids: Int[Array, "batch tokens"],
-    counts: Bool[Array, "batch tokens"],
-) -> TokenLoss:
-    """Computes the cross-entropy and accuracy of the tokens that count.
+def token_loss(rows: CrossEntropy) -> TokenLoss:
+    """Averages the rows' cross-entropy and accuracy, and adds up the tokens that counted.
 
     Each example weighs the same whatever its length, and one without a counted token adds 0 to
-    the mean over examples (the paper's code). Of equal best guesses the lowest id is taken.
-
-    Args:
-        logits: Computed with in float32, or wider where they are.
-        ids: int32, true pieces.
-        counts: True for hidden words, False for padding.
+    the mean over examples (the paper's code).
     """
-    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
-    logit = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-    surprise = jax.nn.logsumexp(logits, axis=-1) - logit
-    is_right = (jnp.argmax(logits, axis=-1).astype(ids.dtype) == ids).astype(logits.dtype)
-    weights = counts.astype(logits.dtype)
-    weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-5)
-    return TokenLoss(
-        loss=(surprise * weights).sum(axis=1).mean(),
-        accuracy=(is_right * weights).sum(axis=1).mean(),
-        count=counts.sum(dtype=jnp.int32),
-    )
+    return TokenLoss(rows.loss.mean(), rows.accuracy.mean(), rows.count.sum(dtype=jnp.int32))

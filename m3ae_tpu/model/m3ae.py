@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from m3ae_tpu.config import ModelConfig
 from m3ae_tpu.kernels import reference
+from m3ae_tpu.model.losses import CrossEntropyFunction
 from m3ae_tpu.model.masking import Selection
 from m3ae_tpu.model.patches import patchify
 from m3ae_tpu.model.positions import image_positions, text_positions
@@ -27,6 +28,15 @@ class Features(NamedTuple):
     """Mean of the valid text tokens, 0 for a row without any; None without a text."""
     tokens: Float[Array, "*layers batch tokens width"]
     """Every token: class, patches in row-major order, text."""
+
+
+class HiddenTokens(NamedTuple):
+    """The decoder's outputs for the hidden tokens, in the order of `Selection.hidden`."""
+
+    patches: Float[Array, "batch hidden_patches decoder_width"] | None
+    """None without an image."""
+    text: Float[Array, "batch hidden_tokens decoder_width"] | None
+    """None without a text."""
 
 
 class Reconstruction(NamedTuple):
@@ -61,6 +71,7 @@ class M3AE(eqx.Module):
     text_head: Linear | None
     patch_size: int = eqx.field(static=True)
     compute_dtype: jnp.dtype = eqx.field(static=True)
+    cross_entropy_fn: CrossEntropyFunction = eqx.field(static=True)
 
     def __init__(
         self,
@@ -68,6 +79,7 @@ class M3AE(eqx.Module):
         *,
         key: Key[Array, ""],
         attention_fn: AttentionFunction = reference.attention,
+        cross_entropy_fn: CrossEntropyFunction = reference.cross_entropy,
     ):
         """Draws a model's initial values as the paper's code does.
 
@@ -78,6 +90,7 @@ class M3AE(eqx.Module):
             config: Sizes and dtypes.
             key: Decides every initial value.
             attention_fn: Computes attention from packed queries, keys and values; see `kernels`.
+            cross_entropy_fn: Computes the text head and its loss in one; see `kernels`.
         """
         dtype = jnp.dtype(config.parameter_dtype)
         width, decoder_width = config.encoder.width, config.decoder.width
@@ -111,6 +124,7 @@ class M3AE(eqx.Module):
         )
         self.patch_size = config.patch_size
         self.compute_dtype = jnp.dtype(config.compute_dtype)
+        self.cross_entropy_fn = cross_entropy_fn
 
     def encode(
         self,
@@ -242,15 +256,15 @@ class M3AE(eqx.Module):
         valid = None if text_valid is None else jnp.concatenate(valid_parts, axis=1)
         return jnp.concatenate(parts, axis=1), valid
 
-    def reconstruct(
+    def decode_hidden(
         self,
         images: Float[Array, "batch height width_ 3"] | None,
         image_selection: Selection | None,
         text: Int[Array, "batch length"] | None,
         text_valid: Bool[Array, "batch length"] | None,
         text_selection: Selection | None,
-    ) -> Reconstruction:
-        """Encodes the visible tokens and guesses the hidden ones; the heads run on hidden ones only.
+    ) -> HiddenTokens:
+        """Encodes the visible tokens and decodes all; returns the hidden ones, which the heads run on.
 
         Args:
             images: Normalised pixels of whole images, or None without an image.
@@ -263,15 +277,34 @@ class M3AE(eqx.Module):
         encoded = self.encoder(x, valid)
         x, valid = self.embed_for_decoder(encoded, images, image_selection, text, text_valid, text_selection)
         x = self.decoder(x, valid)
-        guessed_patches = logits = None
+        hidden_patches = hidden_text = None
         start = 1
         if image_selection is not None:
             num_visible, num_hidden = image_selection.visible.shape[1], image_selection.hidden.shape[1]
-            guessed_patches = self.image_head(x[:, start + num_visible : start + num_visible + num_hidden])
+            hidden_patches = x[:, start + num_visible : start + num_visible + num_hidden]
             start += num_visible + num_hidden
-        if text_selection is not None and self.text_head is not None:
-            logits = self.text_head(x[:, start + text_selection.visible.shape[1] :])
-        return Reconstruction(guessed_patches, logits)
+        if text_selection is not None:
+            hidden_text = x[:, start + text_selection.visible.shape[1] :]
+        return HiddenTokens(hidden_patches, hidden_text)
+
+    def reconstruct(
+        self,
+        images: Float[Array, "batch height width_ 3"] | None,
+        image_selection: Selection | None,
+        text: Int[Array, "batch length"] | None,
+        text_valid: Bool[Array, "batch length"] | None,
+        text_selection: Selection | None,
+    ) -> Reconstruction:
+        """Guesses the hidden tokens from the visible ones; arguments are those of `decode_hidden`.
+
+        Holds all logits: for pictures and evaluation. Training takes `cross_entropy_fn`.
+        """
+        hidden = self.decode_hidden(images, image_selection, text, text_valid, text_selection)
+        has_text = hidden.text is not None and self.text_head is not None
+        return Reconstruction(
+            patches=None if hidden.patches is None else self.image_head(hidden.patches),
+            logits=self.text_head(hidden.text) if has_text else None,
+        )
 
     def _positions(self, table, selection: Selection | None) -> Float[Array, "..."]:
         table = jnp.asarray(table, self.compute_dtype)

@@ -16,7 +16,14 @@ from m3ae_tpu.data.fingerprint import differences, fingerprint, record_counts
 from m3ae_tpu.data.loader import Origin, make_loader
 from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.sharding import attention_on, by_example, make_mesh, replicated, require_even_batches
+from m3ae_tpu.sharding import (
+    attention_on,
+    by_example,
+    cross_entropy_on,
+    make_mesh,
+    replicated,
+    require_even_batches,
+)
 from m3ae_tpu.train.card import run_card
 from m3ae_tpu.train.checkpoint import Checkpointer
 from m3ae_tpu.train.data_log import DataLog, RecordIdsWriter
@@ -112,7 +119,10 @@ def _newest_state(
     config: PretrainConfig, checkpointer: Checkpointer, mesh: Mesh, tokenizer: bytes
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns state and data position of the newest checkpoint, or the initial state where there is none."""
-    init = jax.jit(functools.partial(init_state, config, attention_on(mesh)), out_shardings=replicated(mesh))
+    init = jax.jit(
+        functools.partial(init_state, config, attention_on(mesh), cross_entropy_on(mesh)),
+        out_shardings=replicated(mesh),
+    )
     if checkpointer.latest_step() is None:
         return init(), {}
     abstract = jax.tree.map(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.kernels import reference
+from m3ae_tpu.model.losses import CrossEntropyFunction
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.transformer import AttentionFunction
 from m3ae_tpu.train.objective import Batch, Metrics, reconstruction_loss
@@ -26,10 +27,14 @@ class TrainState(eqx.Module):
     optimizer_state: PyTree
 
 
-def init_model(config: PretrainConfig, attention_fn: AttentionFunction = reference.attention) -> M3AE:
+def init_model(
+    config: PretrainConfig,
+    attention_fn: AttentionFunction = reference.attention,
+    cross_entropy_fn: CrossEntropyFunction = reference.cross_entropy,
+) -> M3AE:
     """Draws the initial model of a run: a pure function of `config.model` and `config.seed`."""
     key = jax.random.fold_in(jax.random.key(config.seed), _MODEL_STREAM)
-    return M3AE(config.model, key=key, attention_fn=attention_fn)
+    return M3AE(config.model, key=key, attention_fn=attention_fn, cross_entropy_fn=cross_entropy_fn)
 
 
 def make_optimizer(config: PretrainConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -40,9 +45,13 @@ def make_optimizer(config: PretrainConfig) -> tuple[optax.GradientTransformation
     return adamw(config.optimizer, schedule, is_matrix), schedule
 
 
-def init_state(config: PretrainConfig, attention_fn: AttentionFunction = reference.attention) -> TrainState:
+def init_state(
+    config: PretrainConfig,
+    attention_fn: AttentionFunction = reference.attention,
+    cross_entropy_fn: CrossEntropyFunction = reference.cross_entropy,
+) -> TrainState:
     """Returns the state before the first step."""
-    model = init_model(config, attention_fn)
+    model = init_model(config, attention_fn, cross_entropy_fn)
     optimizer, _ = make_optimizer(config)
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(eqx.filter(model, eqx.is_array)))
 
