@@ -1,16 +1,17 @@
 """Projection to a vocabulary and cross-entropy in one: the public function, and the choice per device."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from . import cross_entropy_chunked, reference
+from . import cross_entropy_chunked, cross_entropy_tpu, reference
 from .reference import CrossEntropy
 
-type Implementation = Literal["auto", "chunked", "xla"]
+type Implementation = Literal["auto", "tpu", "chunked", "xla"]
 
 _CACHE_LOGITS = 2**18
 """Logits at a time on a CPU: one megabyte of float32, which its cache holds."""
@@ -38,38 +39,43 @@ def cross_entropy(
         bias: Added to the logits.
         ids: int32, true ids, below `vocab`.
         counts: True for tokens that count; the others change nothing and have no gradient.
-        implementation: "xla" holds all logits: `reference.cross_entropy`.
+        implementation: "auto" takes the TPU kernel where the program is lowered for a TPU and the kernel
+            takes the shape, "chunked" elsewhere; "xla" holds all logits. "tpu" runs on a CPU under
+            `pltpu.force_tpu_interpret_mode()`.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other, or an unknown `implementation`.
+        NotImplementedError: the implementation asked for by name does not take this shape or dtype.
     """
     _check(x, kernel, bias, ids, counts, implementation)
     if implementation == "xla":
         return reference.cross_entropy(x, kernel, bias, ids, counts)
-    rows, kernel = x.reshape(-1, x.shape[2]), kernel.astype(x.dtype)
+    rows = x.reshape(-1, x.shape[2])
     order = jnp.argsort(~counts.reshape(-1))  # Tokens that count come first.
     back = jnp.argsort(order)
-    scores = _scores(
+    scores = _scores(implementation, rows.shape, x.dtype, kernel.shape[1])(
         _permute(rows, order, back), kernel, bias, ids.reshape(-1)[order], counts.sum(dtype=jnp.int32)
     )
     surprise, is_right = (_permute(score, back, order).reshape(ids.shape) for score in scores)
     return reference.mean_by_row(surprise, is_right, counts)
 
 
-def _scores(x, kernel, bias, ids, num_counted) -> tuple[Array, Array]:
-    def with_logits(number: int):
-        chunk = max(8, number // kernel.shape[1] // 8 * 8)
+def _scores(implementation: str, shape: tuple[int, int], dtype: jnp.dtype, vocab: int) -> Callable:
+    """Returns what computes each token's cross-entropy, the tokens that count first."""
+    reason = cross_entropy_tpu.why_not(*shape, dtype)
+    if implementation == "tpu":
+        if reason is not None:
+            raise NotImplementedError(f'{reason}. Use implementation="chunked" or "auto".')
+        return cross_entropy_tpu.token_scores
+
+    def chunked(logits: int) -> Callable:
+        chunk = max(8, logits // vocab // 8 * 8)
         return functools.partial(cross_entropy_chunked.token_scores, chunk=chunk)
 
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        bias,
-        ids,
-        num_counted,
-        cpu=with_logits(_CACHE_LOGITS),
-        default=with_logits(_DEVICE_LOGITS),
-    )
+    choice = {"cpu": chunked(_CACHE_LOGITS), "default": chunked(_DEVICE_LOGITS)}
+    if implementation == "auto" and reason is None:
+        choice["tpu"] = cross_entropy_tpu.token_scores
+    return functools.partial(jax.lax.platform_dependent, **choice)
 
 
 @jax.custom_vjp

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .reference import logits_of
@@ -25,7 +26,7 @@ def token_scores(
 
     Args:
         x: Multiplied in its own dtype; the tokens that count come first.
-        kernel: In the dtype of `x`.
+        kernel: Cast to the dtype of `x`.
         bias: Added to the logits.
         ids: int32, true ids.
         num_counted: int32, tokens that count.
@@ -35,7 +36,7 @@ def token_scores(
     chunk = min(chunk, tokens)
     rest = -tokens % chunk
     x, ids = jnp.pad(x, ((0, rest), (0, 0))), jnp.pad(ids, (0, rest))
-    surprise, is_right = _token_scores(x, kernel, bias, ids, num_counted, chunk)
+    surprise, is_right = _token_scores(x, kernel.astype(x.dtype), bias, ids, num_counted, chunk)
     return surprise[:tokens], is_right[:tokens]
 
 
@@ -45,7 +46,7 @@ def _token_scores(x, kernel, bias, ids, num_counted, chunk: int):
 
 
 def _forward(x, kernel, bias, ids, num_counted, chunk: int):
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.promote_types(x.dtype, np.float32)
     zeros = jnp.zeros(ids.shape, wide)
 
     def body(i, scores):

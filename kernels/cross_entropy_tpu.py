@@ -4,6 +4,9 @@ A program takes a block of the vocabulary past all tokens, which stay in VMEM: n
 """
 
 import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +15,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128
-_TOKENS, _COLUMNS = 256, 1280
-"""Tokens and ids of a block of logits."""
+_TOKENS, _COLUMNS, _TILE = 256, 1280, 256
+"""Tokens and ids of a block of logits, and ids of a tile: one is multiplied while the one before is looked at."""
 _MAX_TOKENS = 8192
-_VMEM_LIMIT_BYTES = 100 * 2**20
+_VMEM_LIMIT_BYTES = 64 * 2**20
 _LOWEST = -1e30
 """Stands for -inf, which would make NaN of differences."""
 
@@ -63,7 +66,10 @@ def _forward(x, kernel, bias, ids, num_counted):
         num_counted,
         whole=[x, _lanes(ids)],
         by_column=[kernel, bias],
-        whole_out=[((x.shape[0], LANES), dtype) for dtype in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)],
+        whole_out=[
+            ((x.shape[0], LANES), dtype) for dtype in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)
+        ],
+        scratch=[pltpu.VMEM((kernel.shape[0], _columns(kernel)), x.dtype)],
     )
     largest = best.max(axis=1)
     log_normalizer = largest + jnp.log((total * jnp.exp(best - largest[:, None])).sum(axis=1))
@@ -77,7 +83,6 @@ def _backward(saved, cotangents):
     x, kernel, bias, ids, num_counted, log_normalizer = saved
     counts = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
     scale = jnp.where(counts, cotangents[0], 0.0)
-    log_normalizer = jnp.where(counts, log_normalizer, 0.0)
     dx, dkernel, dbias = _call(
         _backward_kernel,
         "cross_entropy_backward",
@@ -86,7 +91,7 @@ def _backward(saved, cotangents):
         by_column=[kernel, bias],
         whole_out=[(x.shape, jnp.float32)],
         by_column_out=[(kernel.shape, kernel.dtype), (bias.shape, jnp.float32)],
-        scratch=[pltpu.VMEM((kernel.shape[0], _columns(kernel)), jnp.float32)],
+        scratch=[pltpu.VMEM((kernel.shape[0], _columns(kernel)), dtype) for dtype in (x.dtype, jnp.float32)],
     )
     return dx.astype(x.dtype), dkernel, dbias, None, None
 
@@ -106,10 +111,10 @@ def _call(body, name: str, num_counted, *, whole, by_column, whole_out, by_colum
     columns = _columns(by_column[0])
 
     def all_of(shape):
-        return pl.BlockSpec(shape, lambda j, _: (0, 0))
+        return pl.BlockSpec(shape, lambda j, i, _: (0, 0))
 
     def block_of(shape):
-        return pl.BlockSpec((shape[0], columns), lambda j, _: (0, j))
+        return pl.BlockSpec((shape[0], columns), lambda j, i, _: (0, j))
 
     outputs = [*whole_out, *by_column_out]
     return pl.pallas_call(
@@ -117,61 +122,94 @@ def _call(body, name: str, num_counted, *, whole, by_column, whole_out, by_colum
         name=name,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(by_column[0].shape[1] // columns,),
+            grid=(by_column[0].shape[1] // columns, whole[0].shape[0] // _TOKENS),
             in_specs=[*(all_of(x.shape) for x in whole), *(block_of(x.shape) for x in by_column)],
             out_specs=[*(all_of(s) for s, _ in whole_out), *(block_of(s) for s, _ in by_column_out)],
             scratch_shapes=list(scratch),
         ),
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary",), vmem_limit_bytes=_VMEM_LIMIT_BYTES
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT_BYTES
         ),
     )(num_counted.reshape(1), *whole, *by_column)
 
 
-def _num_blocks(num_counted_ref) -> Array:
-    return jax.lax.div(num_counted_ref[0] + (_TOKENS - 1), jnp.int32(_TOKENS))
+def _tiles(cast_ref) -> list[slice]:
+    return [
+        slice(start, min(start + _TILE, cast_ref.shape[1])) for start in range(0, cast_ref.shape[1], _TILE)
+    ]
 
 
-def _tiles(block: Array) -> list[Array]:
-    return [block[:, start : start + LANES] for start in range(0, block.shape[1], LANES)]
+def _logits(x_ref, rows, cast_ref, bias_ref, columns: slice) -> list[Array]:
+    """A tile's logits, by lanes."""
+    logits = jnp.dot(x_ref[rows, :], cast_ref[:, columns], preferred_element_type=jnp.float32)
+    logits = logits + bias_ref[:, columns]
+    return [logits[:, start : start + LANES] for start in range(0, logits.shape[1], LANES)]
 
 
-def _lane_ids(first: Array, tile: int) -> Array:
-    return first + (tile * LANES) + jax.lax.broadcasted_iota(jnp.int32, (_TOKENS, LANES), 1)
+def _one_ahead(tiles: list[slice], compute: Callable[[slice], Any]) -> Iterator[tuple[slice, Any]]:
+    """Yields tiles and what is computed of each, the next one's computation written before: both units then work."""
+    ahead = compute(tiles[0])
+    for tile, following in itertools.zip_longest(tiles, tiles[1:]):
+        current, ahead = ahead, compute(following) if following else None
+        yield tile, current
+
+
+def _lane_ids(first: Array, column: int) -> Array:
+    return first + column + jax.lax.broadcasted_iota(jnp.int32, (_TOKENS, LANES), 1)
+
+
+def _place(num_counted_ref):
+    """Whether this is the first program of all, the first of its columns, has a token that counts; and its rows."""
+    column, block = pl.program_id(0), pl.program_id(1)
+    rows = pl.ds(pl.multiple_of(block * _TOKENS, _TOKENS), _TOKENS)
+    return (column == 0) & (block == 0), block == 0, block * _TOKENS < num_counted_ref[0], rows
 
 
 def _forward_kernel(
-    num_counted_ref, x_ref, ids_ref, kernel_ref, bias_ref, best_ref, best_id_ref, total_ref, true_ref
+    num_counted_ref,
+    x_ref,
+    ids_ref,
+    kernel_ref,
+    bias_ref,
+    best_ref,
+    best_id_ref,
+    total_ref,
+    true_ref,
+    cast_ref,
 ):
     """Keeps, for every token and lane, the largest logit, its id, the sum of exponentials, and the true id's logit."""
+    starts, is_new, has_tokens, rows = _place(num_counted_ref)
     first = pl.program_id(0) * kernel_ref.shape[1]
 
-    @pl.when(pl.program_id(0) == 0)
+    @pl.when(starts)
     def _():
         best_ref[...] = jnp.full(best_ref.shape, 2 * _LOWEST, jnp.float32)
         best_id_ref[...] = jnp.zeros(best_id_ref.shape, jnp.int32)
         total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
         true_ref[...] = jnp.zeros(true_ref.shape, jnp.float32)
 
-    def block(i, _):
-        rows = pl.ds(pl.multiple_of(i * _TOKENS, _TOKENS), _TOKENS)
-        logits = jnp.dot(x_ref[rows, :], kernel_ref[...], preferred_element_type=jnp.float32) + bias_ref[...]
+    @pl.when(is_new)
+    def _():
+        cast_ref[...] = kernel_ref[...].astype(cast_ref.dtype)
+
+    @pl.when(has_tokens)
+    def _():
         best, best_id, true = best_ref[rows, :], best_id_ref[rows, :], true_ref[rows, :]
-        old_best, wanted = best, ids_ref[rows, :]
-        for tile, values in enumerate(_tiles(logits)):
-            here = _lane_ids(first, tile)
-            is_better = values > best
-            best, best_id = jnp.where(is_better, values, best), jnp.where(is_better, here, best_id)
-            true = true + jnp.where(here == wanted, values, 0.0)
-        total = total_ref[rows, :] * jnp.exp(old_best - best)
-        for values in _tiles(logits):
-            total = total + jnp.exp(values - best)
+        total, wanted = total_ref[rows, :], ids_ref[rows, :]
+        logits = functools.partial(_logits, x_ref, rows, cast_ref, bias_ref)
+        for tile, parts in _one_ahead(_tiles(cast_ref), logits):
+            old_best = best
+            for number, values in enumerate(parts):
+                here = _lane_ids(first, tile.start + number * LANES)
+                is_better = values > best
+                best, best_id = jnp.where(is_better, values, best), jnp.where(is_better, here, best_id)
+                true = true + jnp.where(here == wanted, values, 0.0)
+            total = total * jnp.exp(old_best - best)
+            for values in parts:
+                total = total + jnp.exp(values - best)
         best_ref[rows, :], best_id_ref[rows, :], true_ref[rows, :] = best, best_id, true
         total_ref[rows, :] = total
-        return 0
-
-    jax.lax.fori_loop(0, _num_blocks(num_counted_ref), block, 0)
 
 
 def _backward_kernel(
@@ -186,34 +224,45 @@ def _backward_kernel(
     dx_ref,
     dkernel_ref,
     dbias_ref,
+    cast_ref,
     sum_ref,
 ):
     """Computes the logits' gradients again, and at once their products with the kernel and with the tokens."""
+    starts, is_new, has_tokens, rows = _place(num_counted_ref)
     first = pl.program_id(0) * kernel_ref.shape[1]
-    sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
-    dbias_ref[...] = jnp.zeros(dbias_ref.shape, jnp.float32)
 
-    @pl.when(pl.program_id(0) == 0)
+    @pl.when(starts)
     def _():
         dx_ref[...] = jnp.zeros(dx_ref.shape, jnp.float32)
 
-    def block(i, _):
-        rows = pl.ds(pl.multiple_of(i * _TOKENS, _TOKENS), _TOKENS)
-        logits = jnp.dot(x_ref[rows, :], kernel_ref[...], preferred_element_type=jnp.float32) + bias_ref[...]
-        log_normalizer, scale, wanted = log_normalizer_ref[rows, :], scale_ref[rows, :], ids_ref[rows, :]
-        parts = []
-        for tile, values in enumerate(_tiles(logits)):
-            is_true = _lane_ids(first, tile) == wanted
-            chances = jnp.exp(values - log_normalizer)
-            parts.append(jnp.where(is_true, chances - 1.0, chances) * scale)
-        dlogits = jnp.concatenate(parts, axis=1)
-        dbias_ref[...] += dlogits.sum(axis=0, keepdims=True)
-        dlogits = dlogits.astype(x_ref.dtype)
-        dx_ref[rows, :] += jax.lax.dot_general(
-            dlogits, kernel_ref[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        sum_ref[...] += jnp.dot(x_transposed_ref[:, rows], dlogits, preferred_element_type=jnp.float32)
-        return 0
+    @pl.when(is_new)
+    def _():
+        cast_ref[...] = kernel_ref[...].astype(cast_ref.dtype)
+        sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
+        dbias_ref[...] = jnp.zeros(dbias_ref.shape, jnp.float32)
 
-    jax.lax.fori_loop(0, _num_blocks(num_counted_ref), block, 0)
-    dkernel_ref[...] = sum_ref[...].astype(dkernel_ref.dtype)
+    @pl.when(has_tokens)
+    def _():
+        log_normalizer, scale, wanted = log_normalizer_ref[rows, :], scale_ref[rows, :], ids_ref[rows, :]
+        dx = dx_ref[rows, :]
+        logits = functools.partial(_logits, x_ref, rows, cast_ref, bias_ref)
+        for tile, parts in _one_ahead(_tiles(cast_ref), logits):
+            dlogits = []
+            for number, values in enumerate(parts):
+                is_true = _lane_ids(first, tile.start + number * LANES) == wanted
+                chances = jnp.exp(values - log_normalizer)
+                dlogits.append(jnp.where(is_true, chances - 1.0, chances) * scale)
+            dlogits = jnp.concatenate(dlogits, axis=1)
+            dbias_ref[:, tile] += dlogits.sum(axis=0, keepdims=True)
+            dlogits = dlogits.astype(x_ref.dtype)
+            dx += jax.lax.dot_general(
+                dlogits, cast_ref[:, tile], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            )
+            sum_ref[:, tile] += jnp.dot(
+                x_transposed_ref[:, rows], dlogits, preferred_element_type=jnp.float32
+            )
+        dx_ref[rows, :] = dx
+
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    def _():
+        dkernel_ref[...] = sum_ref[...].astype(dkernel_ref.dtype)

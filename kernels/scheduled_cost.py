@@ -108,12 +108,12 @@ def compile_for(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct):
 
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for x in shapes]
     results = jax.tree.map(place, jax.eval_shape(function, *shapes))
-    with _not_kept():
+    with not_kept():
         return jax.jit(function, out_shardings=results).lower(*arguments).compile()
 
 
 @contextlib.contextmanager
-def _not_kept():
+def not_kept():
     """Keeps programs out of the persistent cache: one for a chip that is not here cannot be read back."""
     name = "jax_persistent_cache_min_compile_time_secs"
     seconds = getattr(jax.config, name)
@@ -244,7 +244,7 @@ def _array_bytes(array: tuple[str, str, str, str]) -> int:
     if "S(" in layout:
         return 0
     padded = [int(size) for size in sizes.split(",") if size]
-    if tile := re.search(r"T\(([\d,]+)\)", layout):
+    if padded and (tile := re.search(r"T\(([\d,]+)\)", layout)):
         minor_first = [int(axis) for axis in order.split(",")]
         for axis, size in zip(minor_first, reversed(tile.group(1).split(",")), strict=False):
             padded[axis] = -(-padded[axis] // int(size)) * int(size)

@@ -1,4 +1,4 @@
-"""Shapes of attention as the models of this project have them: what tests, tuning and benchmarks share."""
+"""Shapes of the operations as the models of this project have them: what tests, tuning and benchmarks share."""
 
 from typing import NamedTuple
 
@@ -24,4 +24,19 @@ ATTENTION = {
     "encoder_huge": AttentionShape(tokens=81, num_heads=16, head_dim=80),
     "decoder_image": AttentionShape(tokens=257, num_heads=16, head_dim=32),
     "decoder": AttentionShape(tokens=321, num_heads=16, head_dim=32),
+}
+
+
+class CrossEntropyShape(NamedTuple):
+    """Hidden words of one row of a batch, and the head that guesses them."""
+
+    tokens: int
+    width: int
+    vocab: int
+
+
+# 64 and 24 text positions, three quarters hidden.
+CROSS_ENTROPY = {
+    "text_head": CrossEntropyShape(tokens=48, width=512, vocab=32_000),
+    "quickstart": CrossEntropyShape(tokens=18, width=64, vocab=4_000),
 }

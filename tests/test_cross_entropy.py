@@ -1,6 +1,7 @@
 """Guards the text head's cross-entropy: every form against float64, rows without a word, and what is refused."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,8 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # Where races are told.
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding, PartitionSpec
 
-from m3ae_tpu.kernels import cross_entropy_chunked, reference
+from m3ae_tpu.kernels import cross_entropy_chunked, cross_entropy_tpu, reference
 from m3ae_tpu.kernels.cross_entropy import cross_entropy
 from m3ae_tpu.sharding import by_example, cross_entropy_on, make_mesh, replicated
 
@@ -24,8 +24,11 @@ def inputs(batch, tokens, vocab, width=16, *, dtype=jnp.float32, spread=1.0):
     counts[:2] = False
     counts[1:, tokens // 2] = True
     x = jnp.asarray(spread * rng.standard_normal((batch, tokens, width)), dtype)
-    kernel = jnp.asarray(rng.standard_normal((width, vocab)) * width**-0.5, jnp.float32)
-    bias = jnp.asarray(rng.standard_normal(vocab), jnp.float32)
+    # Numbers that bfloat16 has, so that errors are those of the computation.
+    kernel, bias = (
+        jnp.asarray(rng.standard_normal(shape) * width**-0.5, jnp.bfloat16).astype(jnp.float32)
+        for shape in ((width, vocab), vocab)
+    )
     ids = jnp.asarray(rng.integers(0, vocab, (batch, tokens)), jnp.int32)
     return x, kernel, bias, ids, jnp.asarray(counts)
 
@@ -60,9 +63,7 @@ def scored(token_scores):
         order = jnp.argsort(~counts.reshape(-1))
         back = jnp.argsort(order)
         rows = x.reshape(-1, x.shape[2])[order]
-        scores = token_scores(
-            rows, kernel.astype(x.dtype), bias, ids.reshape(-1)[order], counts.sum(dtype=jnp.int32)
-        )
+        scores = token_scores(rows, kernel, bias, ids.reshape(-1)[order], counts.sum(dtype=jnp.int32))
         return reference.mean_by_row(*(score[back].reshape(ids.shape) for score in scores), counts)
 
     return function
@@ -88,14 +89,56 @@ def test_no_token_counts():
         np.testing.assert_array_equal(array, 0)
 
 
+def rounded(x, kernel, bias, ids, counts):
+    """What a linear layer in the dtype of x yields: rounded logits."""
+    logits = (x.reshape(-1, x.shape[2]) @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None]).astype(
+        jnp.float32
+    )
+    one_hot = jax.nn.one_hot(ids.reshape(-1), logits.shape[1])
+    surprise = jax.nn.logsumexp(logits, axis=1) - (logits * one_hot).sum(axis=1)
+    is_right = (jnp.argmax(logits, axis=1) == ids.reshape(-1)).reshape(ids.shape)
+    return reference.mean_by_row(surprise.reshape(ids.shape), is_right, counts)
+
+
 @pytest.mark.parametrize("spread", [1.0, 500.0])
-def test_bfloat16_is_as_exact_as_plain_logits(spread):
+def test_bfloat16_is_no_less_exact_than_rounded_logits(spread):
     arguments = inputs(6, 31, vocab=300, dtype=jnp.bfloat16, spread=spread)
-    got, want = results(cross_entropy, *arguments), exact(*arguments)
-    plain = results(reference.cross_entropy, *arguments)
-    for ours, theirs, wanted in zip(got, plain, want, strict=True):
+    want, plain = exact(*arguments), results(rounded, *arguments)
+    for ours, theirs, wanted in zip(results(cross_entropy, *arguments), plain, want, strict=True):
         assert np.isfinite(ours).all()
         assert error(ours, wanted) <= 1.1 * error(theirs, wanted) + 1e-6
+
+
+# Two blocks of tokens and of ids, neither full; most tokens do not count.
+@pytest.mark.parametrize(("batch", "tokens", "vocab", "spread"), [(6, 21, 300, 1.0), (3, 7, 130, 500.0)])
+def test_the_tpu_kernels_are_no_less_exact(batch, tokens, vocab, spread, monkeypatch):
+    arguments = inputs(batch, tokens, vocab, width=128, dtype=jnp.bfloat16, spread=spread)
+    for name, size in (
+        ("_TOKENS", 32),
+        ("_COLUMNS", 256),
+        ("_TILE", 128),
+    ):  # Small ones compile in less time.
+        monkeypatch.setattr(cross_entropy_tpu, name, size)
+    with pltpu.force_tpu_interpret_mode(INTERPRETED):
+        got = results(functools.partial(cross_entropy, implementation="tpu"), *arguments)
+    assert interpret_pallas_call.races is not None
+    assert not interpret_pallas_call.races.races_found
+    want, plain = exact(*arguments), results(rounded, *arguments)
+    for ours, theirs, wanted in zip(got, plain, want, strict=True):
+        assert error(ours, wanted) <= 1.1 * error(theirs, wanted) + 1e-6
+    np.testing.assert_array_equal(got[3][~np.asarray(arguments[4])], 0)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [(jnp.zeros((1, 2, 128)), "float32, not bfloat16"), (jnp.zeros((1, 2, 64), jnp.bfloat16), "width of 64")],
+)
+def test_a_kernel_asked_for_by_name_never_falls_back(x, message):
+    head = jnp.zeros((x.shape[2], 20)), jnp.zeros(20)
+    with pytest.raises(NotImplementedError, match=message):
+        cross_entropy(
+            x, *head, jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.bool), implementation="tpu"
+        )
 
 
 def test_of_equal_guesses_the_lowest_id_is_taken():
@@ -111,7 +154,9 @@ def test_devices_compute_their_own_rows_and_only_add_up_gradients():
     mesh = make_mesh()
     *arguments, ids, counts = inputs(16, 5, vocab=37)
     lying = [by_example(mesh), replicated(mesh), replicated(mesh), by_example(mesh), by_example(mesh)]
-    placed = [jax.device_put(array, where) for array, where in zip((*arguments, ids, counts), lying, strict=True)]
+    placed = [
+        jax.device_put(array, where) for array, where in zip((*arguments, ids, counts), lying, strict=True)
+    ]
     got = results(cross_entropy_on(mesh), *placed)
     assert max(map(error, got, exact(*arguments, ids, counts))) < 1e-6
 
@@ -149,4 +194,4 @@ def test_what_does_not_fit_is_refused(change, message):
     names = ("x", "kernel", "bias", "ids", "counts")
     arguments = dict(zip(names, inputs(3, 7, vocab=37), strict=True)) | change
     with pytest.raises(ValueError, match=message):
-        cross_entropy(**arguments)
+        inspect.unwrap(cross_entropy)(**arguments)  # Without the suite's checks of types.

@@ -273,10 +273,16 @@ class M3AE(eqx.Module):
             text_valid: True for words, False for padding; None: all are words.
             text_selection: The visible and hidden text positions, or None without a text.
         """
-        x, valid = self.embed_visible(images, image_selection, text, text_valid, text_selection)
-        encoded = self.encoder(x, valid)
-        x, valid = self.embed_for_decoder(encoded, images, image_selection, text, text_valid, text_selection)
-        x = self.decoder(x, valid)
+        with jax.named_scope("embed"):
+            x, valid = self.embed_visible(images, image_selection, text, text_valid, text_selection)
+        with jax.named_scope("encoder"):
+            encoded = self.encoder(x, valid)
+        with jax.named_scope("embed"):
+            x, valid = self.embed_for_decoder(
+                encoded, images, image_selection, text, text_valid, text_selection
+            )
+        with jax.named_scope("decoder"):
+            x = self.decoder(x, valid)
         hidden_patches = hidden_text = None
         start = 1
         if image_selection is not None:

@@ -48,6 +48,7 @@ class LayerNorm(eqx.Module):
         self.scale = jnp.ones((width,), dtype)
         self.bias = jnp.zeros((width,), dtype)
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         wide = np.promote_types(x.dtype, np.float32)
         y = x.astype(wide)
@@ -98,8 +99,12 @@ class Block(eqx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"] | None
     ) -> Float[Array, "batch tokens width"]:
-        x = x + self.attention_out(self.attention_fn(self.project_qkv(x), valid, self.num_heads))
-        return x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True))
+        qkv = self.project_qkv(x)
+        with jax.named_scope("attention"):
+            attended = self.attention_fn(qkv, valid, self.num_heads)
+        x = x + self.attention_out(attended)
+        with jax.named_scope("mlp"):
+            return x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True))
 
 
 class Transformer(eqx.Module):

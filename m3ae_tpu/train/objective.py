@@ -89,9 +89,10 @@ def _kind_terms(
         text_selection = masking.select_tokens(masking.row_keys(text_key, rows), text_valid, config.masking)
     hidden = model.decode_hidden(images, image_selection, text, text_valid, text_selection)
     if images is not None and image_selection is not None and hidden.patches is not None:
-        terms["image_loss"] = losses.patch_loss(
-            model.image_head(hidden.patches), image_targets(images, image_selection, model, config)
-        )
+        with jax.named_scope("image_loss"):
+            terms["image_loss"] = losses.patch_loss(
+                model.image_head(hidden.patches), image_targets(images, image_selection, model, config)
+            )
         counts["num_images"] = _count(images.shape[0])
         counts["hidden_patches"] = _count(image_selection.hidden.size)
     if (
@@ -104,9 +105,10 @@ def _kind_terms(
         ids = jnp.take_along_axis(text, text_selection.hidden, axis=1)
         is_word = jnp.take_along_axis(text_valid, text_selection.hidden, axis=1)
         head = model.text_head
-        measured = losses.token_loss(
-            model.cross_entropy_fn(hidden.text, head.kernel, head.bias, ids, is_word)
-        )
+        with jax.named_scope("text_loss"):
+            measured = losses.token_loss(
+                model.cross_entropy_fn(hidden.text, head.kernel, head.bias, ids, is_word)
+            )
         terms |= {"text_loss": measured.loss, "text_accuracy": measured.accuracy}
         counts["num_texts"] = text_valid.any(axis=1).sum(dtype=jnp.int32)
         counts["hidden_words"] = measured.count

@@ -88,7 +88,10 @@ def train_step(
     else:
         gradients, metrics = _accumulate(gradient, state.model, (batch, rows), key, config, parts)
     parameters = eqx.filter(state.model, eqx.is_array)
-    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an int32 count.
+    with (
+        jax.named_scope("optimizer"),
+        jax.numpy_dtype_promotion("standard"),
+    ):  # Optax raises floats to the power of an int32 count.
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, parameters)
         model = eqx.apply_updates(state.model, updates)
     metrics["grad_norm"] = optax.tree.norm(gradients)

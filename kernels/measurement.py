@@ -1,0 +1,166 @@
+"""The cost of a contestant: scheduled by the TPU compiler with no TPU at hand, or timed on the device that is here."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import scheduled_cost
+from .contestants import Contestant, attention_contestant, cross_entropy_contestant
+from .shapes import ATTENTION, CROSS_ENTROPY
+
+SHAPES = {"attention": ATTENTION, "cross_entropy": CROSS_ENTROPY}
+_CONTESTANTS = {"attention": attention_contestant, "cross_entropy": cross_entropy_contestant}
+
+_ATTENTION_BATCHES = (16, 32)
+"""Multiples of the rows of every kernel's program, times two cores."""
+_LOSS_BATCH = 64
+"""Rows of a chip in a training step: reading the head is shared among them, as there."""
+
+PEAKS = {
+    "TPU v4": (275e12, 1228e9),
+    "TPU v5 lite": (197e12, 819e9),
+    "TPU v5": (459e12, 2765e9),
+    "TPU v6 lite": (918e12, 1640e9),
+    "NVIDIA H100 80GB HBM3": (989e12, 3350e9),
+    "NVIDIA H200": (989e12, 4800e9),
+}
+"""Dense bfloat16 FLOP/s and bytes/s of memory by `device_kind`, from the makers' data sheets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Of one row of the batch."""
+
+    us: float
+    """Median over the rounds."""
+    spread: float
+    """Half the distance between the quartiles, of the median."""
+    flops: float
+    """Of the matrix products, without what is computed again."""
+    bytes: float
+    """Each input read once, each result written once."""
+
+
+def make(operation: str, name: str, shape: str, batch: int, *, backward: bool) -> tuple[Callable, list]:
+    """Returns the function of a contestant, forward or forward and backward, and its arguments' shapes.
+
+    Args:
+        operation: Key of `SHAPES`.
+        name: "ours" or one of `contestants.AGAINST[operation]`.
+        shape: Key of `SHAPES[operation]`.
+        batch: Rows.
+        backward: Return the gradients too; the output's gradient is then the first argument.
+    """
+    contestant = _CONTESTANTS[operation](name, SHAPES[operation][shape], batch)
+    if not backward:
+        return contestant.forward, contestant.inputs
+    return _both(contestant), [jax.eval_shape(contestant.forward, *contestant.inputs), *contestant.inputs]
+
+
+def _both(contestant: Contestant) -> Callable:
+    def both(dout, *inputs):
+        def of_differentiated(*arrays):
+            given = list(inputs)
+            for place, array in zip(contestant.differentiated, arrays, strict=True):
+                given[place] = array
+            return contestant.forward(*given)
+
+        out, pull_back = jax.vjp(of_differentiated, *(inputs[place] for place in contestant.differentiated))
+        return out, *pull_back(dout)
+
+    return both
+
+
+def scheduled(operation: str, name: str, shape: str, chip: str, *, backward: bool) -> scheduled_cost.Cost:
+    """Returns the scheduled cost of a row: of one more of attention, of one of 64 of cross-entropy.
+
+    `scheduled_cost.prepare(replay=True)` comes before. Some operations abort the process.
+
+    Raises:
+        scheduled_cost.NotCountedError: an operation that the replay has no cycles for.
+    """
+    if operation == "attention":
+        return scheduled_cost.row_cost(
+            chip,
+            lambda batch: make(operation, name, shape, batch, backward=backward),
+            _ATTENTION_BATCHES,
+        )
+    function, shapes = make(operation, name, shape, _LOSS_BATCH, backward=backward)
+    cost = scheduled_cost.cost(chip, function, *shapes)
+    return scheduled_cost.Cost(chip, cost.cycles / _LOSS_BATCH, cost.hbm_bytes / _LOSS_BATCH)
+
+
+def timed(
+    operation: str, names: Sequence[str], shape: str, batch: int, *, backward: bool, rounds: int
+) -> dict[str, Timing | str]:
+    """Times contestants on the default device, in turns, each call with other inputs than the one before.
+
+    Returns:
+        For each name its timing, or why it does not run here.
+    """
+    calls: dict[str, Callable[[], float]] = {}
+    results: dict[str, Timing | str] = {}
+    for name in names:
+        try:
+            function, shapes = make(operation, name, shape, batch, backward=backward)
+            calls[name] = _stopwatch(function, shapes, operation, shape)
+        except (NotImplementedError, ModuleNotFoundError, ValueError, RuntimeError) as error:
+            results[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            seconds[name].append(call())
+    flops, moved = _work(operation, shape, batch, backward)
+    for name, measured in seconds.items():
+        low, middle, high = statistics.quantiles(measured, n=4)
+        results[name] = Timing(middle / batch * 1e6, (high - low) / 2 / middle, flops / batch, moved / batch)
+    return {name: results[name] for name in names}
+
+
+_INPUT_SETS = 4
+_CALLS = 8
+
+
+def _stopwatch(function: Callable, shapes: Sequence, operation: str, shape: str) -> Callable[[], float]:
+    """Compiles a function; returns what measures its seconds a call, over several calls in a row."""
+    compiled = jax.jit(function)
+    most = getattr(SHAPES[operation][shape], "vocab", 2)
+    sets = [_draw(jax.random.key(seed), shapes, most) for seed in range(_INPUT_SETS)]
+    for arguments in sets:
+        jax.block_until_ready(compiled(*arguments))
+
+    def measure() -> float:
+        start = time.perf_counter()
+        results = [compiled(*sets[call % _INPUT_SETS]) for call in range(_CALLS)]
+        jax.block_until_ready(results)
+        return (time.perf_counter() - start) / _CALLS
+
+    return measure
+
+
+def _draw(key: jax.Array, shapes: Sequence, most: int) -> list[Any]:
+    keys = jax.random.split(key, len(shapes))
+    return [
+        jax.random.randint(key, x.shape, 0, most, x.dtype)
+        if jnp.issubdtype(x.dtype, jnp.integer)
+        else jax.random.normal(key, x.shape, jnp.float32).astype(x.dtype)
+        for key, x in zip(keys, shapes, strict=True)
+    ]
+
+
+def _work(operation: str, shape_name: str, batch: int, backward: bool) -> tuple[float, float]:
+    """FLOPs of the matrix products, and bytes of inputs and results, both of a whole call."""
+    shape: Any = SHAPES[operation][shape_name]
+    products = (
+        2 * batch * shape.tokens * (shape.tokens if operation == "attention" else shape.vocab) * shape.width
+    )
+    # Attention: scores and output; then the gradients of weights, queries, keys and values.
+    flops = products * ((6 if backward else 2) if operation == "attention" else (3 if backward else 1))
+    function, shapes = make(operation, "xla", shape_name, batch, backward=backward)
+    arrays = [*shapes, *jax.tree.leaves(jax.eval_shape(function, *shapes))]
+    return flops, sum(x.size * x.dtype.itemsize for x in arrays)
