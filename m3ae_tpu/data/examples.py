@@ -67,14 +67,30 @@ class Examples:
         return Examples, (self.shards, self.kind, self.part)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns the example of record `index`, or of the next good record where that one is broken.
+        """Returns the example of record `index`: `decode` of what `read` finds."""
+        return self.decode(index, self.read(index))
+
+    def read(self, index: int) -> Record | Fault | None:
+        """Returns record `index` as it is stored, or what is wrong with it; None where its example is kept.
 
         Raises:
-            RuntimeError: a shard is gone, changed or unreadable, or none of the next records is good either.
+            RuntimeError: its shard is gone, changed or unreadable.
         """
-        if index in self._kept:
+        return None if index in self._kept else self._read(index)
+
+    def decode(self, index: int, record: Record | Fault | None) -> Example:
+        """Returns the example of record `index`, or of the next good record where that one is broken.
+
+        Args:
+            index: Of the record.
+            record: What `read` returned for it.
+
+        Raises:
+            RuntimeError: none of the next records is good either, or one's shard is gone, changed or unreadable.
+        """
+        if record is None or index in self._kept:
             return self._kept[index]
-        found = self._read(index)
+        found = self._decode(record)
         if isinstance(found, str):
             found = dataclasses.replace(self._stand_in(index), fault=found)
         image = found.image
@@ -86,7 +102,7 @@ class Examples:
     def _stand_in(self, index: int) -> Example:
         place, tries = self.part.index(index), min(_MAX_STAND_INS, len(self.part) - 1)
         for distance in range(1, tries + 1):
-            found = self._read(self.part[(place + distance) % len(self.part)])
+            found = self._decode(self._read(self.part[(place + distance) % len(self.part)]))
             if not isinstance(found, str):
                 return found
         raise RuntimeError(
@@ -94,12 +110,16 @@ class Examples:
             "Copy or make these shards again, or take them out of data.sources."
         )
 
-    def _read(self, index: int) -> Example | Fault:
-        """Returns the example of one record, decoded to its last byte, or what is wrong with it."""
+    def _read(self, index: int) -> Record | Fault:
         try:
-            record = self.shards[index]
+            return self.shards[index]
         except DamagedRecordError as error:
             return "text_not_utf8" if isinstance(error.__cause__, UnicodeDecodeError) else "damaged_record"
+
+    def _decode(self, record: Record | Fault) -> Example | Fault:
+        """Returns the example of a record, decoded to its last byte, or what is wrong with it."""
+        if isinstance(record, str):
+            return record
         captions = _usable_captions(record) if self.kind != "image" else ()
         if self.kind != "image" and not captions:
             return "no_caption"
