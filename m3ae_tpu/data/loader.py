@@ -47,8 +47,10 @@ class Row:
 
     source: int
     record: int
-    draws: Float64[np.ndarray, " draws"]
-    """Uniform in [0, 1): for the wording, the flip and the crop."""
+    wording: float
+    flip: float
+    crop: Float64[np.ndarray, "attempts 4"]
+    """All three uniform in [0, 1)."""
 
 
 class DrawRow(grain.transforms.RandomMap):
@@ -59,7 +61,8 @@ class DrawRow(grain.transforms.RandomMap):
 
     def random_map(self, element: int, rng: np.random.Generator) -> Row:
         """Draws all that is random in the row of record `element`."""
-        return Row(self.source, element, rng.random(2 + math.prod(CROP_DRAWS)))
+        draws = rng.random(2 + math.prod(CROP_DRAWS))
+        return Row(self.source, element, draws[0], draws[1], draws[2:].reshape(CROP_DRAWS))
 
 
 class MakeBatch:
@@ -92,8 +95,24 @@ class MakeBatch:
         kinds: dict[Kind, None] = dict.fromkeys(self.examples[row.source].kind for row in rows)
         for kind in kinds:
             of_kind = [row for row in rows if self.examples[row.source].kind == kind]
-            images, flips, captions, ids[kind] = self._examples(kind, of_kind, broken)
-            batch[kind] = {"image": images, "flip": np.array(flips)} if kind != "text" else {}
+            examples, images = self._examples(kind, of_kind)
+            captions = [
+                example.captions[int(row.wording * len(example.captions))] if example.captions else ""
+                for row, example in zip(of_kind, examples, strict=True)
+            ]
+            ids[kind] = [example.id for example in examples]
+            broken += [
+                BrokenRow(row.source, row.record, example.fault)
+                for row, example in zip(of_kind, examples, strict=True)
+                if example.fault
+            ]
+            batch[kind] = {}
+            if images is not None:
+                flips = [
+                    row.flip < self.data.flip_probability and may_mirror(caption)
+                    for row, caption in zip(of_kind, captions, strict=True)
+                ]
+                batch[kind] |= {"image": images, "flip": np.array(flips)}
             if kind != "image" and self.tokenizer is not None:
                 text, text_valid, num_truncated = self.tokenizer.encode(captions, self.text_lengths[kind])
                 batch[kind] |= {"text": text, "text_valid": text_valid}
@@ -101,45 +120,30 @@ class MakeBatch:
         return batch, Origin(counts, tuple(broken), ids)
 
     def _examples(
-        self, kind: Kind, rows: Sequence[Row], broken: list[BrokenRow]
-    ) -> tuple[UInt8[np.ndarray, "rows size size 3"], list[bool], list[str], list[str]]:
-        """Returns images, flips, captions and ids of rows of one kind, and adds to `broken`."""
-        size = self.data.image_size
-        images = np.empty((len(rows) if kind != "text" else 0, size, size, 3), np.uint8)
-        flips, captions, ids = [], [], []
+        self, kind: Kind, rows: Sequence[Row]
+    ) -> tuple[list[Example], UInt8[np.ndarray, "rows size size 3"] | None]:
+        """Returns the examples of rows of one kind, and their crops."""
+        size, examples = self.data.image_size, []
+        images = np.empty((len(rows), size, size, 3), np.uint8) if kind != "text" else None
         row = rows[0]
         try:
             for start in range(0, len(rows), _READ_AHEAD):
-                some, records = rows[start : start + _READ_AHEAD], []
+                some, found = rows[start : start + _READ_AHEAD], []
                 for row in some:
-                    records.append(self.examples[row.source].read(row.record))
+                    found.append(self.examples[row.source].read(row.record))
                 for place, row in enumerate(some, start):
-                    example = self.examples[row.source].decode(row.record, records[place - start])
-                    captions.append(self._caption(example, row))
-                    ids.append(example.id)
-                    if example.fault:
-                        broken.append(BrokenRow(row.source, row.record, example.fault))
-                    if example.image is not None:
-                        draws = row.draws[2:].reshape(CROP_DRAWS)
-                        random_resized_crop(
-                            example.image, images[place], area=self.data.crop_area, draws=draws
-                        )
-                        flips.append(self._flips(captions[-1], row))
-                    del example  # The next image takes its memory, which is in the processor's cache.
+                    example, image = self.examples[row.source].decode(row.record, found[place - start])
+                    examples.append(example)
+                    if images is not None and image is not None:
+                        random_resized_crop(image, images[place], area=self.data.crop_area, draws=row.crop)
+                    del image  # The next one takes its memory, which is in the processor's cache.
         except Exception as error:
             if type(error) is RuntimeError:  # Ours, of a shard: says all.
                 raise
             place = self.examples[row.source].shards.place(row.record)
             # Built in, with one string: for others the training process may wait for ever.
             raise RuntimeError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
-        return images, flips, captions, ids
-
-    def _caption(self, example: Example, row: Row) -> str:
-        captions = example.captions
-        return captions[int(row.draws[0] * len(captions))] if captions else ""
-
-    def _flips(self, caption: str, row: Row) -> bool:
-        return bool(row.draws[1] < self.data.flip_probability) and may_mirror(caption)
+        return examples, images
 
 
 class Loader(Iterator[tuple[Batch, Origin]]):
