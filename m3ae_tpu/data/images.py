@@ -1,5 +1,6 @@
 """Image bytes to arrays: decoding, random crops, and when a picture may be mirrored."""
 
+import functools
 import io
 import math
 import platform
@@ -28,10 +29,11 @@ if _HAS_FAST_RESIZER:
     _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
 
     class _ThisThread(threading.local):
-        """A resizer keeps its working memory, and may serve one thread at a time only."""
+        """A resizer and its results keep their memory, and may serve one thread at a time only."""
 
         def __init__(self):
             self.resizer = Resizer()
+            self.square = functools.cache(lambda size: ImageData(size, size, PixelType.U8x3))
 
     _THIS_THREAD = _ThisThread()
 
@@ -124,7 +126,7 @@ def resize(image: UInt8[np.ndarray, "height width 3"], out: UInt8[np.ndarray, "s
         out[:] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
         return
     source = ImageData(width, height, PixelType.U8x3, image.tobytes())
-    resized = ImageData(size, size, PixelType.U8x3)
+    resized = _THIS_THREAD.square(size)
     _THIS_THREAD.resizer.resize(source, resized, _BICUBIC)
     out[:] = np.frombuffer(resized.get_buffer(), np.uint8).reshape(out.shape)
 
