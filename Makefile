@@ -49,8 +49,9 @@ quickstart: install
 	$(RUN) -m pipelines.report runs/quickstart
 	@echo "report: $(CURDIR)/runs/quickstart/report.html"
 
+# Whole files go to a process, as tests of one file share what they compiled.
 test: compile-tpu
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # Its wheels are for Linux on x86-64; elsewhere the tests that need it say so and are left out.
 compile-tpu: install

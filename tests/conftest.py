@@ -16,3 +16,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest file first: processes that share the suite then end at about the same time."""
+    items.sort(key=lambda item: item.path.name != "test_pretrain.py")

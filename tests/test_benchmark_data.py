@@ -14,11 +14,11 @@ TEXTS = SourceConfig(kind="text", shards="starter/texts-*")
 @pytest.mark.parametrize(
     ("sources", "parts", "images_per_row"),
     [
-        ((PAIRS, TEXTS), {"read", "decode", "crop and resize", "tokenise", "batch", DECODE_ONLY}, 0.75),
+        ((PAIRS, TEXTS), {"read", "decode", "crop, resize, batch", "tokenise", DECODE_ONLY}, 0.75),
         ((TEXTS,), {"read", "tokenise"}, 0.0),
         (
             (SourceConfig(kind="image", shards="starter/images-*"),),
-            {"read", "decode", "crop and resize", "batch", DECODE_ONLY},
+            {"read", "decode", "crop, resize, batch", DECODE_ONLY},
             1.0,
         ),
     ],

@@ -12,6 +12,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = ["--num_steps=24", "--checkpoint.every_steps=4"]
+MIXED = """
+import dataclasses
+from m3ae_tpu.config import SourceConfig
+from m3ae_tpu.configs import debug
+
+SOURCES = (
+    SourceConfig(text_length=24, weight=2.0),
+    SourceConfig(kind="image", shards="starter/images-*"),
+    SourceConfig(kind="text", shards="starter/texts-*", text_length=32),
+)
+CONFIG = dataclasses.replace(debug.CONFIG, data=dataclasses.replace(debug.CONFIG.data, sources=SOURCES))
+"""
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
@@ -61,39 +73,50 @@ def hashes(workdir):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def mixed(tmp_path_factory):
+    """A config of pairs, pictures and texts."""
+    path = tmp_path_factory.mktemp("mixed") / "mixed.py"
+    path.write_text(MIXED)
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(mixed, tmp_path_factory):
     """A run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    code, output = finish(start(workdir, *FLAGS))
+    code, output = finish(start(workdir, *FLAGS, "--log_record_ids", config=mixed))
     assert code == 0, output
     return workdir
 
 
-def test_a_killed_run_goes_on_bit_for_bit_also_with_other_workers(straight, tmp_path):
-    process = start(tmp_path, *FLAGS, "--data.num_workers=2")
+def test_a_killed_run_goes_on_bit_for_bit_also_with_other_workers(straight, mixed, tmp_path):
+    process = start(tmp_path, *FLAGS, "--log_record_ids", "--data.num_workers=2", config=mixed)
     wait_for_step(tmp_path, 10, process)
     process.kill()
     finish(process)
-    code, output = finish(start(tmp_path, *FLAGS, "--data.num_workers=0"))
+    code, output = finish(start(tmp_path, *FLAGS, "--log_record_ids", "--data.num_workers=0", config=mixed))
     assert code == 0, output
     assert "data.num_workers = 0 now, was 2" in output
     assert "going on after step" in output
     assert values(tmp_path) == values(straight)
     assert hashes(tmp_path)[24] == hashes(straight)[24]
+    ids = [(workdir / "record_ids.jsonl").read_text() for workdir in (tmp_path, straight)]
+    assert len(ids[1].splitlines()) == 24
+    assert ids[0] == ids[1]
 
 
-def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(straight, tmp_path):
-    process = start(tmp_path, *FLAGS)
+def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(straight, mixed, tmp_path):
+    process = start(tmp_path, *FLAGS, config=mixed)
     wait_for_step(tmp_path, 5, process)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 0, output
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert saved >= 5
-    code, output = finish(start(tmp_path, *FLAGS))
+    code, output = finish(start(tmp_path, *FLAGS, config=mixed))
     assert code == 0, output
     assert values(tmp_path) == values(straight)
-    code, output = finish(start(tmp_path, *FLAGS, "--num_steps=30"))
+    code, output = finish(start(tmp_path, *FLAGS, "--num_steps=30", config=mixed))
     assert code == 0
     assert "num_steps = 30 now, was 24" in output
     # The rate of the longer schedule, not the 0 at which the shorter one ended.
@@ -124,9 +147,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
         (["--seed=1"], "holds another run: seed = 1 now, was 0"),
     ],
 )
-def test_mistakes_end_in_a_message_that_names_them(straight, flags, message, tmp_path):
+def test_mistakes_end_in_a_message_that_names_them(straight, mixed, flags, message, tmp_path):
     workdir = straight if flags == ["--seed=1"] else tmp_path
-    code, output = finish(start(workdir, *FLAGS, *flags))
+    code, output = finish(start(workdir, *FLAGS, *flags, config=mixed))
     assert code != 0
     assert message in output
     assert "Traceback" not in output

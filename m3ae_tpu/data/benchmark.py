@@ -105,7 +105,7 @@ def measure(
 class _Stages:
     """The parts of the loader's work, one after the other, on records that follow each other in the shards."""
 
-    names = (DECODE_ONLY, "read", "decode", "crop and resize", "tokenise", "batch")
+    names = (DECODE_ONLY, "read", "decode", "crop, resize, batch", "tokenise")
 
     def __init__(self, config: PretrainConfig, decode_shards: str):
         self._config = config
@@ -142,20 +142,15 @@ class _Stages:
                 alone = [self._originals[place % len(self._originals)].image for place in places]
             decoded = [decode_image(image) for image in encoded]
 
-            def crop() -> list[np.ndarray]:
-                return [
-                    random_resized_crop(
-                        image, data.image_size, area=data.crop_area, draws=rng.random(CROP_DRAWS)
-                    )
-                    for image in decoded
-                ]
+            def crop() -> None:
+                rows = np.empty((len(decoded), data.image_size, data.image_size, 3), np.uint8)
+                for image, row in zip(decoded, rows, strict=True):
+                    random_resized_crop(image, row, area=data.crop_area, draws=rng.random(CROP_DRAWS))
 
-            cropped = crop()
             work |= {
                 DECODE_ONLY: lambda: _decode_each(alone),
                 "decode": lambda: _decode_each(encoded),
-                "crop and resize": crop,
-                "batch": lambda: np.stack(cropped),
+                "crop, resize, batch": crop,
             }
         texts = [
             (source.text_length, [record.captions[0] if record.captions else "" for record in set_])

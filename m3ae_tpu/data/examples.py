@@ -40,14 +40,18 @@ _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What pre-training sees of a record: id, captions, decoded image, and nothing else."""
+    """What pre-training sees of a record: id, captions, image, and nothing else."""
 
     id: str
     captions: tuple[str, ...]
     """At least one, none empty; none at all of an image-only source."""
-    image: UInt8[np.ndarray, "height width 3"] | None
+    image: bytes
+    """Encoded; empty of a text-only source."""
     fault: Fault | None = None
     """What was wrong with the record at the index asked for."""
+
+
+type Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class Examples:
@@ -60,42 +64,20 @@ class Examples:
         """Takes the records `part` of `shards`: others stand in for none of them."""
         self.shards, self.part = shards, part
         self.kind: Kind = kind
-        self._kept: dict[int, Example] = {}
+        self._kept: dict[int, tuple[Example, Pixels]] = {}
         self._kept_bytes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Examples, (self.shards, self.kind, self.part)
 
-    def __getitem__(self, index: int) -> Example:
-        """Returns the example of record `index`, or of the next good record where that one is broken.
+    def read(self, index: int) -> Example | Fault:
+        """Returns the example of record `index` as it is stored, or what is wrong with the record.
 
         Raises:
-            RuntimeError: a shard is gone, changed or unreadable, or none of the next records is good either.
+            RuntimeError: its shard is gone, changed or unreadable.
         """
         if index in self._kept:
-            return self._kept[index]
-        found = self._read(index)
-        if isinstance(found, str):
-            found = dataclasses.replace(self._stand_in(index), fault=found)
-        image = found.image
-        if image is not None and max(self._kept_bytes, image.nbytes * len(self.part)) <= _KEPT_BYTES:
-            self._kept[index] = found
-            self._kept_bytes += image.nbytes
-        return found
-
-    def _stand_in(self, index: int) -> Example:
-        place, tries = self.part.index(index), min(_MAX_STAND_INS, len(self.part) - 1)
-        for distance in range(1, tries + 1):
-            found = self._read(self.part[(place + distance) % len(self.part)])
-            if not isinstance(found, str):
-                return found
-        raise RuntimeError(
-            f"{self.shards.place(index)} is broken, and so are all {tries:,} records after it. "
-            "Copy or make these shards again, or take them out of data.sources."
-        )
-
-    def _read(self, index: int) -> Example | Fault:
-        """Returns the example of one record, decoded to its last byte, or what is wrong with it."""
+            return self._kept[index][0]
         try:
             record = self.shards[index]
         except DamagedRecordError as error:
@@ -103,19 +85,59 @@ class Examples:
         captions = _usable_captions(record) if self.kind != "image" else ()
         if self.kind != "image" and not captions:
             return "no_caption"
-        image = None
-        if self.kind != "text":
-            if not record.image:
-                return "no_image"
-            try:
-                image = decode_image(record.image)
-            except (ImageSizeError, Image.DecompressionBombError):
-                return "image_size"
-            except _DAMAGE:
-                return "undecodable_image"
+        if self.kind != "text" and not record.image:
+            return "no_image"
         is_cut = any(len(caption) > _MAX_CHARACTERS for caption in captions)
-        captions = tuple(caption[:_MAX_CHARACTERS] for caption in captions)
+        if is_cut:
+            captions = tuple(caption[:_MAX_CHARACTERS] for caption in captions)
+        image = record.image if self.kind != "text" else b""
         return Example(record.id, captions, image, CUT if is_cut else None)
+
+    def decode(self, index: int, found: Example | Fault) -> tuple[Example, Pixels | None]:
+        """Returns the example of record `index` with its image, or the next good one where the record is broken.
+
+        Args:
+            index: Of the record.
+            found: What `read` returned for it.
+
+        Raises:
+            RuntimeError: none of the next records is good either, or one's shard is gone, changed or unreadable.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        decoded = self._decode(found)
+        if isinstance(decoded, str):
+            example, image = self._stand_in(index)
+            decoded = dataclasses.replace(example, fault=decoded), image
+        example, image = decoded
+        if image is not None and max(self._kept_bytes, image.nbytes * len(self.part)) <= _KEPT_BYTES:
+            self._kept[index] = example, image
+            self._kept_bytes += image.nbytes
+        return decoded
+
+    def _stand_in(self, index: int) -> tuple[Example, Pixels | None]:
+        place, tries = self.part.index(index), min(_MAX_STAND_INS, len(self.part) - 1)
+        for distance in range(1, tries + 1):
+            decoded = self._decode(self.read(self.part[(place + distance) % len(self.part)]))
+            if not isinstance(decoded, str):
+                return decoded
+        raise RuntimeError(
+            f"{self.shards.place(index)} is broken, and so are all {tries:,} records after it. "
+            "Copy or make these shards again, or take them out of data.sources."
+        )
+
+    def _decode(self, found: Example | Fault) -> tuple[Example, Pixels | None] | Fault:
+        """Returns an example with its image, decoded to its last byte, or what is wrong with it."""
+        if isinstance(found, str):
+            return found
+        if self.kind == "text":
+            return found, None
+        try:
+            return found, decode_image(found.image)
+        except (ImageSizeError, Image.DecompressionBombError):
+            return "image_size"
+        except _DAMAGE:
+            return "undecodable_image"
 
 
 def _usable_captions(record: Record) -> tuple[str, ...]:

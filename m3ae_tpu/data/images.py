@@ -1,10 +1,12 @@
 """Image bytes to arrays: decoding, random crops, and when a picture may be mirrored."""
 
+import functools
 import io
 import math
 import platform
 import re
 import sys
+import threading
 
 import numpy as np
 import simplejpeg
@@ -14,6 +16,7 @@ from PIL import Image
 _MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded: 192 MB each, and no crop needs them."""
 _CROP_ASPECT = (3 / 4, 4 / 3)
+_LOG_ASPECT = (math.log(_CROP_ASPECT[0]), math.log(_CROP_ASPECT[1]))
 CROP_DRAWS = (10, 4)
 """Shape of the random numbers that a crop takes: four for each of ten attempts."""
 
@@ -24,6 +27,15 @@ if _HAS_FAST_RESIZER:
 
     # The cubic that Pillow calls bicubic, a = -0.5, stretched over the source's pixels where it shrinks.
     _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
+
+    class _ThisThread(threading.local):
+        """A resizer and its results keep their memory, and may serve one thread at a time only."""
+
+        def __init__(self):
+            self.resizer = Resizer()
+            self.square = functools.cache(lambda size: ImageData(size, size, PixelType.U8x3))
+
+    _THIS_THREAD = _ThisThread()
 
 
 class ImageSizeError(ValueError):
@@ -75,7 +87,7 @@ def draw_crop(
         area: Smallest and largest share.
         draws: Uniform in [0, 1): area, aspect, top and left of each attempt; see `CROP_DRAWS`.
     """
-    low, high = (math.log(aspect) for aspect in _CROP_ASPECT)
+    low, high = _LOG_ASPECT
     for for_area, for_aspect, for_top, for_left in draws.tolist():
         pixels = height * width * (area[0] + (area[1] - area[0]) * for_area)
         aspect = math.exp(low + (high - low) * for_aspect)
@@ -91,32 +103,32 @@ def draw_crop(
 
 def random_resized_crop(
     image: UInt8[np.ndarray, "height width 3"],
-    size: int,
+    out: UInt8[np.ndarray, "size size 3"],
     *,
     area: tuple[float, float],
     draws: Float64[np.ndarray, "attempts 4"],
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Cuts a random box and resizes it to a square, bicubic: the pre-training transform.
+) -> None:
+    """Cuts a random box and resizes it to the square `out`, bicubic: the pre-training transform.
 
     The box is cut out first, as in the paper's code, so that no pixel outside of it takes part.
     """
     left, top, right, bottom = draw_crop(image.shape[0], image.shape[1], area, draws)
-    return resize(image[top:bottom, left:right], size)
+    resize(image[top:bottom, left:right], out)
 
 
-def resize(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes to a square, bicubic with antialiasing: Pillow's BICUBIC to rounding, several times faster.
+def resize(image: UInt8[np.ndarray, "height width 3"], out: UInt8[np.ndarray, "size size 3"]) -> None:
+    """Resizes to the square `out`, bicubic with antialiasing: Pillow's BICUBIC to rounding, several times faster.
 
     In whole numbers, so that every processor of a platform gives the same bits.
     """
+    (height, width), size = image.shape[:2], out.shape[0]
     if not _HAS_FAST_RESIZER:
-        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-    height, width = image.shape[:2]
+        out[:] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+        return
     source = ImageData(width, height, PixelType.U8x3, image.tobytes())
-    resized = ImageData(size, size, PixelType.U8x3)
-    # Not shared: it may serve one thread at a time only.
-    Resizer().resize(source, resized, _BICUBIC)
-    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size, size, 3)
+    resized = _THIS_THREAD.square(size)
+    _THIS_THREAD.resizer.resize(source, resized, _BICUBIC)
+    out[:] = np.frombuffer(resized.get_buffer(), np.uint8).reshape(out.shape)
 
 
 def resize_and_crop_center(

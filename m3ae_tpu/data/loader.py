@@ -4,16 +4,15 @@ Batch s is a pure function of (config, seed, s): workers, threads, processes and
 and a run goes on by asking for the batches from its step on. The batch is described in `data/records.py`.
 """
 
-import contextlib
 import dataclasses
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import grain
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 
 from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
 from m3ae_tpu.data.broken import BrokenRow
@@ -25,6 +24,10 @@ from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.data.workers import explain_worker_error, set_up_worker
 
 type Counts = dict[str, int]
+
+_READ_AHEAD = 32
+"""Records that are read at a time: between two images the reader would find nothing of its own in the processor's
+cache any more. Bounds memory where images are large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +47,10 @@ class Row:
 
     source: int
     record: int
-    draws: Float64[np.ndarray, " draws"]
-    """Uniform in [0, 1): for the wording, the flip and the crop."""
+    wording: float
+    flip: float
+    crop: Float64[np.ndarray, "attempts 4"]
+    """All three uniform in [0, 1)."""
 
 
 class DrawRow(grain.transforms.RandomMap):
@@ -56,7 +61,8 @@ class DrawRow(grain.transforms.RandomMap):
 
     def random_map(self, element: int, rng: np.random.Generator) -> Row:
         """Draws all that is random in the row of record `element`."""
-        return Row(self.source, element, rng.random(2 + math.prod(CROP_DRAWS)))
+        draws = rng.random(2 + math.prod(CROP_DRAWS))
+        return Row(self.source, element, draws[0], draws[1], draws[2:].reshape(CROP_DRAWS))
 
 
 class MakeBatch:
@@ -89,46 +95,55 @@ class MakeBatch:
         kinds: dict[Kind, None] = dict.fromkeys(self.examples[row.source].kind for row in rows)
         for kind in kinds:
             of_kind = [row for row in rows if self.examples[row.source].kind == kind]
-            images, captions, flips, ids[kind] = [], [], [], []
-            for row in of_kind:
-                source = self.examples[row.source]
-                with _errors_that_leave_a_worker(source.shards.place, row.record):
-                    example = source[row.record]
-                    captions.append(self._caption(example, row))
-                    if example.image is not None:
-                        images.append(self._crop(example.image, row))
-                        flips.append(self._flips(captions[-1], row))
-                ids[kind].append(example.id)
-                if example.fault:
-                    broken.append(BrokenRow(row.source, row.record, example.fault))
-            batch[kind] = {"image": np.stack(images), "flip": np.array(flips)} if images else {}
+            examples, images = self._examples(kind, of_kind)
+            captions = [
+                example.captions[int(row.wording * len(example.captions))] if example.captions else ""
+                for row, example in zip(of_kind, examples, strict=True)
+            ]
+            ids[kind] = [example.id for example in examples]
+            broken += [
+                BrokenRow(row.source, row.record, example.fault)
+                for row, example in zip(of_kind, examples, strict=True)
+                if example.fault
+            ]
+            batch[kind] = {}
+            if images is not None:
+                flips = [
+                    row.flip < self.data.flip_probability and may_mirror(caption)
+                    for row, caption in zip(of_kind, captions, strict=True)
+                ]
+                batch[kind] |= {"image": images, "flip": np.array(flips)}
             if kind != "image" and self.tokenizer is not None:
                 text, text_valid, num_truncated = self.tokenizer.encode(captions, self.text_lengths[kind])
                 batch[kind] |= {"text": text, "text_valid": text_valid}
                 counts[f"data/truncated_texts/{kind}"] = num_truncated
         return batch, Origin(counts, tuple(broken), ids)
 
-    def _caption(self, example: Example, row: Row) -> str:
-        captions = example.captions
-        return captions[int(row.draws[0] * len(captions))] if captions else ""
-
-    def _flips(self, caption: str, row: Row) -> bool:
-        return bool(row.draws[1] < self.data.flip_probability) and may_mirror(caption)
-
-    def _crop(self, image: np.ndarray, row: Row) -> np.ndarray:
-        draws = row.draws[2:].reshape(CROP_DRAWS)
-        return random_resized_crop(image, self.data.image_size, area=self.data.crop_area, draws=draws)
-
-
-@contextlib.contextmanager
-def _errors_that_leave_a_worker(place: Callable[[int], str], record: int):
-    """Turns errors into a built-in one with one string: with others the training process may wait for ever."""
-    try:
-        yield
-    except Exception as error:
-        if type(error) is RuntimeError:  # Ours, of a shard: says all.
-            raise
-        raise RuntimeError(f"{place(record)} cannot be used ({type(error).__name__}: {error})") from error
+    def _examples(
+        self, kind: Kind, rows: Sequence[Row]
+    ) -> tuple[list[Example], UInt8[np.ndarray, "rows size size 3"] | None]:
+        """Returns the examples of rows of one kind, and their crops."""
+        size, examples = self.data.image_size, []
+        images = np.empty((len(rows), size, size, 3), np.uint8) if kind != "text" else None
+        row = rows[0]
+        try:
+            for start in range(0, len(rows), _READ_AHEAD):
+                some, found = rows[start : start + _READ_AHEAD], []
+                for row in some:
+                    found.append(self.examples[row.source].read(row.record))
+                for place, row in enumerate(some, start):
+                    example, image = self.examples[row.source].decode(row.record, found[place - start])
+                    examples.append(example)
+                    if images is not None and image is not None:
+                        random_resized_crop(image, images[place], area=self.data.crop_area, draws=row.crop)
+                    del image  # The next one takes its memory, which is in the processor's cache.
+        except Exception as error:
+            if type(error) is RuntimeError:  # Ours, of a shard: says all.
+                raise
+            place = self.examples[row.source].shards.place(row.record)
+            # Built in, with one string: for others the training process may wait for ever.
+            raise RuntimeError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
+        return examples, images
 
 
 class Loader(Iterator[tuple[Batch, Origin]]):
