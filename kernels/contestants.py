@@ -5,7 +5,7 @@ What they need around them belongs to them: a split into heads, transposes, padd
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -123,13 +123,12 @@ def _splash(qkv: Array, *, num_heads: int) -> Array:
     query, key, value = _padded_heads(qkv, num_heads)
     padded, head_dim = query.shape[2:]
     mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * num_heads)
-    sizes = splash.BlockSizes(
-        **{field: padded for field in splash.BlockSizes.__dataclass_fields__ if field.startswith("block")}
-    )
+    fields = [field for field in splash.BlockSizes.__dataclass_fields__ if field.startswith("block")]
+    sizes = splash.BlockSizes(**cast(dict[str, Any], dict.fromkeys(fields, padded)))
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
     segments = splash.SegmentIds(*[_segments(padded, tokens)] * 2)
     scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
-    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(scaled, key, value, segments)
+    out = jnp.asarray(jax.vmap(kernel, in_axes=(0, 0, 0, None))(scaled, key, value, segments))
     return _joined(out[:, :, :tokens].transpose(0, 2, 1, 3))
 
 

@@ -53,7 +53,7 @@ def cross_entropy(
     rows = x.reshape(-1, x.shape[2])
     order = jnp.argsort(~counts.reshape(-1))  # Tokens that count come first.
     back = jnp.argsort(order)
-    scores = _scores(implementation, rows.shape, x.dtype, kernel.shape[1])(
+    scores = _scores(implementation, (rows.shape[0], rows.shape[1]), x.dtype, kernel.shape[1])(
         _permute(rows, order, back), kernel, bias, ids.reshape(-1)[order], counts.sum(dtype=jnp.int32)
     )
     surprise, is_right = (_permute(score, back, order).reshape(ids.shape) for score in scores)

@@ -36,12 +36,12 @@ def token_scores(
     chunk = min(chunk, tokens)
     rest = -tokens % chunk
     x, ids = jnp.pad(x, ((0, rest), (0, 0))), jnp.pad(ids, (0, rest))
-    surprise, is_right = _token_scores(x, kernel.astype(x.dtype), bias, ids, num_counted, chunk)
-    return surprise[:tokens], is_right[:tokens]
+    scores = _token_scores(x, kernel.astype(x.dtype), bias, ids, num_counted, chunk)
+    return jax.tree.map(lambda score: score[:tokens], scores)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _token_scores(x, kernel, bias, ids, num_counted, chunk: int):
+def _token_scores(x, kernel, bias, ids, num_counted, chunk: int) -> tuple[Array, Array]:
     return _forward(x, kernel, bias, ids, num_counted, chunk)[0]
 
 

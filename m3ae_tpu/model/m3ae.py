@@ -306,11 +306,10 @@ class M3AE(eqx.Module):
         Holds all logits: for pictures and evaluation. Training takes `cross_entropy_fn`.
         """
         hidden = self.decode_hidden(images, image_selection, text, text_valid, text_selection)
-        has_text = hidden.text is not None and self.text_head is not None
-        return Reconstruction(
-            patches=None if hidden.patches is None else self.image_head(hidden.patches),
-            logits=self.text_head(hidden.text) if has_text else None,
-        )
+        guessed_patches = None if hidden.patches is None else self.image_head(hidden.patches)
+        if hidden.text is None or self.text_head is None:
+            return Reconstruction(guessed_patches, None)
+        return Reconstruction(guessed_patches, self.text_head(hidden.text))
 
     def _positions(self, table, selection: Selection | None) -> Float[Array, "..."]:
         table = jnp.asarray(table, self.compute_dtype)

@@ -1,6 +1,6 @@
-"""What a whole train step costs on a TPU that is not here, as its compiler lays it out: time, traffic, memory, by part."""
+"""The train step compiled for a mesh of TPUs that is not here."""
 
-import dataclasses
+import math
 import re
 from typing import Literal
 
@@ -14,31 +14,9 @@ from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.kernels import scheduled_cost
 from m3ae_tpu.sharding import DATA_AXIS, attention_on, cross_entropy_on
 from m3ae_tpu.train.loop import compile_step
-from m3ae_tpu.train.objective import Batch
-from m3ae_tpu.train.step import init_state
+from m3ae_tpu.train.step import TrainState, init_state
 
 type Kernels = Literal["ours", "xla"]
-
-PARTS = {
-    "attention": r"/attention/|attention_(for|back)ward",
-    "norms": r"/norm/",
-    "MLP": r"/mlp/",
-    "attention's projections": r"(encoder|decoder)\)*/",
-    "vocabulary head": r"text_loss",
-    "image head, patches, loss": r"image_loss",
-    "masks, gathers, embeddings": r"embed|select|gather|sort",
-    "optimizer": r"optimizer",
-}
-"""Parts of a step, and what is in the names of their operations; the first that fits counts."""
-
-
-@dataclasses.dataclass
-class PartCost:
-    """Of one part in one step, on one chip."""
-
-    matmul_flops: float = 0.0
-    hbm_bytes: float = 0.0
-    operations: int = 0
 
 
 def described_mesh(topology: str, num_devices: int) -> Mesh:
@@ -50,13 +28,17 @@ def described_mesh(topology: str, num_devices: int) -> Mesh:
 
 def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.stages.Compiled:
     """Compiles the config's train step for a mesh, with our kernels or as XLA computes it."""
-    functions = (attention_on(mesh), cross_entropy_on(mesh)) if kernels == "ours" else ()
-    state = jax.eval_shape(lambda: init_state(config, *functions))
+
+    def state() -> TrainState:
+        if kernels == "ours":
+            return init_state(config, attention_on(mesh), cross_entropy_on(mesh))
+        return init_state(config)
+
     with scheduled_cost.not_kept():
-        return compile_step(config, mesh).lower(state, batch_shapes(config)).compile()
+        return compile_step(config, mesh).lower(jax.eval_shape(state), batch_shapes(config)).compile()
 
 
-def batch_shapes(config: PretrainConfig) -> Batch:
+def batch_shapes(config: PretrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Returns the shapes of a batch, as `data/records.py` describes it."""
     size, batch = config.data.image_size, {}
     for source, rows in zip(config.data.sources, rows_per_source(config), strict=True):
@@ -71,15 +53,15 @@ def batch_shapes(config: PretrainConfig) -> Batch:
     return batch
 
 
-def part_of(source: str) -> str:
-    """Returns the part that an operation belongs to, by the name that JAX gave it."""
-    return next((part for part, pattern in PARTS.items() if re.search(pattern, source)), "other")
-
-
 def collectives(text: str) -> list[str]:
-    """Returns kind and shape of every collective of a compiled program, sorted."""
+    """Returns kind, dtype and size of every array that a compiled program's devices exchange, sorted."""
     found = re.findall(
         r"= (\S+|\(.*?\)) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(",
         text,
     )
-    return sorted(f"{kind} {re.sub(r'{[^}]*}', '', shape)}" for shape, kind in found)
+    # Several arrays may go in one operation, in an order and in forms that the compiler chooses.
+    arrays = ((kind, *array) for shape, kind in found for array in re.findall(r"(\w+)\[([\d,]*)\]", shape))
+    return sorted(
+        f"{kind} {dtype}[{math.prod(map(int, filter(None, sizes.split(','))))}]"
+        for kind, dtype, sizes in arrays
+    )
