@@ -59,13 +59,15 @@ def _attention(qkv: Array, bias: Array | None, num_heads: int) -> Array:
 
 
 def _attention_fwd(qkv: Array, bias: Array | None, num_heads: int):
-    out, lse = _run_forward(*_present(qkv, bias), num_heads=num_heads, saves=True)
-    return out, (qkv, bias, lse)
+    out, statistics = _run_forward(*_present(qkv, bias), num_heads=num_heads, saves=True)
+    return out, (qkv, bias, statistics)
 
 
 def _attention_bwd(num_heads: int, saved, dout: Array):
-    qkv, bias, lse = saved
-    (dqkv,) = _run_backward(*_present(qkv, bias, lse, dout), num_heads=num_heads, masked=bias is not None)
+    qkv, bias, statistics = saved
+    (dqkv,) = _run_backward(
+        *_present(qkv, bias, statistics, dout), num_heads=num_heads, masked=bias is not None
+    )
     return dqkv, None if bias is None else jnp.zeros_like(bias)
 
 
@@ -77,15 +79,15 @@ def _present(*arrays: Array | None) -> list[Array]:
 
 
 def _forward_shapes(qkv, *bias, num_heads: int, saves: bool) -> list:
-    """The output, and for the backward kernel log-sum-exp by group and unit."""
+    """The output, and for the backward kernel the largest score and log2 of the sum by group and unit."""
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     out = ShapedArray((batch, tokens, width), qkv.dtype)
     if not saves:
         return [out]
     size = group_width(width, width // num_heads)
     heads = size // (width // num_heads)
-    lse = ShapedArray((batch, width // size, statistics_rows(tokens, heads), LANES), jnp.dtype(jnp.float32))
-    return [out, lse]
+    shape = batch, width // size, 2, statistics_rows(tokens, heads), LANES
+    return [out, ShapedArray(shape, jnp.dtype(jnp.float32))]
 
 
 def _backward_shapes(qkv, *rest, num_heads: int, masked: bool) -> list:

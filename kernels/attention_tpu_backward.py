@@ -10,10 +10,10 @@ from .attention_tpu_odd import odd_gradients
 
 
 def backward_kernel(*refs, cut: Cut, masked: bool):
-    """qkv, bias, lse as in the forward kernel, dout [rows, tokens, width] -> dqkv as qkv; all in VMEM."""
+    """qkv, bias, statistics as in the forward kernel, dout [rows, tokens, width] -> dqkv as qkv; all in VMEM."""
     refs = iter(refs)
     qkv_ref, bias_ref = next(refs), next(refs) if masked else None
-    lse_ref, dout_ref, dqkv_ref = refs
+    statistics_ref, dout_ref, dqkv_ref = refs
     first, second, third = cut.blocks.lags
     # The mean of a query's weights is over all keys: no tile may come to it before the last one is weighed.
     lags = first, max(second, len(cut.key_tiles) - 1), third
@@ -22,14 +22,14 @@ def backward_kernel(*refs, cut: Cut, masked: bool):
         jobs = []
         for u in range(cut.unroll):
             group = Group(cut, i * cut.unroll + u, bias_ref)
-            jobs += _jobs(group, qkv_ref, lse_ref, dout_ref, dqkv_ref)
+            jobs += _jobs(group, qkv_ref, statistics_ref, dout_ref, dqkv_ref)
         interleave(jobs, lags)
         return carry
 
     jax.lax.fori_loop(0, cut.rows * cut.groups // cut.unroll, trip, 0)
 
 
-def _jobs(group: Group, qkv_ref, lse_ref, dout_ref, dqkv_ref) -> list[Job]:
+def _jobs(group: Group, qkv_ref, statistics_ref, dout_ref, dqkv_ref) -> list[Job]:
     """Returns a job for every unit and tile of keys."""
     cut = group.cut
     key_tiles, units = cut.key_tiles, cut.units()
@@ -55,12 +55,16 @@ def _jobs(group: Group, qkv_ref, lse_ref, dout_ref, dqkv_ref) -> list[Job]:
         scores = group.scores(qkv_ref, 1, keys, queries, unit)
         dweights = group.scores(qkv_ref, 2, keys, douts, unit)
         yield
-        lse = [
-            lse_ref[group.row, group.group, row, : columns.stop - columns.start]
-            for row, columns in unit.rows()
-        ]
-        lse = jnp.concatenate(lse)[None]
-        weights = jnp.exp2(group.logits(scores, keys) - lse)
+        largest, log_sum = (
+            jnp.concatenate(
+                [
+                    statistics_ref[group.row, group.group, number, row, : columns.stop - columns.start]
+                    for row, columns in unit.rows()
+                ]
+            )[None]
+            for number in range(2)
+        )
+        weights = jnp.exp2(group.log_weights(group.masked(scores, keys), largest) - log_sum)
         means.append(jnp.sum(weights * dweights, 0, keepdims=True))
         yield
         dscores = split(weights * (dweights - add_up(means)), qkv_ref.dtype)

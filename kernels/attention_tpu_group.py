@@ -89,7 +89,8 @@ class Group:
             whole = x.dtype == jnp.float32 or x.shape[0] % PACKED_ROWS == 0
             return x if whole else x.astype(jnp.float32).astype(x.dtype)
 
-        return self._once(("load", id(ref), part, tokens.start, tokens.stop, window and window.start), make)
+        name = ("load", id(ref), part, tokens.start, tokens.stop)
+        return self._once(name if window is None else (*name, window.start, window.stop), make)
 
     def transposed(self, ref, part: int, tokens: slice) -> Array:
         """The group's channels by tokens."""
@@ -118,11 +119,10 @@ class Group:
         """Products of keys (or values) and the unit's columns [keys, columns]."""
         return dot(self.load(ref, part, keys, self.cut.window(unit.heads)), columns, (1, 0))
 
-    def logits(self, scores: Array, keys: slice) -> Array:
-        """Scores to logits of base 2; -inf where the key is not valid."""
-        logits = scores * (self.cut.scale * LOG2E)
+    def masked(self, scores: Array, keys: slice) -> Array:
+        """Scores, -inf where the key is not valid."""
         if self.bias_ref is None:
-            return logits
+            return scores
 
         def make() -> Array:
             # The bias is a row vector in memory; the scores want it along sublanes.
@@ -130,5 +130,13 @@ class Group:
             return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
         column = self._once(("bias", keys.start), make)
-        repeats = -(-logits.shape[1] // LANES)
-        return logits + jnp.concatenate([column] * repeats, 1)[:, : logits.shape[1]]
+        repeats = -(-scores.shape[1] // LANES)
+        return scores + jnp.concatenate([column] * repeats, 1)[:, : scores.shape[1]]
+
+    def weights(self, scores: Array, largest: Array) -> Array:
+        """exp(logit - largest logit), which is exactly 1 where they are equal: scaled after they are subtracted."""
+        return jnp.exp2(self.log_weights(scores, largest))
+
+    def log_weights(self, scores: Array, largest: Array) -> Array:
+        """The same before the exponential, of base 2."""
+        return (scores - largest) * (self.cut.scale * LOG2E)

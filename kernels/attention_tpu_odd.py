@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .attention_tpu_cut import LANES, PACKED_ROWS
-from .attention_tpu_group import LOG2E, LOWEST, Group, Job, add_up, dot, split
+from .attention_tpu_group import LOWEST, Group, Job, add_up, dot, split
 
 
 def odd_output(group: Group, qkv_ref, out_ref) -> Job:
@@ -107,13 +107,12 @@ def _products(group: Group, rows: Array, ref, part: int) -> Array:
 def _softmax(group: Group, scores: Array) -> tuple[Array, Array]:
     """Weights, and what to multiply them with to make them sum to 1 (0 where no key is valid)."""
     tokens, padded = group.cut.tokens, scores.shape[1]
-    logits = scores * (group.cut.scale * LOG2E)
     if group.bias_ref is not None:
-        logits = logits + jnp.pad(group.bias_ref[group.row], ((0, 0), (0, padded - tokens)))
+        scores = scores + jnp.pad(group.bias_ref[group.row], ((0, 0), (0, padded - tokens)))
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, padded), 1)
-    logits = jnp.where(lane < tokens, logits, -jnp.inf)
-    largest = jnp.maximum(jnp.max(logits, 1, keepdims=True), LOWEST)
-    weights = jnp.exp2(logits - largest)
+    scores = jnp.where(lane < tokens, scores, -jnp.inf)
+    largest = jnp.maximum(jnp.max(scores, 1, keepdims=True), LOWEST)
+    weights = group.weights(scores, largest)
     total = jnp.sum(weights, 1, keepdims=True)
     return weights, jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1.0), 0.0)
 
