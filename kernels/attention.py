@@ -57,7 +57,7 @@ def attention(
         if reason is not None:
             raise NotImplementedError(f'{reason}. Use implementation="xla" or "auto".')
         return on_tpu(qkv, valid)
-    if reason is not None:
+    if reason is not None or attention_tpu.interprets():  # Interpreted is what was asked for by name.
         return elsewhere(qkv, valid)
     return jax.lax.platform_dependent(qkv, valid, tpu=on_tpu, default=elsewhere)
 

@@ -12,7 +12,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array, Bool, Float
 
-from .attention_tpu_kernels import backward_kernel, forward_kernel, group_width, make_cut
+from .attention_tpu_backward import backward_kernel
+from .attention_tpu_cut import LANES, group_width, make_cut, statistics_rows
+from .attention_tpu_forward import forward_kernel
 from .block_sizes import Blocks, blocks_for
 
 _MAX_TOKENS = 1024
@@ -57,13 +59,15 @@ def _attention(qkv: Array, bias: Array | None, num_heads: int) -> Array:
 
 
 def _attention_fwd(qkv: Array, bias: Array | None, num_heads: int):
-    out, lse = _run_forward(*_present(qkv, bias), num_heads=num_heads, saves=True)
-    return out, (qkv, bias, lse)
+    out, statistics = _run_forward(*_present(qkv, bias), num_heads=num_heads, saves=True)
+    return out, (qkv, bias, statistics)
 
 
 def _attention_bwd(num_heads: int, saved, dout: Array):
-    qkv, bias, lse = saved
-    (dqkv,) = _run_backward(*_present(qkv, bias, lse, dout), num_heads=num_heads, masked=bias is not None)
+    qkv, bias, statistics = saved
+    (dqkv,) = _run_backward(
+        *_present(qkv, bias, statistics, dout), num_heads=num_heads, masked=bias is not None
+    )
     return dqkv, None if bias is None else jnp.zeros_like(bias)
 
 
@@ -75,15 +79,15 @@ def _present(*arrays: Array | None) -> list[Array]:
 
 
 def _forward_shapes(qkv, *bias, num_heads: int, saves: bool) -> list:
-    """The output, and for the backward kernel log-sum-exp by group and head."""
+    """The output, and for the backward kernel the largest score and log2 of the sum by group and unit."""
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     out = ShapedArray((batch, tokens, width), qkv.dtype)
     if not saves:
         return [out]
     size = group_width(width, width // num_heads)
     heads = size // (width // num_heads)
-    lse = ShapedArray((batch, width // size, heads, tokens), jnp.dtype(jnp.float32))
-    return [out, lse]
+    shape = batch, width // size, 2, statistics_rows(tokens, heads), LANES
+    return [out, ShapedArray(shape, jnp.dtype(jnp.float32))]
 
 
 def _backward_shapes(qkv, *rest, num_heads: int, masked: bool) -> list:
@@ -143,7 +147,7 @@ def _operation(name: str, shapes: Callable, function: Callable) -> Callable:
         return mlir.lower_fun(call, multiple_results=True)(context, *args, **kwargs)
 
     def apply(*args, **kwargs):
-        if _interprets():  # Callbacks keep their order, which a rule for lowering cannot promise.
+        if interprets():  # Callbacks keep their order, which a rule for lowering cannot promise.
             return function(*args, **kwargs, device_kind=None)
         return primitive.bind(*args, **kwargs)
 
@@ -151,18 +155,19 @@ def _operation(name: str, shapes: Callable, function: Callable) -> Callable:
     return apply
 
 
-def _interprets() -> bool:
+def interprets() -> bool:
     """Tells whether `pltpu.force_tpu_interpret_mode()` is on: kernels then have effects on the host."""
     nothing = pl.pallas_call(lambda out_ref: None, out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32))
     return bool(jax.make_jaxpr(nothing)().effects)
 
 
 def _device_kind(context: mlir.LoweringRuleContext) -> str | None:
-    """The kind of device that a program is lowered for; None where it is lowered for no device in particular."""
-    where = context.module_context.axis_context
-    mesh = getattr(where, "mesh", None)  # In a shard_map; elsewhere a plain list of devices.
-    devices = list(mesh.devices.flat) if mesh is not None else getattr(where, "device_assignment", None)
-    return devices[0].device_kind if devices else None
+    """The kind of TPU that a program is lowered for; None where no TPU in particular is asked for."""
+    backend = context.module_context.backend  # Also of chips that are described, not here.
+    device = backend.devices()[0] if backend is not None else None
+    if device is None or device.platform != "tpu":
+        device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device is not None else None
 
 
 _run_forward = _operation("attention_tpu_forward", _forward_shapes, _forward)

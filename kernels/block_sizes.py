@@ -16,8 +16,8 @@ class Blocks:
     """Rows of the batch per program, at most."""
     unroll: int
     """Groups of heads per trip of the loop, at most."""
-    lag: int
-    """Units between one stage of the work and the next."""
+    lags: tuple[int, ...]
+    """Units between each stage of the work and the next: two forward, three backward."""
     query_tile: int
     """Queries per unit: the columns of a matrix unit, or half of them."""
     key_tile: int
@@ -53,5 +53,5 @@ def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: jnp.dty
                 raise NotImplementedError(
                     f'{kernel} of {tokens} tokens, {dtype}: {row["source"]}. Use implementation="xla".'
                 )
-            return Blocks(**row["blocks"])
+            return Blocks(**row["blocks"] | {"lags": tuple(row["blocks"]["lags"])})
     raise LookupError(f"block_sizes.json has no row for {kernel} of {tokens} tokens, {dtype}.")
