@@ -16,6 +16,6 @@ CONFIG = dataclasses.replace(
     m3ae_base.CONFIG,
     model=ModelConfig(
         encoder=TransformerConfig(num_layers=32, width=1_280, num_heads=16),
-        remat="full",
+        remat=True,
     ),
 )

@@ -3,8 +3,7 @@
     python -m pipelines.pretrain --config=m3ae_large --workdir=runs/m3ae_large
 
 Needs: 64 TPU v4 chips for 5 hours. An estimate, not a measurement: 208 GFLOP per example forward
-and backward, at 40 % of the chips' peak, of which recomputing the cheap operations takes a little
-more. On one chip: 315 hours.
+and backward, at 40 % of the chips' peak. On one chip: 315 hours.
 Score to expect: 64.1 % ImageNet linear probe, top 1 (Geng et al. 2022, read off Figure 4).
 """
 
@@ -17,6 +16,5 @@ CONFIG = dataclasses.replace(
     m3ae_base.CONFIG,
     model=ModelConfig(
         encoder=TransformerConfig(num_layers=24, width=1_024, num_heads=16),
-        remat="dots",
     ),
 )

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from . import attention_tpu, reference
+from . import attention_gpu, attention_tpu, reference
+from .implementations import fastest_on_gpu
 
 type Implementation = Literal["auto", "tpu", "gpu", "xla"]
 
@@ -31,8 +32,9 @@ def attention(
             output and gradient.
         num_heads: Divides `width`.
         implementation: "auto" takes the TPU kernel where the program is lowered for a TPU and the
-            kernel takes the shape, "xla" elsewhere; the others ask for one by name. "tpu" runs on a
-            CPU under `pltpu.force_tpu_interpret_mode()`.
+            kernel takes the shape; on an NVIDIA GPU what `implementations.json` found fastest; "xla"
+            elsewhere. The others ask for one by name: "tpu" runs on a CPU under
+            `pltpu.force_tpu_interpret_mode()`, "gpu" is cuDNN.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other, or an unknown `implementation`.
@@ -42,24 +44,39 @@ def attention(
     _check(qkv, valid, num_heads, implementation)
     if implementation == "xla":
         return reference.attention(qkv, valid, num_heads)
-    if implementation == "gpu":
-        raise NotImplementedError('there is no GPU kernel. Use implementation="xla" or "auto".')
     batch, tokens, _, width = qkv.shape
-    reason = attention_tpu.why_not((batch, tokens, 3 * width), qkv.dtype, num_heads)
+    head_dim = width // num_heads
 
     def on_tpu(qkv: Array, valid: Array | None) -> Array:
         return attention_tpu.attention(qkv.reshape(batch, tokens, 3 * width), valid, num_heads)
 
+    def on_gpu(qkv: Array, valid: Array | None) -> Array:
+        return attention_gpu.attention(qkv, valid, num_heads)
+
     def elsewhere(qkv: Array, valid: Array | None) -> Array:
         return reference.attention(qkv, valid, num_heads)
 
-    if implementation == "tpu":
-        if reason is not None:
+    kernels = {"tpu": on_tpu, "gpu": on_gpu}
+    reasons = {
+        "tpu": attention_tpu.why_not((batch, tokens, 3 * width), qkv.dtype, num_heads),
+        "gpu": attention_gpu.why_not(qkv.dtype, head_dim),
+    }
+    if implementation != "auto":
+        if (reason := reasons[implementation]) is not None:
             raise NotImplementedError(f'{reason}. Use implementation="xla" or "auto".')
-        return on_tpu(qkv, valid)
-    if reason is not None or attention_tpu.interprets():  # Interpreted is what was asked for by name.
+        return kernels[implementation](qkv, valid)
+    choice = {"default": elsewhere}
+    if (
+        reasons["tpu"] is None and not attention_tpu.interprets()
+    ):  # Interpreted is what was asked for by name.
+        choice["tpu"] = on_tpu
+    if reasons["gpu"] is None:
+        kind = jax.devices()[0].device_kind
+        if fastest_on_gpu(kind, tokens, head_dim, masked=valid is not None) == "gpu":
+            choice["cuda"] = on_gpu
+    if len(choice) == 1:
         return elsewhere(qkv, valid)
-    return jax.lax.platform_dependent(qkv, valid, tpu=on_tpu, default=elsewhere)
+    return jax.lax.platform_dependent(qkv, valid, **choice)
 
 
 def _packed(qkv: Array) -> Array:

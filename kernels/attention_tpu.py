@@ -37,6 +37,11 @@ def why_not(shape: tuple[int, int, int], dtype: jnp.dtype, num_heads: int) -> st
     row_bytes = 2 * tokens * (2 * channels + channels // 3) * dtype.itemsize
     if row_bytes > _ROW_BYTES:
         return f"{tokens} tokens of {channels // 3} channels, {dtype}, do not fit into VMEM"
+    if jax.default_backend() == "tpu":
+        try:
+            blocks_for("attention_backward", jax.devices()[0].device_kind, tokens, dtype)
+        except NotImplementedError as error:
+            return str(error)
     return None
 
 

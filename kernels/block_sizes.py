@@ -50,8 +50,6 @@ def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: jnp.dty
             and tokens <= row["max_tokens"]
         ):
             if row["blocks"] is None:
-                raise NotImplementedError(
-                    f'{kernel} of {tokens} tokens, {dtype}: {row["source"]}. Use implementation="xla".'
-                )
+                raise NotImplementedError(f"{kernel} of {tokens} tokens, {dtype}: {row['source']}")
             return Blocks(**row["blocks"] | {"lags": tuple(row["blocks"]["lags"])})
     raise LookupError(f"block_sizes.json has no row for {kernel} of {tokens} tokens, {dtype}.")

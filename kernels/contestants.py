@@ -3,7 +3,6 @@
 What they need around them belongs to them: a split into heads, transposes, padding.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -29,20 +28,25 @@ class Contestant(NamedTuple):
     """Which inputs have gradients."""
 
 
-def attention_contestant(name: str, shape: AttentionShape, batch: int) -> Contestant:
+def attention_contestant(name: str, shape: AttentionShape, batch: int, *, masked: bool) -> Contestant:
     """Returns multi-head attention in bfloat16, from the packed projection to the attention's output.
 
     Args:
         name: "ours" or one of `AGAINST["attention"]`.
         shape: Of a row.
         batch: Rows.
+        masked: Take as second input which tokens are valid keys.
 
     Raises:
         ModuleNotFoundError: tokamax is not installed.
     """
-    forward = functools.partial(_ATTENTION[name], num_heads=shape.num_heads)
+
+    def forward(qkv: Array, valid: Array | None = None) -> Array:
+        return _ATTENTION[name](qkv, valid, shape.num_heads)
+
     qkv = jax.ShapeDtypeStruct((batch, shape.tokens, 3 * shape.width), jnp.bfloat16)
-    return Contestant(forward, [qkv], (0,))
+    valid = jax.ShapeDtypeStruct((batch, shape.tokens), jnp.bool)
+    return Contestant(forward, [qkv, valid] if masked else [qkv], (0,))
 
 
 def cross_entropy_contestant(name: str, shape: CrossEntropyShape, batch: int) -> Contestant:
@@ -76,12 +80,17 @@ def _joined(out: Float[Array, "batch tokens heads head_dim"]) -> Array:
     return out.reshape(*out.shape[:2], -1)
 
 
-def _xla(qkv: Array, *, num_heads: int) -> Array:
-    return _joined(jax.nn.dot_product_attention(*_split(qkv, num_heads), implementation="xla"))
+def _mask(valid: Array | None) -> Array | None:
+    return None if valid is None else valid[:, None, None, :]
 
 
-def _cudnn(qkv: Array, *, num_heads: int) -> Array:
-    return _joined(jax.nn.dot_product_attention(*_split(qkv, num_heads), implementation="cudnn"))
+def _xla(qkv: Array, valid: Array | None, num_heads: int) -> Array:
+    parts = _split(qkv, num_heads)
+    return _joined(jax.nn.dot_product_attention(*parts, mask=_mask(valid), implementation="xla"))
+
+
+def _cudnn(qkv: Array, valid: Array | None, num_heads: int) -> Array:
+    return attention(qkv, valid, num_heads, implementation="gpu")
 
 
 def _padded_heads(qkv: Array, num_heads: int) -> list[Array]:
@@ -91,20 +100,21 @@ def _padded_heads(qkv: Array, num_heads: int) -> list[Array]:
     return [jnp.pad(part.transpose(0, 2, 1, 3), padding) for part in _split(qkv, num_heads)]
 
 
-def _segments(padded: int, tokens: int) -> Array:
-    """Numbers real tokens 0 and padding 1: neither looks at the other."""
-    return (jnp.arange(padded) >= tokens).astype(jnp.int32)
+def _segments(qkv: Array, valid: Array | None) -> Array:
+    """Numbers valid tokens 0, others and padding 1, [batch, padded tokens]: neither looks at the other."""
+    batch, tokens = qkv.shape[:2]
+    is_other = jnp.zeros((batch, tokens), jnp.int32) if valid is None else 1 - valid.astype(jnp.int32)
+    return jnp.pad(is_other, ((0, 0), (0, -tokens % 128)), constant_values=1)
 
 
-def _flash(qkv: Array, *, num_heads: int) -> Array:
+def _flash(qkv: Array, valid: Array | None, num_heads: int) -> Array:
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
-    batch, tokens = qkv.shape[:2]
     query, key, value = _padded_heads(qkv, num_heads)
     padded, head_dim = query.shape[2:]
     # Whole rows at a time: the fewest programs, and quicker than its defaults of 128.
     block = dict.fromkeys(flash.BlockSizes.__dataclass_fields__, padded) | {"block_b": 1}
-    segments = jnp.broadcast_to(_segments(padded, tokens), (batch, padded))
+    segments = _segments(qkv, valid)
     out = flash.flash_attention(
         query,
         key,
@@ -113,31 +123,37 @@ def _flash(qkv: Array, *, num_heads: int) -> Array:
         sm_scale=head_dim**-0.5,
         block_sizes=flash.BlockSizes(**block),
     )
-    return _joined(out[:, :, :tokens].transpose(0, 2, 1, 3))
+    return _joined(out[:, :, : qkv.shape[1]].transpose(0, 2, 1, 3))
 
 
-def _splash(qkv: Array, *, num_heads: int) -> Array:
+def _splash(qkv: Array, valid: Array | None, num_heads: int) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    tokens = qkv.shape[1]
     query, key, value = _padded_heads(qkv, num_heads)
     padded, head_dim = query.shape[2:]
     mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * num_heads)
     fields = [field for field in splash.BlockSizes.__dataclass_fields__ if field.startswith("block")]
     sizes = splash.BlockSizes(**cast(dict[str, Any], dict.fromkeys(fields, padded)))
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
-    segments = splash.SegmentIds(*[_segments(padded, tokens)] * 2)
+    segments = splash.SegmentIds(*[_segments(qkv, valid)] * 2)
     scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
-    out = jnp.asarray(jax.vmap(kernel, in_axes=(0, 0, 0, None))(scaled, key, value, segments))
-    return _joined(out[:, :, :tokens].transpose(0, 2, 1, 3))
+    out = jnp.asarray(jax.vmap(kernel)(scaled, key, value, segments))
+    return _joined(out[:, :, : qkv.shape[1]].transpose(0, 2, 1, 3))
 
 
-def _tokamax(qkv: Array, *, num_heads: int) -> Array:
+def _tokamax(qkv: Array, valid: Array | None, num_heads: int) -> Array:
     import tokamax  # pyright: ignore[reportMissingImports]
 
-    implementation = "mosaic_tpu" if jax.default_backend() in ("cpu", "tpu") else None
-    out = tokamax.dot_product_attention(*_split(qkv, num_heads), implementation=implementation)
-    return _joined(out)
+    is_for_tpu = jax.default_backend() in ("cpu", "tpu")
+    # cross_compile: it may be a TPU that is described, not here.
+    with tokamax.config.cross_compile(is_for_tpu):
+        return _joined(
+            tokamax.dot_product_attention(
+                *_split(qkv, num_heads),
+                mask=_mask(valid),
+                implementation="mosaic_tpu" if is_for_tpu else None,
+            )
+        )
 
 
 def _tokamax_loss(x: Array, kernel: Array, bias: Array, ids: Array) -> Array:
@@ -145,7 +161,8 @@ def _tokamax_loss(x: Array, kernel: Array, bias: Array, ids: Array) -> Array:
     import tokamax  # pyright: ignore[reportMissingImports]
 
     rows, kernel = x.reshape(-1, x.shape[2]), kernel.astype(x.dtype)
-    return tokamax.linear_softmax_cross_entropy_loss(rows, ids.reshape(-1), kernel, reduction="mean")
+    with tokamax.config.cross_compile(jax.default_backend() == "cpu"):
+        return tokamax.linear_softmax_cross_entropy_loss(rows, ids.reshape(-1), kernel, reduction="mean")
 
 
 def _loss(function: Callable) -> Callable:
@@ -155,8 +172,8 @@ def _loss(function: Callable) -> Callable:
     return loss
 
 
-def _ours(qkv: Array, *, num_heads: int) -> Array:
-    return attention(qkv, None, num_heads)
+def _ours(qkv: Array, valid: Array | None, num_heads: int) -> Array:
+    return attention(qkv, valid, num_heads)
 
 
 _ATTENTION = {

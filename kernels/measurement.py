@@ -11,13 +11,14 @@ import jax.numpy as jnp
 
 from . import scheduled_cost
 from .contestants import Contestant, attention_contestant, cross_entropy_contestant
-from .shapes import ATTENTION, CROSS_ENTROPY
+from .shapes import ATTENTION, CROSS_ENTROPY, AttentionShape, CrossEntropyShape
 
 SHAPES = {"attention": ATTENTION, "cross_entropy": CROSS_ENTROPY}
-_CONTESTANTS = {"attention": attention_contestant, "cross_entropy": cross_entropy_contestant}
 
 _ATTENTION_BATCHES = (16, 32)
 """Multiples of the rows of every kernel's program, times two cores."""
+_TRAINING_BATCHES = (64, 128)
+"""So many that XLA does not keep their scores in VMEM."""
 _LOSS_BATCH = 64
 """Rows of a chip in a training step: reading the head is shared among them, as there."""
 
@@ -46,18 +47,30 @@ class Timing:
     """Each input read once, each result written once."""
 
 
-def make(operation: str, name: str, shape: str, batch: int, *, backward: bool) -> tuple[Callable, list]:
-    """Returns the function of a contestant, forward or forward and backward, and its arguments' shapes.
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured: an operation on rows of one shape, in one direction."""
+
+    shape: AttentionShape | CrossEntropyShape
+    backward: bool
+    """Compute the gradients too; the output's gradient is then the first argument."""
+    masked: bool = False
+    """Attention with a mask of valid keys."""
+
+
+def make(name: str, case: Case, batch: int) -> tuple[Callable, list]:
+    """Returns the function of a contestant and its arguments' shapes.
 
     Args:
-        operation: Key of `SHAPES`.
-        name: "ours" or one of `contestants.AGAINST[operation]`.
-        shape: Key of `SHAPES[operation]`.
+        name: "ours" or one of `contestants.AGAINST` of the operation.
+        case: What it computes.
         batch: Rows.
-        backward: Return the gradients too; the output's gradient is then the first argument.
     """
-    contestant = _CONTESTANTS[operation](name, SHAPES[operation][shape], batch)
-    if not backward:
+    if isinstance(case.shape, AttentionShape):
+        contestant = attention_contestant(name, case.shape, batch, masked=case.masked)
+    else:
+        contestant = cross_entropy_contestant(name, case.shape, batch)
+    if not case.backward:
         return contestant.forward, contestant.inputs
     return _both(contestant), [jax.eval_shape(contestant.forward, *contestant.inputs), *contestant.inputs]
 
@@ -76,7 +89,7 @@ def _both(contestant: Contestant) -> Callable:
     return both
 
 
-def scheduled(operation: str, name: str, shape: str, chip: str, *, backward: bool) -> scheduled_cost.Cost:
+def scheduled(name: str, case: Case, chip: str) -> scheduled_cost.Cost:
     """Returns the scheduled cost of a row: of one more of attention, of one of 64 of cross-entropy.
 
     `scheduled_cost.prepare(replay=True)` comes before. Some operations abort the process.
@@ -84,20 +97,31 @@ def scheduled(operation: str, name: str, shape: str, chip: str, *, backward: boo
     Raises:
         scheduled_cost.NotCountedError: an operation that the replay has no cycles for.
     """
-    if operation == "attention":
-        return scheduled_cost.row_cost(
-            chip,
-            lambda batch: make(operation, name, shape, batch, backward=backward),
-            _ATTENTION_BATCHES,
-        )
-    function, shapes = make(operation, name, shape, _LOSS_BATCH, backward=backward)
-    cost = scheduled_cost.cost(chip, function, *shapes)
+    if isinstance(case.shape, AttentionShape):
+        return scheduled_cost.row_cost(chip, lambda batch: make(name, case, batch), _ATTENTION_BATCHES)
+    cost = scheduled_cost.cost(chip, *_whole(name, case))
     return scheduled_cost.Cost(chip, cost.cycles / _LOSS_BATCH, cost.hbm_bytes / _LOSS_BATCH)
 
 
-def timed(
-    operation: str, names: Sequence[str], shape: str, batch: int, *, backward: bool, rounds: int
-) -> dict[str, Timing | str]:
+def traffic(name: str, case: Case, chip: str) -> float:
+    """Returns the bytes of memory traffic of a row of a training step's batch: all that is known without a replay.
+
+    Cycles left out, it bounds the time from below.
+    """
+    if not isinstance(case.shape, AttentionShape):
+        return scheduled_cost.traffic(chip, *_whole(name, case)) / _LOSS_BATCH
+    few, many = _TRAINING_BATCHES
+    programs = [make(name, case, batch) for batch in (few, many)]
+    small, large = (scheduled_cost.traffic(chip, function, *shapes) for function, shapes in programs)
+    return (large - small) / (many - few)
+
+
+def _whole(name: str, case: Case) -> tuple:
+    function, shapes = make(name, case, _LOSS_BATCH)
+    return function, *shapes
+
+
+def timed(names: Sequence[str], case: Case, batch: int, *, rounds: int) -> dict[str, Timing | str]:
     """Times contestants on the default device, in turns, each call with other inputs than the one before.
 
     Returns:
@@ -107,15 +131,14 @@ def timed(
     results: dict[str, Timing | str] = {}
     for name in names:
         try:
-            function, shapes = make(operation, name, shape, batch, backward=backward)
-            calls[name] = _stopwatch(function, shapes, operation, shape)
+            calls[name] = _stopwatch(*make(name, case, batch), getattr(case.shape, "vocab", 2))
         except (NotImplementedError, ModuleNotFoundError, ValueError, RuntimeError) as error:
             results[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             seconds[name].append(call())
-    flops, moved = _work(operation, shape, batch, backward)
+    flops, moved = _work(case, batch)
     for name, measured in seconds.items():
         low, middle, high = statistics.quantiles(measured, n=4)
         results[name] = Timing(middle / batch * 1e6, (high - low) / 2 / middle, flops / batch, moved / batch)
@@ -126,10 +149,9 @@ _INPUT_SETS = 4
 _CALLS = 8
 
 
-def _stopwatch(function: Callable, shapes: Sequence, operation: str, shape: str) -> Callable[[], float]:
+def _stopwatch(function: Callable, shapes: Sequence, most: int) -> Callable[[], float]:
     """Compiles a function; returns what measures its seconds a call, over several calls in a row."""
     compiled = jax.jit(function)
-    most = getattr(SHAPES[operation][shape], "vocab", 2)
     sets = [_draw(jax.random.key(seed), shapes, most) for seed in range(_INPUT_SETS)]
     for arguments in sets:
         jax.block_until_ready(compiled(*arguments))
@@ -144,23 +166,25 @@ def _stopwatch(function: Callable, shapes: Sequence, operation: str, shape: str)
 
 
 def _draw(key: jax.Array, shapes: Sequence, most: int) -> list[Any]:
+    """Normal floats, integers below `most`, and masks of which three quarters are True."""
     keys = jax.random.split(key, len(shapes))
     return [
-        jax.random.randint(key, x.shape, 0, most, x.dtype)
+        jax.random.bernoulli(key, 0.75, x.shape)
+        if x.dtype == jnp.bool
+        else jax.random.randint(key, x.shape, 0, most, x.dtype)
         if jnp.issubdtype(x.dtype, jnp.integer)
         else jax.random.normal(key, x.shape, jnp.float32).astype(x.dtype)
         for key, x in zip(keys, shapes, strict=True)
     ]
 
 
-def _work(operation: str, shape_name: str, batch: int, backward: bool) -> tuple[float, float]:
+def _work(case: Case, batch: int) -> tuple[float, float]:
     """FLOPs of the matrix products, and bytes of inputs and results, both of a whole call."""
-    shape: Any = SHAPES[operation][shape_name]
-    products = (
-        2 * batch * shape.tokens * (shape.tokens if operation == "attention" else shape.vocab) * shape.width
-    )
+    shape = case.shape
+    is_attention = isinstance(shape, AttentionShape)
+    products = 2 * batch * shape.tokens * (shape.tokens if is_attention else shape.vocab) * shape.width
     # Attention: scores and output; then the gradients of weights, queries, keys and values.
-    flops = products * ((6 if backward else 2) if operation == "attention" else (3 if backward else 1))
-    function, shapes = make(operation, "xla", shape_name, batch, backward=backward)
+    flops = products * ((6 if case.backward else 2) if is_attention else (3 if case.backward else 1))
+    function, shapes = make("xla", case, batch)
     arrays = [*shapes, *jax.tree.leaves(jax.eval_shape(function, *shapes))]
     return flops, sum(x.size * x.dtype.itemsize for x in arrays)

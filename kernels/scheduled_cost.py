@@ -29,13 +29,15 @@ class Chip(NamedTuple):
     """Peak bfloat16 FLOP/s over what the matrix units do in a cycle; None where the replay does not run."""
     hbm_bytes_per_second: float | None
     """Of one core."""
+    peak_flops: float | None
+    """bfloat16, of one core."""
 
 
 CHIPS = {
-    "v4": Chip("v4:2x2x1", None, None),
-    "v5e": Chip("v5e:2x2", 1.50e9, 819e9),
-    "v5p": Chip("v5p:2x2x1", 1.75e9, 2765e9 / 2),
-    "v6e": Chip("v6e:2x2", 1.75e9, 1640e9),
+    "v4": Chip("v4:2x2x1", None, None, None),
+    "v5e": Chip("v5e:2x2", 1.50e9, 819e9, 197e12),
+    "v5p": Chip("v5p:2x2x1", 1.75e9, 2765e9 / 2, 459e12 / 2),
+    "v6e": Chip("v6e:2x2", 1.75e9, 1640e9, 918e12),
 }
 
 
@@ -131,6 +133,16 @@ def cost(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> Cost:
         NotCountedError: an operation that the replay has no cycles for.
     """
     return read_cost(chip, compile_for(chip, function, *shapes).as_text() or "")
+
+
+def traffic(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes of memory traffic of one call; needs no replay.
+
+    Raises:
+        NotCountedError: a loop of unknown length, or a branch.
+    """
+    text = compile_for(chip, function, *shapes).as_text() or ""
+    return sum(operation.times * operation.hbm_bytes for operation in operations(text))
 
 
 def row_cost(chip: str, make: Callable[[int], tuple[Callable, Sequence]], batches: tuple[int, int]) -> Cost:

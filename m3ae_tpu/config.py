@@ -64,8 +64,8 @@ class ModelConfig:
     """Dtype of activations. Norms, softmax and losses are float32 or wider in any case."""
     parameter_dtype: Dtype = "float32"
     """Dtype in which parameters and optimizer moments are kept."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+    remat: bool = False
+    """Keep only each block's input for the backward pass and compute blocks again: a third more work, less memory."""
     unroll: int = 1
     """Blocks in one turn of the loop over layers: more to compile, fewer copies. Pays on CPUs."""
 

@@ -10,7 +10,6 @@ from m3ae_tpu.config import PretrainConfig, require
 from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.kernels import reference
 from m3ae_tpu.kernels.attention import attention
-from m3ae_tpu.kernels.block_sizes import CHIPS
 from m3ae_tpu.kernels.cross_entropy import cross_entropy
 from m3ae_tpu.kernels.reference import CrossEntropy
 from m3ae_tpu.model.losses import CrossEntropyFunction
@@ -37,13 +36,11 @@ def by_example(mesh: Mesh) -> NamedSharding:
 
 @functools.cache
 def attention_on(mesh: Mesh) -> AttentionFunction:
-    """Returns attention for batches that lie on a mesh: on TPUs every device runs the kernel on its own rows.
+    """Returns attention for batches that lie on a mesh: every device runs its kernel on its own rows.
 
     The same function for the same mesh, as a model carries it and is compiled for it.
     """
-    device = mesh.devices.flat[0]
-    # XLA's partitioner splits plain operations itself. The decoder's kernels do not fit into a v4.
-    if device.platform != "tpu" or device.device_kind == CHIPS["v4"]:
+    if mesh.devices.flat[0].platform == "cpu":
         return reference.attention
     rows = PartitionSpec(DATA_AXIS)
 

@@ -5,7 +5,9 @@
 
 Without an accelerator, or with `--static`, time is what the TPU compiler schedules for the chips named: the larger
 of cycles and of memory traffic, which counts tile padding. Nothing of it was measured on a chip. It needs libtpu
-(`pip install 'm3ae-tpu[compile-tpu]'`). Where the compiler's replay cannot count an operation the table says so.
+(`pip install 'm3ae-tpu[compile-tpu]'`). The compiler's replay aborts at some operations, has no cycles for some,
+and takes hours for long loops of XLA's: then only memory traffic is known, at the batches of a training step, and
+the table says that it takes at least so long.
 
 All is bfloat16, from and to the same arrays: attention from the packed projection to the attention's output, with
 splits, transposes and padding counted to whom needs them; cross-entropy from tokens and float32 parameters to the
@@ -14,10 +16,12 @@ its scores in VMEM, which it cannot in a training step), all others for one of 6
 """
 
 import concurrent.futures
+import itertools
 import json
 import multiprocessing
 import os
 import pathlib
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -37,62 +41,108 @@ _AGAINST = flags.DEFINE_list(
 _STATIC = flags.DEFINE_list(
     "static", [], "Chips to schedule for: v5e, v5p, v6e; none: time on the device here."
 )
+_MASKED = flags.DEFINE_boolean("masked", False, "Attention with a mask of valid keys, as pairs have.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Rows of a timed batch.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds of timing; medians are shown.", lower_bound=2)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 _CHART = flags.DEFINE_string("chart", None, "SVG file to draw the figures to.")
 
 type Line = dict[str, Any]
-"""`device`, `shape`, `backward`, `implementation`; with a figure `us` and what explains it, else `not_counted`."""
+"""`device`, `shape`, `backward`, `implementation`; `us` and what explains it, `at_least` if that is a lower bound;
+without a figure `reason`."""
+
+_PATIENCE = 180
+"""Seconds for one replay; our kernels take 5 to 40."""
 
 
-def schedule(operation: str, names: list[str], shapes: list[str], chips: list[str], report) -> list[Line]:
+def schedule(names: list[str], shapes: dict[str, Any], chips: list[str], report) -> list[Line]:
     """Returns a line for every chip, shape, direction and implementation, scheduled by the TPU compiler."""
     lines = []
-    pool = _compiler()
-    for chip, shape, backward, name in _product(chips, shapes, names):
+    replaying, plain = _Compiler(replay=True), _Compiler(replay=False)
+    for chip, shape, backward, name in itertools.product(chips, shapes, (False, True), names):
+        report(f"{name} {shape} {chip} {_DIRECTION[backward]}")
         line = {"device": chip, "shape": shape, "backward": backward, "implementation": name}
-        report(f"{name} {shape} {chip}")
-        try:
-            lines.append(line | pool.submit(_schedule, operation, name, shape, chip, backward).result())
-        except BrokenProcessPool:  # Known of the replay: it ends the process that it runs in.
-            lines.append(line | {"not_counted": "the compiler's replay aborts"})
-            pool = _compiler()
-    pool.shutdown()
+        job = (name, _case(shapes[shape], backward), chip)
+        result = replaying.run(_schedule, *job)
+        if "us" not in result and result["is_known"]:
+            result = plain.run(_traffic, *job) | {"reason": result["reason"]}
+        lines.append(line | result)
+    for compiler in (replaying, plain):
+        compiler.close()
     return lines
 
 
-def _product(devices: list[str], shapes: list[str], names: list[str]):
-    return [(d, s, b, n) for d in devices for s in shapes for b in (False, True) for n in names]
+def _case(shape: Any, backward: bool) -> Any:
+    from m3ae_tpu.kernels.measurement import Case
+
+    return Case(shape, backward, masked=_MASKED.value)
 
 
-def _compiler() -> concurrent.futures.ProcessPoolExecutor:
-    """A process beside this one, in which the compiler counts cycles and may abort."""
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(1, context, initializer=_prepare)
+class _Compiler:
+    """A process beside this one that compiles for TPUs: with the replay it may abort, or not come to an end."""
+
+    def __init__(self, *, replay: bool):
+        self._replay = replay
+        self._pool = self._start()
+
+    def _start(self) -> concurrent.futures.ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return concurrent.futures.ProcessPoolExecutor(
+            1, context, initializer=_prepare, initargs=(self._replay,)
+        )
+
+    def run(self, function: Callable[..., Line], *arguments: Any) -> Line:
+        """Returns what `function` does, or why not, and starts anew after an end that is known of the replay."""
+        try:
+            return self._pool.submit(function, *arguments).result(_PATIENCE if self._replay else None)
+        except BrokenProcessPool:
+            reason = "the compiler's replay aborts"
+        except TimeoutError:
+            reason = f"the compiler's replay takes over {_PATIENCE} s"
+        self.close()
+        self._pool = self._start()
+        return {"reason": reason, "is_known": True}
+
+    def close(self) -> None:
+        for process in list(self._pool._processes.values()):  # An endless replay hears nothing else.
+            process.kill()
+        self._pool.shutdown()
 
 
-def _prepare() -> None:
+def _prepare(replay: bool) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from m3ae_tpu.kernels import scheduled_cost
 
-    scheduled_cost.prepare(replay=True)
+    scheduled_cost.prepare(replay=replay)
     # What the compiler says on its way to an abort is told in the table.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _schedule(operation: str, name: str, shape: str, chip: str, backward: bool) -> Line:
+def _schedule(name: str, case: Any, chip: str) -> Line:
     from m3ae_tpu.kernels.measurement import scheduled
     from m3ae_tpu.kernels.scheduled_cost import NotCountedError
 
     try:
-        cost = scheduled(operation, name, shape, chip, backward=backward)
-    except (NotCountedError, NotImplementedError, ModuleNotFoundError, ValueError) as error:
-        return {"not_counted": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        cost = scheduled(name, case, chip)
+    except NotCountedError as error:
+        return {"reason": str(error), "is_known": True}
+    except (NotImplementedError, ModuleNotFoundError, ValueError) as error:
+        return {"reason": f"{type(error).__name__}: {str(error).splitlines()[0]}", "is_known": False}
     return {key: getattr(cost, key) for key in ("us", "bound", "cycles", "hbm_bytes")}
 
 
-def time(operation: str, names: list[str], shapes: list[str], report) -> list[Line]:
+def _traffic(name: str, case: Any, chip: str) -> Line:
+    from m3ae_tpu.kernels.measurement import traffic
+    from m3ae_tpu.kernels.scheduled_cost import Cost, NotCountedError
+
+    try:
+        cost = Cost(chip, 0, traffic(name, case, chip))
+    except NotCountedError as error:
+        return {"reason": str(error)}
+    return {"us": cost.hbm_us, "bound": "memory", "hbm_bytes": cost.hbm_bytes, "at_least": True}
+
+
+def time(names: list[str], shapes: dict[str, Any], report) -> list[Line]:
     """Returns a line for every shape, direction and implementation, timed on the device that is here."""
     import jax
 
@@ -101,72 +151,94 @@ def time(operation: str, names: list[str], shapes: list[str], report) -> list[Li
     device = jax.devices()[0].device_kind
     peak_flops, peak_bytes = PEAKS.get(device, (None, None))
     lines = []
-    for shape in shapes:
-        for backward in (False, True):
-            report(f"{shape} {device}")
-            timings = timed(operation, names, shape, _BATCH.value, backward=backward, rounds=_ROUNDS.value)
-            for name, timing in timings.items():
-                line = {"device": device, "shape": shape, "backward": backward, "implementation": name}
-                if isinstance(timing, str):
-                    lines.append(line | {"not_counted": timing})
-                    continue
-                rates = {"flops": timing.flops / timing.us * 1e6, "bytes": timing.bytes / timing.us * 1e6}
-                if peak_flops and peak_bytes:
-                    rates |= {"of_peak_flops": rates["flops"] / peak_flops}
-                    rates |= {"of_peak_bytes": rates["bytes"] / peak_bytes}
-                lines.append(line | {"us": timing.us, "spread": timing.spread, **rates})
+    for shape, backward in itertools.product(shapes, (False, True)):
+        report(f"{shape} {device} {_DIRECTION[backward]}")
+        timings = timed(names, _case(shapes[shape], backward), _BATCH.value, rounds=_ROUNDS.value)
+        for name, timing in timings.items():
+            line = {"device": device, "shape": shape, "backward": backward, "implementation": name}
+            if isinstance(timing, str):
+                lines.append(line | {"reason": timing})
+                continue
+            rates = {"flops": timing.flops / timing.us * 1e6, "bytes": timing.bytes / timing.us * 1e6}
+            if peak_flops and peak_bytes:
+                rates |= {"of_peak_flops": rates["flops"] / peak_flops}
+                rates |= {"of_peak_bytes": rates["bytes"] / peak_bytes}
+            lines.append(line | {"us": timing.us, "spread": timing.spread, **rates})
     return lines
 
 
+_DIRECTION = {False: "forward", True: "both"}
+_WIDE = 100
+"""Columns of a terminal that has room for bars."""
+
+
 def show(operation: str, lines: list[Line], how: str) -> None:
-    """Prints the lines as a table, with bars that compare within a shape, direction and device."""
+    """Prints a table for every device, and what has no figure or only a bound below it."""
     import rich
     from rich.table import Table
 
-    table = Table(title=f"{operation}, bfloat16, {how}: microseconds of a row", title_justify="left")
-    for name in ("device", "shape", "direction", "implementation", "us"):
-        table.add_column(name, justify="right" if name == "us" else "left", no_wrap=name != "direction")
-    table.add_column("", width=20)
-    table.add_column("what limits it, or why there is no figure")
-    for group in _groups(lines):
-        longest = max((line["us"] for line in group if "us" in line), default=1.0)
-        for number, line in enumerate(group):
-            head = (line["device"], line["shape"], _direction(line)) if number == 0 else ("", "", "")
-            style = "bold" if line["implementation"] == "ours" else ""
-            if "us" not in line:
-                table.add_row(*head, line["implementation"], "?", "", line["not_counted"], style=style)
-                continue
-            bar = "█" * max(1, round(20 * line["us"] / longest))
-            table.add_row(*head, line["implementation"], f"{line['us']:.2f}", bar, _limit(line), style=style)
-        table.add_section()
-    rich.print(table)
+    has_bars = rich.get_console().width >= _WIDE
+    for device, group in _by(lines, "device"):
+        table = Table(title=f"{operation}, bfloat16, {device}, {how}: a row", title_justify="left")
+        is_scheduled = any("hbm_bytes" in line for line in group)
+        figures = ("cycles", "HBM kB") if is_scheduled else ("TFLOP/s", "GB/s", "±")
+        for name in ("shape", "direction", "implementation"):
+            table.add_column(name, no_wrap=True)
+        for name in ("us", *figures):
+            table.add_column(name, justify="right", no_wrap=True)
+        if has_bars:
+            table.add_column("", width=20)
+        for cell in _by(group, "shape", "backward"):
+            longest = max((line["us"] for line in cell[1] if "us" in line), default=1.0)
+            for number, line in enumerate(cell[1]):
+                head = (line["shape"], _DIRECTION[line["backward"]]) if number == 0 else ("", "")
+                bar = "█" * max(1, round(20 * line["us"] / longest)) if "us" in line else ""
+                row = (*head, line["implementation"], _time(line), *_figures(line, is_scheduled))
+                style = "bold" if line["implementation"] == "ours" else ""
+                table.add_row(*row, *([bar] if has_bars else []), style=style)
+            table.add_section()
+        rich.print(table)
+    rich.print("both: forward and backward, in one program.")
+    for reason, group in _by([line for line in lines if "reason" in line], "reason"):
+        who = ", ".join(dict.fromkeys(f"{line['implementation']} ({line['device']})" for line in group))
+        rich.print(f"{who}: {reason}")
 
 
-def _groups(lines: list[Line]) -> list[list[Line]]:
-    groups: dict[tuple, list[Line]] = {}
-    for line in lines:
-        groups.setdefault((line["device"], line["shape"], line["backward"]), []).append(line)
-    return list(groups.values())
+def _time(line: Line) -> str:
+    if "us" not in line:
+        return "?"
+    return f"{'≥ ' if line.get('at_least') else ''}{line['us']:.2f}"
 
 
-def _direction(line: Line) -> str:
-    return "forward + backward" if line["backward"] else "forward"
-
-
-def _limit(line: Line) -> str:
-    if "cycles" in line:
-        return f"{line['bound']}: {line['cycles']:,.0f} cycles, {line['hbm_bytes'] / 1e3:,.0f} kB of HBM"
-    text = f"{line['flops'] / 1e12:.1f} TFLOP/s, {line['bytes'] / 1e9:,.0f} GB/s"
+def _figures(line: Line, is_scheduled: bool) -> list[str]:
+    if is_scheduled:
+        cycles = f"{line['cycles']:,.0f}" if "cycles" in line else ""
+        return [cycles, f"{line['hbm_bytes'] / 1e3:,.0f}" if "hbm_bytes" in line else ""]
+    if "us" not in line:
+        return ["", "", ""]
+    cells = [f"{line['flops'] / 1e12:.1f}", f"{line['bytes'] / 1e9:,.0f}"]
     if "of_peak_flops" in line:
-        text += f": {line['of_peak_flops']:.0%}, {line['of_peak_bytes']:.0%} of peak"
-    return f"{text}; ±{line['spread']:.0%}"
+        cells = [
+            f"{cell} ({line[share]:.0%})"
+            for cell, share in zip(cells, ("of_peak_flops", "of_peak_bytes"), strict=True)
+        ]
+    return [*cells, f"{line['spread']:.0%}"]
+
+
+def _by(lines: list[Line], *keys: str) -> list[tuple[Any, list[Line]]]:
+    """Groups lines by what they have in common, in their order."""
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        value = tuple(line[key] for key in keys)
+        groups.setdefault(value[0] if len(keys) == 1 else value, []).append(line)
+    return list(groups.items())
 
 
 def chart(operation: str, lines: list[Line], how: str) -> str:
     """Draws the figures as horizontal bars, an SVG document; each group has a scale of its own."""
     rows, y = [], 48
-    for group in _groups(lines):
-        title = f"{group[0]['shape']}, {_direction(group[0])}, {group[0]['device']}"
+    for (device, shape, backward), group in _by(lines, "device", "shape", "backward"):
+        title = f"{shape}, {'forward and backward' if backward else 'forward'}, {device}"
         rows.append(f'<text x="16" y="{y + 4}" font-weight="bold">{title}</text>')
         y += 14
         longest = max((line["us"] for line in group if "us" in line), default=1.0)
@@ -176,7 +248,7 @@ def chart(operation: str, lines: list[Line], how: str) -> str:
             width = 460 * line.get("us", 0) / longest
             fill = "#c2410c" if is_ours else "#64748b"
             rows.append(f'<rect x="112" y="{y + 2}" width="{width:.1f}" height="14" fill="{fill}"/>')
-            figure = f"{line['us']:.2f} us" if "us" in line else "no figure"
+            figure = f"{_time(line)} us" if "us" in line else "no figure"
             rows.append(f'<text x="{118 + width:.1f}" y="{y + 13}">{figure}</text>')
             y += 20
         y += 22
@@ -195,6 +267,8 @@ def main(argv: list[str]) -> None:
     for flag in (_JSON, _CHART):
         folder = pathlib.Path(flag.value or "").parent
         require(folder.is_dir(), f"--{flag.name} = {flag.value} lies in no folder. Make {folder} first.")
+    if _STATIC.value:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import rich.progress
 
@@ -202,9 +276,9 @@ def main(argv: list[str]) -> None:
     from m3ae_tpu.kernels.measurement import SHAPES
     from m3ae_tpu.kernels.scheduled_cost import CHIPS
 
-    operation, known = _OP.value, list(SHAPES[_OP.value])
+    operation, known = _OP.value, SHAPES[_OP.value]
     default = {"attention": ["encoder_large"], "cross_entropy": ["text_head"]}[operation]
-    shapes = known if _SHAPES.value == ["all"] else _SHAPES.value or default
+    shapes = list(known) if _SHAPES.value == ["all"] else _SHAPES.value or default
     against = [name for name in _AGAINST.value if name]
     chips = _STATIC.value or (["v5e"] if jax.default_backend() == "cpu" else [])
     for flag, given, names in (
@@ -217,17 +291,18 @@ def main(argv: list[str]) -> None:
     if chips:
         require("cudnn" not in against, "--against: cudnn runs on a GPU only; nothing is scheduled for it.")
         _require_libtpu()
+    names, chosen = ["ours", *against], {name: known[name] for name in shapes}
     with rich.progress.Progress(rich.progress.SpinnerColumn(), "{task.description}", transient=True) as bars:
         task = bars.add_task("")
 
         def report(text: str) -> None:
             bars.update(task, description=text)
 
-        names = ["ours", *against]
         if chips:
-            how, lines = "scheduled by the compiler", schedule(operation, names, shapes, chips, report)
+            how, lines = "scheduled", schedule(names, chosen, chips, report)
         else:
-            how, lines = f"timed, {_BATCH.value} rows", time(operation, names, shapes, report)
+            how, lines = f"timed, {_BATCH.value} rows", time(names, chosen, report)
+    how += ", masked" if _MASKED.value else ""
     show(operation, lines, how)
     if _JSON.value:
         write_whole(pathlib.Path(_JSON.value), json.dumps(lines, indent=2) + "\n")

@@ -104,6 +104,26 @@ def test_float32_is_exact_to_rounding(tokens, head_dim):
         np.testing.assert_array_equal(array[0], 0.0)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "spread"),
+    [(1, 64, 1), (7, 80, 1), (81, 64, 1), (81, 64, 22), (127, 32, 500), (128, 64, 1), (321, 32, 22)],
+)
+def test_gpu_is_about_as_exact_as_xla(tokens, head_dim, spread, masked):
+    qkv, valid, dout = inputs(tokens, head_dim, jnp.bfloat16, spread=spread)
+    valid = valid if masked else None
+    want = exact(qkv, valid, 2, dout)
+    kernel = out_and_gradients(lambda qkv: attention(qkv, valid, 2, implementation="gpu"), qkv, dout)
+    plain = out_and_gradients(lambda qkv: attention(qkv, valid, 2, implementation="xla"), qkv, dout)
+    # cuDNN takes a query's mean of gradients from `dout . out`, of rounded weights.
+    for ours, theirs in zip(errors(kernel, want), errors(plain, want), strict=True):
+        assert ours <= 3 * theirs + 1e-6
+    for array in kernel:
+        if masked:
+            np.testing.assert_array_equal(array[0], 0.0)
+
+
 def test_all_keys_count_without_a_mask():
     qkv, _, dout = inputs(21, 64, jnp.float32)
     assert max(errors(interpreted(qkv, None, 2, dout), exact(qkv, None, 2, dout))) < 2e-6

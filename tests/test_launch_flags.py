@@ -97,7 +97,7 @@ DEBUG = load_config("debug")
         (["--data.crop_area", "0.5", "0.9"], lambda config: config.data.crop_area, (0.5, 0.9)),
         (["--data.sources.0.weight=0.5"], lambda config: config.data.sources[0].weight, 0.5),
         (["--data.sources.0.shards=a b=c"], lambda config: config.data.sources[0].shards, "a b=c"),
-        (["--model.remat=dots"], lambda config: config.model.remat, "dots"),
+        (["--model.compute_dtype=bfloat16"], lambda config: config.model.compute_dtype, "bfloat16"),
         (["--seed=1", "--seed=2"], lambda config: config.seed, 2),
     ],
 )
@@ -122,7 +122,7 @@ def test_fields_that_depend_on_each_other_change_together():
         (["--bach_size=3"], r"Did you mean --batch_size\?"),
         (["--model.encoder.num_layers=four"], r"num_layers = four is no whole number\. The config has 2"),
         (["--optimizer.beta1=x"], r"--optimizer\.beta1 = x is no number\. The config has 0\.9"),
-        (["--model.remat=some"], r"--model\.remat = some is no choice of none, dots, full"),
+        (["--masking.draw=some"], r"--masking\.draw = some is no choice of per_example, per_batch"),
         (["--loss.norm_pix_loss=yes"], r"norm_pix_loss = yes is no True or False"),
         (["--data.crop_area=0.1"], r"--data\.crop_area = 0\.1 is no row of 2 numbers"),
         (["--num_steps"], r"--num_steps = \(nothing\) is no whole number"),

@@ -146,10 +146,9 @@ def test_what_cannot_be_encoded_is_refused(model):
         without_text.encode(None, text(), VALID)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_and_unrolling_change_memory_and_not_results(model, remat):
+def test_remat_and_unrolling_change_memory_and_not_results(model):
     loss, _, gradients = loss_and_gradients(model, batch())
-    other = M3AE(dataclasses.replace(CONFIG.model, remat=remat, unroll=3), key=jax.random.key(0))
+    other = M3AE(dataclasses.replace(CONFIG.model, remat=True, unroll=3), key=jax.random.key(0))
     other_loss, _, other_gradients = loss_and_gradients(other, batch())
     np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
     for left, right in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):

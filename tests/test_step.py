@@ -14,7 +14,7 @@ from m3ae_tpu.data.loader import make_loader
 from m3ae_tpu.kernels import reference
 from m3ae_tpu.sharding import by_example, make_mesh, replicated, require_even_batches
 from m3ae_tpu.train.card import tokens_seen
-from m3ae_tpu.train.flops import count_matmul_flops
+from m3ae_tpu.train.flops import matmul_flops
 from m3ae_tpu.train.loop import compile_step
 from m3ae_tpu.train.optimizer import is_matrix
 from m3ae_tpu.train.step import init_model, init_state, make_optimizer, train_step
@@ -138,7 +138,7 @@ def test_flops_count_the_body_of_a_scan_as_often_as_it_runs():
     def loop(weights, x):
         return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
 
-    assert count_matmul_flops(loop, weights, x) == 5 * 2 * 3 * 4 * 4
+    assert sum(matmul_flops(loop, weights, x).values()) == 5 * 2 * 3 * 4 * 4
 
 
 def test_the_card_counts_the_tokens_that_are_computed():

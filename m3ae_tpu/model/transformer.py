@@ -1,7 +1,6 @@
 """The pre-norm Transformer that both encoder and decoder are, and the layers in it."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import equinox as eqx
 import jax
@@ -16,7 +15,6 @@ type AttentionFunction = Callable[
     [Float[Array, "batch tokens 3 width"], Bool[Array, "batch tokens"] | None, int],
     Float[Array, "batch tokens width"],
 ]
-type Remat = Literal["none", "dots", "full"]
 
 
 class Linear(eqx.Module):
@@ -61,7 +59,9 @@ class LayerNorm(eqx.Module):
 class Block(eqx.Module):
     """One block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    A block whose arrays have one more leading axis is a stack of blocks: see `Transformer`.
+    For the gradient it keeps its inputs and what matrix products and attention give. Norms and GELU are computed
+    again: all that they are made of would be four times as much to keep. A block whose arrays have one more
+    leading axis is a stack of blocks: see `Transformer`.
     """
 
     attention_norm: LayerNorm
@@ -99,12 +99,24 @@ class Block(eqx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], valid: Bool[Array, "batch tokens"] | None
     ) -> Float[Array, "batch tokens width"]:
-        qkv = self.project_qkv(x)
+        qkv = _keeping_inputs(self.project_qkv)(x)
         with jax.named_scope("attention"):
             attended = self.attention_fn(qkv, valid, self.num_heads)
         x = x + self.attention_out(attended)
         with jax.named_scope("mlp"):
-            return x + self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True))
+            hidden = _keeping_inputs(lambda x: self.mlp_in(self.mlp_norm(x)))(x)
+            return x + _keeping_inputs(lambda hidden: self.mlp_out(_gelu(hidden)))(hidden)
+
+
+def _keeping_inputs(function: Callable) -> Callable:
+    """Keeps the inputs of `function` for its gradient, and nothing between. A product at its end is not repeated:
+    no gradient needs its result."""
+    # A new function, as methods of modules have no hash. The loop over blocks keeps forward and backward apart.
+    return jax.checkpoint(lambda *inputs: function(*inputs), prevent_cse=False)
+
+
+def _gelu(x: Float[Array, "batch tokens hidden"]) -> Float[Array, "batch tokens hidden"]:
+    return jax.nn.gelu(x, approximate=True)
 
 
 class Transformer(eqx.Module):
@@ -112,7 +124,7 @@ class Transformer(eqx.Module):
 
     blocks: Block
     norm: LayerNorm
-    remat: Remat = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
     unroll: int = eqx.field(static=True)
 
     def __init__(
@@ -121,7 +133,7 @@ class Transformer(eqx.Module):
         *,
         key: Key[Array, ""],
         attention_fn: AttentionFunction,
-        remat: Remat = "none",
+        remat: bool = False,
         unroll: int = 1,
         dtype: DTypeLike = jnp.float32,
     ):
@@ -142,8 +154,13 @@ class Transformer(eqx.Module):
             x: Embedded tokens in the compute dtype; the output has it too.
             valid: True for tokens that may be attended to; None: all.
         """
-        apply = self._remat(lambda x, block: (block(x, valid), None))
-        x, _ = jax.lax.scan(apply, x, self.blocks, unroll=self.unroll)
+
+        def apply(x: Array, block: Block) -> tuple[Array, None]:
+            return block(x, valid), None
+
+        x, _ = jax.lax.scan(
+            _keeping_inputs(apply) if self.remat else apply, x, self.blocks, unroll=self.unroll
+        )
         return self.norm(x)
 
     def all_layers(
@@ -157,12 +174,3 @@ class Transformer(eqx.Module):
 
         x, layers = jax.lax.scan(apply, x, self.blocks)
         return layers.at[-1].set(self.norm(x))
-
-    def _remat(self, apply: Callable) -> Callable:
-        match self.remat:
-            case "none":
-                return apply
-            case "dots":
-                return jax.checkpoint(apply, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-            case "full":
-                return jax.checkpoint(apply)

@@ -9,9 +9,9 @@ import numpy as np
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.model.masking import num_visible
-from m3ae_tpu.train.flops import count_matmul_flops
-from m3ae_tpu.train.objective import Batch, reconstruction_loss
-from m3ae_tpu.train.step import TrainState, init_model, step_key
+from m3ae_tpu.train.flops import flops_per_example
+from m3ae_tpu.train.objective import Batch
+from m3ae_tpu.train.step import TrainState
 
 
 def run_card(
@@ -74,22 +74,3 @@ def tokens_seen(config: PretrainConfig, kind: str, text_length: int) -> tuple[in
         encoder += num_visible(text_length, config.masking.text_mask_ratio)
         decoder += text_length
     return encoder, decoder
-
-
-def flops_per_example(config: PretrainConfig, batch: Batch) -> float:
-    """Returns the FLOPs of matrix products that one example costs, forward and backward, mean over a batch.
-
-    Those of the plain operations: what kernels compute again, or need not compute, changes nothing.
-    """
-    rows = {
-        kind: jax.ShapeDtypeStruct(next(iter(arrays.values())).shape[:1], np.int32)
-        for kind, arrays in batch.items()
-    }
-    gradient = jax.grad(reconstruction_loss, has_aux=True)
-
-    def compute(model: Any, batch: Batch, rows: Any, step: Any) -> Any:
-        return gradient(model, batch, rows, step_key(config, step), config)
-
-    model = jax.eval_shape(lambda: init_model(config))
-    total = count_matmul_flops(compute, model, batch, rows, jax.ShapeDtypeStruct((), np.int32))
-    return total / config.batch_size

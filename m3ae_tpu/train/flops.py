@@ -1,36 +1,75 @@
-"""Counts the floating-point operations of a function from its jaxpr."""
+"""Counts the floating-point operations of a function, or of a config's train step, from its jaxpr."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from m3ae_tpu.config import Kind, PretrainConfig
+from m3ae_tpu.train.objective import Batch, reconstruction_loss
+from m3ae_tpu.train.step import init_model, step_key
 
 
-def count_matmul_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Returns the multiplications and additions of all matrix products in a call of `function`.
+def flops_per_example(config: PretrainConfig, batch: dict[Kind, dict[str, Any]]) -> float:
+    """Returns the FLOPs of matrix products that one example costs, forward and backward, mean over a batch."""
+    return sum(flops_by_scope(config, batch).values()) / config.batch_size
 
-    Counted where they are written: the body of a scan times its length, what remat computes again
-    twice. Elementwise work is left out, as is usual for utilisation figures.
+
+def flops_by_scope(config: PretrainConfig, batch: dict[Kind, dict[str, Any]]) -> dict[str, int]:
+    """Returns the FLOPs of matrix products of a batch, forward and backward, by named scope.
+
+    Those of the plain operations: what kernels or remat compute again, or need not compute, changes nothing.
+    """
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=False))
+    rows = {
+        kind: jax.ShapeDtypeStruct(next(iter(arrays.values())).shape[:1], np.int32)
+        for kind, arrays in batch.items()
+    }
+    gradient = jax.grad(reconstruction_loss, has_aux=True)
+
+    def compute(model: Any, batch: Batch, rows: Any, step: Any) -> Any:
+        return gradient(model, batch, rows, step_key(config, step), config)
+
+    model = jax.eval_shape(lambda: init_model(config))
+    return matmul_flops(compute, model, batch, rows, jax.ShapeDtypeStruct((), np.int32))
+
+
+def matmul_flops(function: Callable[..., Any], *arguments: Any) -> dict[str, int]:
+    """Returns the multiplications and additions of all matrix products in a call of `function`, by named scope.
+
+    Counted where they are written: the body of a scan times its length; what remat computes again twice, unless
+    nobody needs it. Elementwise work is left out, as is usual for utilisation figures.
 
     Args:
         function: Traced, not run.
         arguments: Arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+        FLOPs by scope as JAX writes it, `transpose(jvp(encoder))/mlp` for example.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    counted: dict[str, int] = {}
+    _count(needed, "", 1, counted)
+    return counted
 
 
-def _count(jaxpr: Jaxpr) -> int:
-    total = 0
+def _count(jaxpr: Jaxpr, scope: str, times: int, counted: dict[str, int]) -> None:
     for equation in jaxpr.eqns:
+        here = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left, result = (_shape(variables[0]) for variables in (equation.invars, equation.outvars))
-            total += 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
+            flops = 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
+            counted[here] = counted.get(here, 0) + times * flops
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += repeats * sum(_count(inner) for inner in _inner_jaxprs(equation.params))
-    return total
+        for inner in _inner_jaxprs(equation.params):
+            _count(inner, here, times * repeats, counted)
 
 
 def _inner_jaxprs(parameters: dict[str, Any]) -> list[Jaxpr]:

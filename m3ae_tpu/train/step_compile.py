@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import Kind, PretrainConfig
 from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.kernels import scheduled_cost
 from m3ae_tpu.sharding import DATA_AXIS, attention_on, cross_entropy_on
@@ -38,9 +38,10 @@ def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.sta
         return compile_step(config, mesh).lower(jax.eval_shape(state), batch_shapes(config)).compile()
 
 
-def batch_shapes(config: PretrainConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def batch_shapes(config: PretrainConfig) -> dict[Kind, dict[str, jax.ShapeDtypeStruct]]:
     """Returns the shapes of a batch, as `data/records.py` describes it."""
-    size, batch = config.data.image_size, {}
+    size = config.data.image_size
+    batch: dict[Kind, dict[str, jax.ShapeDtypeStruct]] = {}
     for source, rows in zip(config.data.sources, rows_per_source(config), strict=True):
         arrays = {}
         if source.kind != "text":
