@@ -23,15 +23,19 @@ def attention(
 ) -> Float[Array, "batch tokens width"]:
     """Computes what `reference.attention` does, for shapes that `why_not` has no objection to."""
     batch, tokens, _, width = qkv.shape
-    mask = None
+    # For its gradient JAX lets only even counts through to cuDNN.
+    odd = tokens % 2
+    qkv = jnp.pad(qkv, ((0, 0), (0, odd), (0, 0), (0, 0)))
+    query, key, value = jnp.unstack(qkv.reshape(*qkv.shape[:3], num_heads, width // num_heads), axis=2)
+    mask = lengths = None
     if valid is not None:
-        # cuDNN takes masks of even sides only.
-        odd = tokens % 2
-        qkv = jnp.pad(qkv, ((0, 0), (0, odd), (0, 0), (0, 0)))
         keys = jnp.pad(valid, ((0, 0), (0, odd)))[:, None, None, :]
         mask = jnp.broadcast_to(keys, (batch, 1, tokens + odd, tokens + odd))
-    query, key, value = jnp.unstack(qkv.reshape(*qkv.shape[:3], num_heads, width // num_heads), axis=2)
-    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    elif odd:
+        lengths = jnp.full((batch,), tokens, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        query, key, value, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
     out = out[:, :tokens].reshape(batch, tokens, width)
     # cuDNN spreads the weight of a row without a valid key evenly.
     return out if valid is None else jnp.where(valid.any(axis=1)[:, None, None], out, 0)
