@@ -95,7 +95,7 @@ def scheduled(name: str, case: Case, chip: str) -> scheduled_cost.Cost:
     `scheduled_cost.prepare(replay=True)` comes before. Some operations abort the process.
 
     Raises:
-        scheduled_cost.NotCountedError: an operation that the replay has no cycles for.
+        NotCountedError: an operation that the replay has no cycles for.
     """
     if isinstance(case.shape, AttentionShape):
         return scheduled_cost.row_cost(chip, lambda batch: make(name, case, batch), _ATTENTION_BATCHES)

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,6 +18,8 @@ import jax
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
+
+from .compiled_text import NotCountedError, operations
 
 
 class Chip(NamedTuple):
@@ -66,10 +67,6 @@ class Cost:
     @property
     def bound(self) -> str:
         return "memory" if self.hbm_us > self.scheduled_us else "schedule"
-
-
-class NotCountedError(Exception):
-    """The compiler's replay gives no cycles for an operation: the program's cost is not known."""
 
 
 def prepare(*, replay: bool) -> None:
@@ -158,21 +155,6 @@ def row_cost(chip: str, make: Callable[[int], tuple[Callable, Sequence]], batche
     return Cost(chip, (large.cycles - small.cycles) / rows, (large.hbm_bytes - small.hbm_bytes) / rows)
 
 
-class Operation(NamedTuple):
-    """An operation of a compiled program, loops unrolled in number."""
-
-    name: str
-    kind: str
-    times: int
-    """How often it runs in a call of the program."""
-    cycles: int | None
-    """Of one run; None where the replay gives none. 0 for a copy in the background."""
-    hbm_bytes: int
-    """Arguments and results of one run that are not in VMEM, tile padding included."""
-    source: str
-    """Where it comes from, as JAX names it: `jit(step)/...`."""
-
-
 def read_cost(chip: str, text: str) -> Cost:
     """Adds up the operations of a compiled program, given as its text.
 
@@ -188,76 +170,3 @@ def read_cost(chip: str, text: str) -> Cost:
         cycles += operation.times * operation.cycles
         hbm_bytes += operation.times * operation.hbm_bytes
     return Cost(chip, cycles, hbm_bytes)
-
-
-_HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]\{([\d,]*)(?::([^{}]*))?\}")
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}
-_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
-
-
-def operations(text: str) -> list[Operation]:
-    """Lists the operations of a compiled program, given as its text; those of a loop as often as it turns.
-
-    Raises:
-        NotCountedError: a loop whose length the compiler does not know, or a branch.
-    """
-    computations: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            name = head.group(2)
-            computations[name] = []
-            entry = name if head.group(1) else entry
-        elif name:
-            computations[name].append(line)
-    return _operations_of(computations, entry, 1)
-
-
-def _operations_of(computations: dict[str, list[str]], name: str, times: int) -> list[Operation]:
-    shapes, found = {}, []
-    for line in computations[name]:
-        if not (match := _INSTRUCTION.match(line)):
-            continue
-        name, shape, kind, rest = match.groups()
-        shapes[name] = shape
-        # AllocateBuffer: room for another operation, no work.
-        if kind in _FREE or kind.endswith("-done") or 'custom_call_target="AllocateBuffer"' in rest:
-            continue
-        if kind == "conditional":
-            raise NotCountedError(f"{name}: which branch runs is not known.")
-        if kind in ("while", "call"):
-            turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', rest)
-            body = re.search(r"(?:body|to_apply)=%([\w.\-]+)", rest)
-            if body is None or (kind == "while" and turns is None):
-                raise NotCountedError(f"{name}: how often the loop turns is not known.")
-            found += _operations_of(computations, body.group(1), times * int(turns.group(1) if turns else 1))
-            continue
-        source = re.search(r'op_name="([^"]*)"', rest)
-        if kind.endswith("-start"):
-            cycles, hbm_bytes = 0, sum(map(_array_bytes, _ARRAY.findall(shape)[:2]))
-        else:
-            operands = re.findall(r"%([\w.\-]+)", rest[: rest.index(")")])
-            hbm_bytes = sum(map(_hbm_bytes, [shape, *(shapes[operand] for operand in operands)]))
-            counted = re.search(r'"estimated_cycles":"(\d+)"', rest.partition('"bundle_analysis_data"')[2])
-            cycles = int(counted.group(1)) if counted else None
-        found.append(Operation(name, kind, times, cycles, hbm_bytes, source.group(1) if source else ""))
-    return found
-
-
-def _hbm_bytes(shape: str) -> int:
-    return sum(map(_array_bytes, _ARRAY.findall(shape)))
-
-
-def _array_bytes(array: tuple[str, str, str, str]) -> int:
-    """Bytes of an array in HBM, its tiles padded; 0 for one in another memory."""
-    kind, sizes, order, layout = array
-    if "S(" in layout:
-        return 0
-    padded = [int(size) for size in sizes.split(",") if size]
-    if padded and (tile := re.search(r"T\(([\d,]+)\)", layout)):
-        minor_first = [int(axis) for axis in order.split(",")]
-        for axis, size in zip(minor_first, reversed(tile.group(1).split(",")), strict=False):
-            padded[axis] = -(-padded[axis] // int(size)) * int(size)
-    return math.prod(padded) * _WIDTH[kind]

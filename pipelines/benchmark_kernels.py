@@ -119,8 +119,8 @@ def _prepare(replay: bool) -> None:
 
 
 def _schedule(name: str, case: Any, chip: str) -> Line:
+    from m3ae_tpu.kernels.compiled_text import NotCountedError
     from m3ae_tpu.kernels.measurement import scheduled
-    from m3ae_tpu.kernels.scheduled_cost import NotCountedError
 
     try:
         cost = scheduled(name, case, chip)
@@ -132,8 +132,9 @@ def _schedule(name: str, case: Any, chip: str) -> Line:
 
 
 def _traffic(name: str, case: Any, chip: str) -> Line:
+    from m3ae_tpu.kernels.compiled_text import NotCountedError
     from m3ae_tpu.kernels.measurement import traffic
-    from m3ae_tpu.kernels.scheduled_cost import Cost, NotCountedError
+    from m3ae_tpu.kernels.scheduled_cost import Cost
 
     try:
         cost = Cost(chip, 0, traffic(name, case, chip))

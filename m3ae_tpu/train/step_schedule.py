@@ -3,7 +3,12 @@
 import dataclasses
 
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.kernels import scheduled_cost
+from m3ae_tpu.kernels.compiled_text import operations
+from m3ae_tpu.kernels.measurement import Case, scheduled
+from m3ae_tpu.kernels.shapes import AttentionShape
+from m3ae_tpu.train.card import tokens_seen
 from m3ae_tpu.train.flops import flops_by_scope
 from m3ae_tpu.train.step_compile import Kernels, batch_shapes, compile_for, described_mesh
 
@@ -27,7 +32,7 @@ class PartCost:
     """Of one part of a step."""
 
     us: float = 0.0
-    """The larger of scheduled time and memory traffic of each operation, added up; background copies are free."""
+    """Of each operation the larger of work and memory traffic, added up; background copies are free."""
     hbm_bytes: int = 0
 
 
@@ -39,8 +44,6 @@ class StepCost:
     """By part, one of `PARTS`. An operation that the compiler fused over parts counts where it began."""
     peak_bytes: int
     """Highest use of memory, parameters and optimizer state included."""
-    uncounted: int
-    """Operations for which the replay gives no cycles: only their memory traffic is in `us`."""
 
     @property
     def us(self) -> float:
@@ -64,31 +67,53 @@ def part_of(scope: str) -> str:
     return "rest"
 
 
-def scheduled_step(config: PretrainConfig, chip: str, kernels: Kernels) -> StepCost:
-    """Returns the cost of a step on one chip of a kind, as the TPU compiler schedules it.
+def scheduled_step(
+    config: PretrainConfig, chip: str, kernels: Kernels, kernel_us: dict[str, float]
+) -> StepCost:
+    """Returns the cost of a step on one chip of a kind, as the TPU compiler schedules it. Takes minutes.
 
-    `scheduled_cost.prepare(replay=True)` comes before. Takes minutes.
+    The work of a matrix product is what the compiler expected when it chose how to cut it; that of a kernel comes
+    from its own replay. Whatever else a step does counts by its memory traffic.
 
     Args:
         config: `batch_size` rows on the one chip.
         chip: One of `scheduled_cost.CHIPS`.
         kernels: "ours", or "xla" for the step without kernels.
+        kernel_us: From `replayed_kernels`.
     """
     described = scheduled_cost.CHIPS[chip]
     compiled = compile_for(described_mesh(described.topology, 1), config, kernels)
-    parts = dict.fromkeys(PARTS, PartCost())
-    uncounted = 0
-    for operation in scheduled_cost.operations(compiled.as_text() or ""):
-        cost = scheduled_cost.Cost(chip, operation.cycles or 0, operation.hbm_bytes)
-        uncounted += operation.cycles is None
-        name = part_of(operation.source)
-        is_background = operation.kind.endswith("-start")
-        parts[name] = PartCost(
-            parts[name].us + (0.0 if is_background else operation.times * cost.us),
-            parts[name].hbm_bytes + operation.times * operation.hbm_bytes,
-        )
+    us, hbm_bytes, kernel_traffic = (dict.fromkeys(PARTS, 0.0) for _ in range(3))
+    for operation in operations(compiled.as_text() or ""):
+        part = part_of(operation.source)
+        hbm_bytes[part] += operation.times * operation.hbm_bytes
+        cost = scheduled_cost.Cost(chip, operation.estimated_cycles or 0, operation.hbm_bytes)
+        if operation.source.endswith("pallas_call"):
+            kernel_traffic[part] += operation.times * cost.us
+        elif not operation.kind.endswith("-start"):
+            us[part] += operation.times * cost.us
+    for part, traffic in kernel_traffic.items():
+        us[part] += max(traffic, kernel_us.get(part, 0.0)) if traffic else 0.0
     analysis = compiled.memory_analysis()
-    return StepCost(parts, analysis.peak_memory_in_bytes if analysis is not None else 0, uncounted)
+    parts = {part: PartCost(us[part], round(hbm_bytes[part])) for part in PARTS}
+    return StepCost(parts, analysis.peak_memory_in_bytes if analysis is not None else 0)
+
+
+def replayed_kernels(config: PretrainConfig, chip: str) -> dict[str, float]:
+    """Returns the microseconds that our attention kernels take in a step, forward and backward, by part.
+
+    `scheduled_cost.prepare(replay=True)` comes before.
+    """
+    us = dict.fromkeys(PARTS, 0.0)
+    for source, rows in zip(config.data.sources, rows_per_source(config), strict=True):
+        tokens = tokens_seen(config, source.kind, source.text_length)
+        stacks = {"encoder": config.model.encoder, "decoder": config.model.decoder}
+        for (name, stack), count in zip(stacks.items(), tokens, strict=True):
+            shape = AttentionShape(count, stack.num_heads, stack.width // stack.num_heads)
+            case = Case(shape, backward=True, masked=source.kind != "image")
+            row = scheduled("ours", case, chip)
+            us[f"{name}: attention"] += row.us * rows * stack.num_layers
+    return us
 
 
 def flops_by_part(config: PretrainConfig) -> dict[str, int]:
