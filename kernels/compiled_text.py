@@ -89,7 +89,7 @@ def _operations_of(computations: Computations, name: str, times: int) -> list[Op
             found += _operations_of(computations, body, times * turns)
             continue
         if line.kind.endswith("-start"):
-            cycles, estimate, hbm_bytes = 0, None, sum(map(_array_bytes, _arrays(line.shape)[:2]))
+            cycles, estimate, hbm_bytes = 0, None, _moved(line.shape)
         else:
             hbm_bytes = _traffic(computations, line, [shapes[operand] for operand in line.operands])
             cycles = _cycles(line.rest, "bundle_analysis_data")
@@ -139,6 +139,13 @@ def _traffic(computations: Computations, line: Instruction, operands: list[str])
         share * _array_bytes(array) for share, array in zip(writes, _arrays(line.shape), strict=True)
     )
     return round(read + written)
+
+
+def _moved(shape: str) -> int:
+    """Bytes of memory that a copy in the background touches, which may take a slice: two arrays, from and to."""
+    both = _arrays(shape)[:2]
+    sizes = [math.prod(int(size) for size in array[1].split(",") if size) for array in both]
+    return round(sum(_array_bytes(x) * min(sizes) / size for x, size in zip(both, sizes, strict=True)))
 
 
 def _shares(fused: list[Instruction]) -> dict[int, float]:

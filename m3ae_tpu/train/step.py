@@ -94,8 +94,8 @@ def train_step(
     ):  # Optax raises floats to the power of an int32 count.
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, parameters)
         model = eqx.apply_updates(state.model, updates)
-    metrics["grad_norm"] = optax.tree.norm(gradients)
-    metrics["parameter_norm"] = optax.tree.norm(eqx.filter(model, eqx.is_array))
+        metrics["grad_norm"] = optax.tree.norm(gradients)
+        metrics["parameter_norm"] = optax.tree.norm(eqx.filter(model, eqx.is_array))
     return TrainState(state.step + 1, model, optimizer_state), metrics
 
 
