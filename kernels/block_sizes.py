@@ -1,11 +1,14 @@
 """Block sizes of the TPU kernels, looked up by chip and shape in `block_sizes.json`."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
 import json
+from collections.abc import Iterator
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,27 @@ def table() -> list[dict]:
     return json.loads(importlib.resources.files(__package__).joinpath("block_sizes.json").read_text())
 
 
-def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: jnp.dtype) -> Blocks:
+_CHOSEN: dict[str, Blocks] = {}
+
+
+@contextlib.contextmanager
+def choosing(kernel: str, blocks: Blocks) -> Iterator[None]:
+    """Has programs that are lowered meanwhile take these block sizes for a kernel, whatever the table says."""
+    _CHOSEN[kernel] = blocks
+    try:
+        yield
+    finally:
+        del _CHOSEN[kernel]
+
+
+def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: DTypeLike) -> Blocks:
     """Returns the block sizes of a kernel for a chip and a shape.
 
     Raises:
         NotImplementedError: the kernel does not fit into the chip.
     """
+    if kernel in _CHOSEN:
+        return _CHOSEN[kernel]
     chip = {kind: chip for chip, kind in CHIPS.items()}.get(device_kind or "")
     for row in table():
         if (

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from . import scheduled_cost
+from .block_sizes import Blocks, choosing
 from .contestants import Contestant, attention_contestant, cross_entropy_contestant
 from .shapes import ATTENTION, CROSS_ENTROPY, AttentionShape, CrossEntropyShape
 
@@ -101,6 +102,16 @@ def scheduled(name: str, case: Case, chip: str) -> scheduled_cost.Cost:
         return scheduled_cost.row_cost(chip, lambda batch: make(name, case, batch), _ATTENTION_BATCHES)
     cost = scheduled_cost.cost(chip, *_whole(name, case))
     return scheduled_cost.Cost(chip, cost.cycles / _LOSS_BATCH, cost.hbm_bytes / _LOSS_BATCH)
+
+
+def scheduled_with(kernel: str, blocks: Blocks, case: Case, chip: str) -> float | None:
+    """Returns a row's scheduled microseconds with other block sizes of a kernel; None if it does not compile."""
+    jax.clear_caches()
+    with choosing(kernel, blocks):
+        try:
+            return scheduled("ours", case, chip).us
+        except jax.errors.JaxRuntimeError:  # Out of VMEM or of registers.
+            return None
 
 
 def traffic(name: str, case: Case, chip: str) -> float:

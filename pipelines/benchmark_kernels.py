@@ -2,12 +2,16 @@
 
     python -m pipelines.benchmark_kernels --op=attention --shapes=all --against=xla,flash,splash,tokamax
     python -m pipelines.benchmark_kernels --static=v5e,v6e --shapes=encoder_large,decoder --chart=attention.svg
+    python -m pipelines.benchmark_kernels --static=v5e --shapes=encoder_large --tune
 
 Without an accelerator, or with `--static`, time is what the TPU compiler schedules for the chips named: the larger
 of cycles and of memory traffic, which counts tile padding. Nothing of it was measured on a chip. It needs libtpu
 (`pip install 'm3ae-tpu[compile-tpu]'`). The compiler's replay aborts at some operations, has no cycles for some,
 and takes hours for long loops of XLA's: then only memory traffic is known, at the batches of a training step, and
 the table says that it takes at least so long.
+
+`--tune` searches block sizes of the attention kernels from those in use, one setting at a time, by scheduled time, and
+writes the best into `kernels/block_sizes.json`, which the kernels look into. It takes 10 to 60 minutes for a shape.
 
 All is bfloat16, from and to the same arrays: attention from the packed projection to the attention's output, with
 splits, transposes and padding counted to whom needs them; cross-entropy from tokens and float32 parameters to the
@@ -44,12 +48,67 @@ _STATIC = flags.DEFINE_list(
 _MASKED = flags.DEFINE_boolean("masked", False, "Attention with a mask of valid keys, as pairs have.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Rows of a timed batch.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds of timing; medians are shown.", lower_bound=2)
+_TUNE = flags.DEFINE_boolean(
+    "tune", False, "Search block sizes of attention and write them into their table."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 _CHART = flags.DEFINE_string("chart", None, "SVG file to draw the figures to.")
 
 type Line = dict[str, Any]
 """`device`, `shape`, `backward`, `implementation`; `us` and what explains it, `at_least` if that is a lower bound;
 without a figure `reason`."""
+
+
+def tune(shapes: dict[str, Any], chips: list[str], report) -> None:
+    """Searches block sizes for every chip and shape, forward first; prints and enters each as it is found."""
+    import datetime
+    import importlib.metadata
+    import importlib.resources
+
+    import rich
+
+    from m3ae_tpu.kernels import block_sizes, tuning
+
+    path = pathlib.Path(str(importlib.resources.files("m3ae_tpu.kernels") / "block_sizes.json"))
+    how = f"libtpu {importlib.metadata.version('libtpu')}, {datetime.datetime.now(datetime.UTC).date()}"
+    compiler = _Compiler(replay=True)
+    for chip, shape, kernel in itertools.product(chips, shapes, ("attention_forward", "attention_backward")):
+        row = shapes[shape]
+        what = f"{kernel} {shape} {chip}"
+        start = block_sizes.blocks_for(kernel, block_sizes.CHIPS[chip], row.tokens, "bfloat16")
+        job = (kernel, _case(row, kernel == "attention_backward"), chip)
+        blocks, before, after, tries = tuning.climb(start, _Search(compiler, job, what, report))
+        rich.print(f"{what}: {before:.3f} -> {after:.3f} us, {tries} tried")
+        if blocks != start:
+            source = f"fewest scheduled cycles on {chip}, {row.tokens} tokens, {row.num_heads} heads of "
+            source += f"{row.head_dim}; {how}"
+            table = tuning.entered(json.loads(path.read_text()), kernel, chip, row.tokens, blocks, source)
+            write_whole(path, tuning.dumps(table))
+            rich.print(f"  {blocks}, entered in {path}")
+    compiler.close()
+
+
+class _Search:
+    """Measures block sizes in the compiler's process and reports how far the search is."""
+
+    def __init__(self, compiler: "_Compiler", job: tuple, what: str, report):
+        self._compiler, self._job, self._what, self._report = compiler, job, what, report
+        self._tries, self._best = 0, float("inf")
+
+    def __call__(self, blocks: Any) -> float | None:
+        self._tries += 1
+        us = self._compiler.run(_measure, blocks, *self._job).get("us")
+        self._best = self._best if us is None else min(us, self._best)
+        self._report(f"{self._what}: {self._tries} tried, best {self._best:.3f} us")
+        return us
+
+
+def _measure(blocks: Any, kernel: str, case: Any, chip: str) -> Line:
+    from m3ae_tpu.kernels.measurement import scheduled_with
+
+    us = scheduled_with(kernel, blocks, case, chip)
+    return {} if us is None else {"us": us}
+
 
 _PATIENCE = 180
 """Seconds for one replay; our kernels take 5 to 40."""
@@ -293,12 +352,20 @@ def main(argv: list[str]) -> None:
         require("cudnn" not in against, "--against: cudnn runs on a GPU only; nothing is scheduled for it.")
         _require_libtpu()
     names, chosen = ["ours", *against], {name: known[name] for name in shapes}
+    if _TUNE.value:
+        require(
+            operation == "attention", f"--tune is for --op=attention; --op = {operation} has no block sizes."
+        )
+        require(bool(chips), f"--tune needs --static; choose of {', '.join(CHIPS)}.")
     with rich.progress.Progress(rich.progress.SpinnerColumn(), "{task.description}", transient=True) as bars:
         task = bars.add_task("")
 
         def report(text: str) -> None:
             bars.update(task, description=text)
 
+        if _TUNE.value:
+            tune(chosen, chips, report)
+            return
         if chips:
             how, lines = "scheduled", schedule(names, chosen, chips, report)
         else:
