@@ -19,9 +19,6 @@ def test_search_ends_at_the_best_and_measures_nothing_twice():
             return None  # Does not compile.
         steps = [tuning._LAGS.index(lag) for lag in (*blocks.lags, *best.lags)]
         lags = sum(abs(a - b) for a, b in zip(steps[:3], steps[3:], strict=True))
-            abs(tuning._LAGS.index(a) - tuning._LAGS.index(b))
-            for a, b in zip(blocks.lags, best.lags, strict=True)
-        )
         return 10.0 + lags + abs(blocks.unroll - best.unroll) + (blocks.key_tile != best.key_tile)
 
     found = tuning.climb(START, measure)
