@@ -67,7 +67,7 @@ class ModelConfig:
     remat: bool = False
     """Keep only each block's input for the backward pass and compute blocks again: a third more work, less memory."""
     unroll: int = 1
-    """Blocks in one turn of the loop over layers: more to compile, fewer copies. Pays on CPUs."""
+    """Blocks in one turn of the loop over layers: more to compile, fewer copies. Pays on CPUs and GPUs."""
 
     def __post_init__(self) -> None:
         require(self.patch_size >= 1, f"model.patch_size = {self.patch_size} is not positive. Set 16.")

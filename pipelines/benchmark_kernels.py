@@ -19,14 +19,10 @@ mean loss. Figures are for one row of the batch: scheduled attention for one mor
 its scores in VMEM, which it cannot in a training step), all others for one of 64 rows or of `--batch`.
 """
 
-import concurrent.futures
 import itertools
 import json
-import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from absl import flags
@@ -68,10 +64,11 @@ def tune(shapes: dict[str, Any], chips: list[str], report) -> None:
     import rich
 
     from m3ae_tpu.kernels import block_sizes, tuning
+    from m3ae_tpu.kernels.compiler_process import CompilerProcess
 
     path = pathlib.Path(str(importlib.resources.files("m3ae_tpu.kernels") / "block_sizes.json"))
     how = f"libtpu {importlib.metadata.version('libtpu')}, {datetime.datetime.now(datetime.UTC).date()}"
-    compiler = _Compiler(replay=True)
+    compiler = CompilerProcess(replay=True, patience=_PATIENCE)
     for chip, shape, kernel in itertools.product(chips, shapes, ("attention_forward", "attention_backward")):
         row = shapes[shape]
         what = f"{kernel} {shape} {chip}"
@@ -91,23 +88,22 @@ def tune(shapes: dict[str, Any], chips: list[str], report) -> None:
 class _Search:
     """Measures block sizes in the compiler's process and reports how far the search is."""
 
-    def __init__(self, compiler: "_Compiler", job: tuple, what: str, report):
+    def __init__(self, compiler: Any, job: tuple, what: str, report):
         self._compiler, self._job, self._what, self._report = compiler, job, what, report
         self._tries, self._best = 0, float("inf")
 
     def __call__(self, blocks: Any) -> float | None:
+        from m3ae_tpu.kernels.compiler_process import ReplayFailedError
+        from m3ae_tpu.kernels.measurement import scheduled_with
+
         self._tries += 1
-        us = self._compiler.run(_measure, blocks, *self._job).get("us")
+        try:
+            us = self._compiler.run(scheduled_with, blocks, *self._job)
+        except ReplayFailedError:
+            us = None
         self._best = self._best if us is None else min(us, self._best)
         self._report(f"{self._what}: {self._tries} tried, best {self._best:.3f} us")
         return us
-
-
-def _measure(blocks: Any, kernel: str, case: Any, chip: str) -> Line:
-    from m3ae_tpu.kernels.measurement import scheduled_with
-
-    us = scheduled_with(kernel, blocks, case, chip)
-    return {} if us is None else {"us": us}
 
 
 _PATIENCE = 180
@@ -116,18 +112,28 @@ _PATIENCE = 180
 
 def schedule(names: list[str], shapes: dict[str, Any], chips: list[str], report) -> list[Line]:
     """Returns a line for every chip, shape, direction and implementation, scheduled by the TPU compiler."""
+    from m3ae_tpu.kernels.compiled_text import NotCountedError
+    from m3ae_tpu.kernels.compiler_process import CompilerProcess, ReplayFailedError
+    from m3ae_tpu.kernels.measurement import scheduled, traffic
+    from m3ae_tpu.kernels.scheduled_cost import Cost
+
     lines = []
-    replaying, plain = _Compiler(replay=True), _Compiler(replay=False)
+    replaying, plain = CompilerProcess(replay=True, patience=_PATIENCE), CompilerProcess(replay=False)
     for chip, shape, backward, name in itertools.product(chips, shapes, (False, True), names):
         report(f"{name} {shape} {chip} {_DIRECTION[backward]}")
         line = {"device": chip, "shape": shape, "backward": backward, "implementation": name}
         job = (name, _case(shapes[shape], backward), chip)
-        result = replaying.run(_schedule, *job)
-        if "us" not in result and result["is_known"]:
-            result = plain.run(_traffic, *job) | {"reason": result["reason"]}
-        lines.append(line | result)
-    for compiler in (replaying, plain):
-        compiler.close()
+        try:
+            cost = replaying.run(scheduled, *job)
+            line |= {key: getattr(cost, key) for key in ("us", "bound", "cycles", "hbm_bytes")}
+        except (NotCountedError, ReplayFailedError) as error:
+            cost = Cost(chip, 0, plain.run(traffic, *job))
+            line |= {"us": cost.hbm_us, "hbm_bytes": cost.hbm_bytes, "at_least": True, "reason": str(error)}
+        except (NotImplementedError, ModuleNotFoundError, ValueError) as error:
+            line |= {"reason": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        lines.append(line)
+    replaying.close()
+    plain.close()
     return lines
 
 
@@ -135,71 +141,6 @@ def _case(shape: Any, backward: bool) -> Any:
     from m3ae_tpu.kernels.measurement import Case
 
     return Case(shape, backward, masked=_MASKED.value)
-
-
-class _Compiler:
-    """A process beside this one that compiles for TPUs: with the replay it may abort, or not come to an end."""
-
-    def __init__(self, *, replay: bool):
-        self._replay = replay
-        self._pool = self._start()
-
-    def _start(self) -> concurrent.futures.ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return concurrent.futures.ProcessPoolExecutor(
-            1, context, initializer=_prepare, initargs=(self._replay,)
-        )
-
-    def run(self, function: Callable[..., Line], *arguments: Any) -> Line:
-        """Returns what `function` does, or why not, and starts anew after an end that is known of the replay."""
-        try:
-            return self._pool.submit(function, *arguments).result(_PATIENCE if self._replay else None)
-        except BrokenProcessPool:
-            reason = "the compiler's replay aborts"
-        except TimeoutError:
-            reason = f"the compiler's replay takes over {_PATIENCE} s"
-        self.close()
-        self._pool = self._start()
-        return {"reason": reason, "is_known": True}
-
-    def close(self) -> None:
-        for process in list(self._pool._processes.values()):  # An endless replay hears nothing else.
-            process.kill()
-        self._pool.shutdown()
-
-
-def _prepare(replay: bool) -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from m3ae_tpu.kernels import scheduled_cost
-
-    scheduled_cost.prepare(replay=replay)
-    # What the compiler says on its way to an abort is told in the table.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _schedule(name: str, case: Any, chip: str) -> Line:
-    from m3ae_tpu.kernels.compiled_text import NotCountedError
-    from m3ae_tpu.kernels.measurement import scheduled
-
-    try:
-        cost = scheduled(name, case, chip)
-    except NotCountedError as error:
-        return {"reason": str(error), "is_known": True}
-    except (NotImplementedError, ModuleNotFoundError, ValueError) as error:
-        return {"reason": f"{type(error).__name__}: {str(error).splitlines()[0]}", "is_known": False}
-    return {key: getattr(cost, key) for key in ("us", "bound", "cycles", "hbm_bytes")}
-
-
-def _traffic(name: str, case: Any, chip: str) -> Line:
-    from m3ae_tpu.kernels.compiled_text import NotCountedError
-    from m3ae_tpu.kernels.measurement import traffic
-    from m3ae_tpu.kernels.scheduled_cost import Cost
-
-    try:
-        cost = Cost(chip, 0, traffic(name, case, chip))
-    except NotCountedError as error:
-        return {"reason": str(error)}
-    return {"us": cost.hbm_us, "bound": "memory", "hbm_bytes": cost.hbm_bytes, "at_least": True}
 
 
 def time(names: list[str], shapes: dict[str, Any], report) -> list[Line]:

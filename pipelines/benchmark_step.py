@@ -17,13 +17,10 @@ our attention kernels comes from a replay of their schedule; other operations co
 of it was measured on a chip. It needs libtpu (`pip install 'm3ae-tpu[compile-tpu]'`) and takes minutes.
 """
 
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -88,43 +85,25 @@ def schedule(config: PretrainConfig, names: list[Any], chip: str) -> dict[str, A
     """Schedules each implementation and prints a table of the step's parts."""
     import rich.console
 
+    from m3ae_tpu.kernels.compiler_process import CompilerProcess
+    from m3ae_tpu.train.step_schedule import replayed_kernels, scheduled_step
+
     results: dict[str, Any] = {"chip": chip}
     status = rich.console.Console().status
-    with status("replaying the attention kernels"):
-        kernel_us = _in_a_process(True, _replay, config, chip) if "ours" in names else {}
-    costs = {}
+    kernel_us, costs = {}, {}
+    if "ours" in names:
+        with status("replaying the attention kernels"):
+            process = CompilerProcess(replay=True)
+            kernel_us = process.run(replayed_kernels, config, chip)
+            process.close()
+    process = CompilerProcess(replay=False)
     for name in names:
         with status(f"{name}: compiling, minutes"):
-            cost = costs[name] = _in_a_process(False, _schedule, config, chip, name, kernel_us)
+            cost = costs[name] = process.run(scheduled_step, config, chip, name, kernel_us)
         results[name] = dataclasses.asdict(cost) | {"us": cost.us, "hbm_bytes": cost.hbm_bytes}
+    process.close()
     _show_parts(config, costs, chip)
     return results
-
-
-def _in_a_process(replay: bool, function: Callable, *arguments: Any) -> Any:
-    """Runs what compiles for TPUs in a process of its own: libtpu reads its flags once."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(replay,)) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _prepare(replay: bool) -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from m3ae_tpu.kernels import scheduled_cost
-
-    scheduled_cost.prepare(replay=replay)
-
-
-def _replay(config: PretrainConfig, chip: str) -> dict[str, float]:
-    from m3ae_tpu.train.step_schedule import replayed_kernels
-
-    return replayed_kernels(config, chip)
-
-
-def _schedule(config: PretrainConfig, chip: str, name: Any, kernel_us: dict[str, float]) -> "StepCost":
-    from m3ae_tpu.train.step_schedule import scheduled_step
-
-    return scheduled_step(config, chip, name, kernel_us)
 
 
 def _show_parts(config: PretrainConfig, costs: dict[str, "StepCost"], chip: str) -> None:
