@@ -10,6 +10,7 @@ import pytest
 from m3ae_tpu.config import MaskingConfig, ModelConfig, PretrainConfig, SourceConfig, TransformerConfig
 from m3ae_tpu.configs import debug
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.model.transformer import Block
 from m3ae_tpu.train.objective import reconstruction_loss
 
 CONFIG = dataclasses.replace(
@@ -153,6 +154,22 @@ def test_remat_and_unrolling_change_memory_and_not_results(model):
     np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
     for left, right in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-6)
+
+
+def test_a_block_keeps_what_products_and_attention_give_and_nothing_else():
+    width, tokens = 32, 500
+    block = Block(
+        TransformerConfig(num_layers=1, width=width, num_heads=2),
+        key=jax.random.key(0),
+        attention_fn=lambda qkv, valid, num_heads: qkv[:, :, 0],
+    )
+    x = jnp.ones((1, tokens, width), jnp.bfloat16)
+    _, pull_back = jax.vjp(lambda block, x: block(x, None), block, x)
+    kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size >= tokens]
+    of_tokens = [leaf for leaf in kept if leaf.ndim == 3 and tokens in leaf.shape or leaf.shape[0] == tokens]
+    # The two inputs, attention's result, and the MLP's hidden channels.
+    assert sum(leaf.size for leaf in of_tokens) == tokens * width * (1 + 1 + 1 + 4)
+    assert {leaf.dtype for leaf in of_tokens} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_bfloat16_computes_close_to_float32(model):
