@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -140,7 +140,7 @@ class _Stages:
                 first = step * len(encoded)
                 places = range(first, first + len(encoded))
                 alone = [self._originals[place % len(self._originals)].image for place in places]
-            decoded = [decode_image(image) for image in encoded]
+            decoded = [decode_image(image, "RGBX") for image in encoded]
 
             def crop() -> None:
                 rows = np.empty((len(decoded), data.image_size, data.image_size, 3), np.uint8)
@@ -149,7 +149,7 @@ class _Stages:
 
             work |= {
                 DECODE_ONLY: lambda: _decode_each(alone),
-                "decode": lambda: _decode_each(encoded),
+                "decode": lambda: _decode_each(encoded, "RGBX"),
                 "crop, resize, batch": crop,
             }
         texts = [
@@ -163,6 +163,6 @@ class _Stages:
         return work
 
 
-def _decode_each(images: list[bytes]) -> None:
+def _decode_each(images: list[bytes], channels: Literal["RGB", "RGBX"] = "RGB") -> None:
     for image in images:
-        decode_image(image)
+        decode_image(image, channels)
