@@ -135,7 +135,9 @@ def _groups(formats: dict[str, Format], given: str, kind: str) -> list[tuple[For
         )
         return [(format, (url,)) for format in ("table", *damaged) for url in by_format.get(format, [])]
     # What is no text is taken for an image, a damaged one too: it is dropped with its reason, not passed over.
-    rows = [(format, (url,)) for format in damaged[:2] for url in by_format.get(format, [])]
+    rows: list[tuple[Format, tuple[str, ...]]] = [
+        (format, (url,)) for format in damaged[:2] for url in by_format.get(format, [])
+    ]
     images = sorted(set(formats) - _texts(formats) - {url for _, (url,) in rows})
     require(
         bool(images or rows) or "addresses" not in holds.values(),
