@@ -7,6 +7,7 @@ and a run goes on by asking for the batches from its step on. The batch is descr
 import dataclasses
 import math
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -180,6 +181,8 @@ class Loader(Iterator[tuple[Batch, Origin]]):
         threads = grain.ReadOptions(num_threads=1 if num_workers else 2, prefetch_buffer_size=2)
         stream = dataset[start_step:].to_iter_dataset(threads)
         if num_workers:
+            # Python's tracker removes what a killed worker leaves in /dev/shm; it need not warn of it too.
+            sys.warnoptions.append("ignore:resource_tracker")
             options = grain.multiprocessing.MultiprocessingOptions(
                 num_workers=num_workers, per_worker_buffer_size=2
             )
