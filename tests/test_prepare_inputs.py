@@ -196,3 +196,10 @@ def test_a_damaged_file_that_starts_like_a_container_hides_no_other(start, pairs
     manifest = run(images, tmp_path / "other", kind="image", num_shards=1)
     assert (manifest["given"], manifest["kept"]) == (3, 1)
     assert manifest["dropped"] == {"not an image": 1, "unreadable file": 1}
+
+
+def test_a_list_with_a_damaged_header_stops_nothing(pairs, tmp_path):
+    write_folder(tmp_path / "given", pairs[:3])
+    (tmp_path / "given" / "more.csv").write_bytes(b"fi\rle,caption\nx.jpg,a\n")
+    manifest = run(tmp_path / "given", tmp_path / "set", num_shards=1)
+    assert (manifest["given"], manifest["kept"]) == (3, 3)
