@@ -31,15 +31,13 @@ class Rates:
     images_per_row: float
     """Share of the rows that have an image."""
     rounds: int
+    fraction_of_decode_only: float | None
+    """The loader's rate relative to decoding alone, round by round: what slows the machine down for a while slows both.
+    None for texts alone."""
 
     def per_core(self, stage: str) -> float:
         """Returns how many rows a second one core makes, if it does nothing else."""
         return 1 / self.cpu_seconds[stage]
-
-    def of_decoding(self) -> float:
-        """Returns the loader's rate relative to decoding alone; NaN for texts alone."""
-        decode = self.cpu_seconds.get(DECODE_ONLY, float("nan"))
-        return decode / self.cpu_seconds[WHOLE]
 
     def cores_for(self, examples_per_second: float) -> float:
         """Returns how many such cores feed a chip that takes so many examples a second."""
@@ -89,6 +87,9 @@ def measure(
     loader.close()
     rows = config.batch_size
     names = [name for name in (*stages.names, WHOLE, WHOLE_AGAIN) if name in seconds]
+    ratios = [
+        alone / whole for alone, whole in zip(seconds.get(DECODE_ONLY, []), seconds[WHOLE], strict=False)
+    ]
     return Rates(
         cpu_seconds={name: float(np.median(seconds[name])) / rows for name in names},
         copy_seconds=float(np.median(copies)) / rows,
@@ -96,6 +97,7 @@ def measure(
         batch_size=rows,
         images_per_row=stages.num_images / rows,
         rounds=rounds,
+        fraction_of_decode_only=float(np.median(ratios)) if ratios else None,
     )
 
 
