@@ -86,7 +86,8 @@ def draw_crop(
         draws: Uniform in [0, 1): area, aspect, top and left of each attempt; see `CROP_DRAWS`.
     """
     low, high = _LOG_ASPECT
-    for for_area, for_aspect, for_top, for_left in draws.tolist():
+    for attempt in draws:
+        for_area, for_aspect, for_top, for_left = attempt.tolist()
         pixels = height * width * (area[0] + (area[1] - area[0]) * for_area)
         aspect = math.exp(low + (high - low) * for_aspect)
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))

@@ -28,7 +28,7 @@ type Counts = dict[str, int]
 
 _ENDLESS = 2**40
 """Steps after which the stream ends: at a thousand a second, in 35 years."""
-_READ_AHEAD = 32
+_READ_AHEAD = 64
 """Records that are read at a time: between two images the reader would find nothing of its own in the processor's
 cache any more. Bounds memory where images are large."""
 
@@ -62,9 +62,8 @@ class DrawRows:
         """Takes the records of each source, and the seed of the run."""
         self._plan = plan
         self._orders = [
-            grain.MapDataset.range(part.start, part.stop)
-            .shuffle(seed=draw_seed(seed, source, "order"))
-            .repeat(None)
+            # Beyond its end it goes on with the next epoch, in another order.
+            grain.MapDataset.range(part.start, part.stop).shuffle(seed=draw_seed(seed, source, "order"))
             for source, part in enumerate(parts)
         ]
         self._seeds = [draw_seed(seed, source, "augment") for source in range(len(parts))]
