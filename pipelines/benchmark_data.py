@@ -72,8 +72,10 @@ def show(rates: "Rates", examples_per_second: float) -> None:
     if DECODE_ONLY in rates.cpu_seconds:
         add(DECODE_ONLY, rates.cpu_seconds[DECODE_ONLY])
     rich.print(table)
-    if DECODE_ONLY in rates.cpu_seconds:
-        rich.print(f"The loader reaches [bold]{rates.of_decoding():.0%}[/] of the rate of decoding alone.")
+    if rates.fraction_of_decode_only is not None:
+        rich.print(
+            f"The loader reaches [bold]{rates.fraction_of_decode_only:.0%}[/] of the rate of decoding alone."
+        )
     rich.print(
         f"Copy to {rates.device}: {rates.copy_seconds * 1e6:,.1f} us a row, while the step before computes."
     )
@@ -88,7 +90,6 @@ def as_json(rates: "Rates", examples_per_second: float) -> str:
     """Returns all figures for programs: seconds a row by stage, and what follows from them."""
     figures = dataclasses.asdict(rates) | {
         "rows_per_second_per_core": {stage: rates.per_core(stage) for stage in rates.cpu_seconds},
-        "fraction_of_decode_only": rates.of_decoding() if rates.images_per_row else None,
         "examples_per_second": examples_per_second,
         "cores_needed": rates.cores_for(examples_per_second),
     }

@@ -42,7 +42,7 @@ def verify(folders: list[pathlib.Path]) -> None:
         if faults:
             more = [f"... and {len(faults) - 3} more"] if len(faults) > 3 else []
             raise ConfigError("\n".join([*faults[:3], *more, "Copy these shards again."]))
-        print(f"{folder}: all {total} shards are as their manifest says")
+        print(f"{folder}: {total} of {total} shards are as the manifest says")
 
 
 def show_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
@@ -75,8 +75,8 @@ def show_mixture(config: PretrainConfig) -> None:
     mixture = rich.table.Table(title=f"mixture: batches of {config.batch_size:,}", title_justify="left")
     for heading in ("source", "kind", "rows", "records", "epochs in 1,000 steps"):
         mixture.add_column(heading, justify="left" if heading in ("source", "kind") else "right")
-    lengths = rich.table.Table(title="tokens of a text", title_justify="left")
-    for heading in ("source", "texts read", "mean", "median", "95 %", "max", "text_length", "cut"):
+    lengths = rich.table.Table(title="tokens of a text; those over the length are cut", title_justify="left")
+    for heading in ("source", "texts", "mean", "median", "95 %", "max", "length", "cut"):
         lengths.add_column(heading, justify="left" if heading == "source" else "right")
     for summary in summarise(config):
         source = summary.source

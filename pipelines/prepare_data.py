@@ -110,8 +110,9 @@ def main(argv: list[str]) -> None:
             manifest = _beam()(
                 parts, output, options, runner=_RUNNER.value, runner_options=_BEAM_OPTIONS.value
             )
+    num_shards = len(manifest["shards"])
     print(
-        f"{manifest['given']:,} given, {manifest['kept']:,} kept in {len(manifest['shards'])} shards, "
+        f"{manifest['given']:,} given, {manifest['kept']:,} kept in {num_shards:,} shard{'s' * (num_shards > 1)}, "
         f"{manifest['bytes'] / 1e6:,.1f} MB"
     )
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):

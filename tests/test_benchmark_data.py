@@ -1,7 +1,5 @@
 """Guards the benchmark of the data: every stage is timed, and what follows from the times is right."""
 
-import dataclasses
-
 import pytest
 
 from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig
@@ -34,6 +32,8 @@ def test_every_stage_of_a_config_is_timed(sources, parts, images_per_row):
     assert set(rates.cpu_seconds) == parts | {WHOLE, WHOLE_AGAIN}
     assert all(seconds > 0 for seconds in rates.cpu_seconds.values())
     assert rates.images_per_row == images_per_row
+    assert (rates.fraction_of_decode_only is None) == (images_per_row == 0)
+    assert 0 < (rates.fraction_of_decode_only or 0.5) < 1.5
     assert done == [1, 2]
 
 
@@ -45,8 +45,7 @@ def test_cores_and_shares_follow_from_the_times():
         batch_size=8,
         images_per_row=1.0,
         rounds=1,
+        fraction_of_decode_only=0.5,
     )
     assert rates.per_core(WHOLE) == 500
-    assert rates.of_decoding() == 0.5
     assert rates.cores_for(4_000.0) == 2.0
-    assert dataclasses.replace(rates, cpu_seconds={WHOLE: 1.0}).of_decoding() != 0.5

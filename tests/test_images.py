@@ -1,5 +1,6 @@
 """Decoding, cropping, and which pictures may be mirrored."""
 
+import concurrent.futures
 import io
 
 import numpy as np
@@ -108,25 +109,54 @@ def pillow_resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def with_fourth_byte(image: np.ndarray) -> np.ndarray:
+    return np.dstack([image, np.arange(image[..., 0].size).reshape(image.shape[:2]).astype(np.uint8)])
+
+
 def resized(image: np.ndarray, size: int) -> np.ndarray:
     out = np.zeros((size, size, 3), np.uint8)
-    resize(image, out)
+    resize(with_fourth_byte(image), (0, 0, image.shape[1], image.shape[0]), out)
     return out
 
 
 def cropped(image: np.ndarray, size: int, seed: int) -> np.ndarray:
     out = np.zeros((size, size, 3), np.uint8)
-    random_resized_crop(image, out, area=AREA, draws=draws(seed))
+    random_resized_crop(with_fourth_byte(image), out, area=AREA, draws=draws(seed))
     return out
 
 
-def test_no_pixel_outside_of_a_crop_takes_part():
-    left, top, right, bottom = draw_crop(40, 60, AREA, draws(5))
-    got = cropped(picture(), 32, seed=5)
-    np.testing.assert_array_equal(got, resized(picture()[top:bottom, left:right], 32))
+@pytest.mark.parametrize("box", [(5, 3, 45, 33), (20, 10, 60, 40), (0, 0, 60, 40), (7, 39, 8, 40)])
+def test_no_pixel_outside_of_a_crop_takes_part(box):
+    left, top, right, bottom = box
+    got, expected = np.zeros((32, 32, 3), np.uint8), resized(picture()[top:bottom, left:right], 32)
+    resize(with_fourth_byte(picture()), box, got)
+    np.testing.assert_array_equal(got, expected)
     outside = np.full_like(picture(), 255)
     outside[top:bottom, left:right] = picture()[top:bottom, left:right]
-    np.testing.assert_array_equal(cropped(outside, 32, seed=5), got)
+    resize(with_fourth_byte(outside), box, got)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_random_crop_is_the_box_that_was_drawn():
+    left, top, right, bottom = draw_crop(40, 60, AREA, draws(5))
+    expected = resized(picture()[top:bottom, left:right], 32)
+    np.testing.assert_array_equal(cropped(picture(), 32, seed=5), expected)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
+def test_a_fourth_byte_changes_no_colour(format):
+    data = encoded(picture(), format)
+    decoded = decode_image(data, "RGBX")
+    assert decoded.shape == (40, 60, 4)
+    np.testing.assert_array_equal(decoded[..., :3], decode_image(data))
+
+
+def test_threads_do_not_mix_their_crops_up():
+    seeds = range(64)
+    expected = [cropped(picture(), 32, seed) for seed in seeds]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda seed: cropped(picture(), 32, seed), seeds))
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("size", [24, 64, 96, 200])

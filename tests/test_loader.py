@@ -12,7 +12,8 @@ from PIL import Image
 from m3ae_tpu.config import ConfigError, DataConfig, ModelConfig, PretrainConfig, SourceConfig
 from m3ae_tpu.data.fingerprint import differences, fingerprint
 from m3ae_tpu.data.images import CROP_DRAWS, decode_image, random_resized_crop
-from m3ae_tpu.data.loader import make_loader
+from m3ae_tpu.data.loader import DrawRows, make_loader
+from m3ae_tpu.data.mixture import Plan
 from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.data.records import Record, open_shards, write_shards
 from m3ae_tpu.data.text import Tokenizer
@@ -98,6 +99,14 @@ def test_another_seed_gives_other_batches(folder):
     other = make_loader(dataclasses.replace(pairs_of(folder), seed=1)).batch_at(0)[0]["paired"]
     assert np.any(first["text"] != other["text"])
     assert np.any(first["image"] != other["image"])
+
+
+def test_what_a_step_holds_stays_what_it_was_in_earlier_versions():
+    rows = DrawRows(Plan(["paired", "image"], [3, 2]), [range(1000), range(10, 60)], seed=7)(400)
+    assert [(row.source, row.record) for row in rows] == [(0, 749), (0, 92), (0, 101), (1, 12), (1, 50)]
+    np.testing.assert_allclose([row.flip for row in rows], [0.0724, 0.88, 0.7923, 0.6923, 0.4712], atol=1e-4)
+    crops = [row.crop[0, 0] for row in rows]
+    np.testing.assert_allclose(crops, [0.2337, 0.2959, 0.2061, 0.3875, 0.3594], atol=1e-4)
 
 
 def numbered(n: int) -> list[Record]:
@@ -211,7 +220,8 @@ def test_a_crop_is_that_of_the_decoded_image(tmp_path):
     # All of a square image: only crops of aspect ratio 1 fit, and the central one is left.
     got = make_loader(config).batch_at(0)[0]["paired"]["image"][0]
     expected = np.zeros((96, 96, 3), np.uint8)
-    random_resized_crop(decode_image(record.image), expected, area=(1.0, 1.0), draws=np.zeros(CROP_DRAWS))
+    image = decode_image(record.image, "RGBX")
+    random_resized_crop(image, expected, area=(1.0, 1.0), draws=np.zeros(CROP_DRAWS))
     assert got.shape == expected.shape
     assert np.abs(got.astype(int) - expected).mean() < 12
 

@@ -57,8 +57,7 @@ def layouts(draw):
 
 
 def rows_of_kinds(plan: Plan, kinds: list[str], step: int) -> dict[str, list[tuple[int, int]]]:
-    local = [plan[index] for index in range(step * len(plan.local), (step + 1) * len(plan.local))]
-    return {kind: [row for row in local if kinds[row[0]] == kind] for kind in kinds}
+    return {kind: [row for row in plan.rows(step) if kinds[row[0]] == kind] for kind in kinds}
 
 
 @given(layouts(), st.integers(0, 1000))
@@ -77,7 +76,7 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(layout, step):
 def test_each_source_is_walked_without_gaps_or_repeats(layout, num_steps):
     kinds, rows, _ = layout
     plan = Plan(kinds, rows)
-    seen = [plan[index] for index in range(num_steps * sum(rows))]
+    seen = [row for step in range(num_steps) for row in plan.rows(step)]
     for source, n in enumerate(rows):
         positions = [position for other, position in seen if other == source]
         assert sorted(positions) == list(range(num_steps * n))

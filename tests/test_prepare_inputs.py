@@ -179,3 +179,27 @@ def test_odd_sidecars_belong_to_their_image(pairs, tmp_path):
 def test_stores_and_packages_that_are_missing_are_named(tmp_path):
     with pytest.raises(ConfigError, match="needs s3fs"):
         find_parts(["s3://bucket/set"], "paired")
+
+
+@pytest.mark.parametrize("start", [b"PAR1PAR1", b"\x89HDF\r\n\x1a\n\0\0\0\0"])
+def test_a_damaged_file_that_starts_like_a_container_hides_no_other(start, pairs, tmp_path):
+    texts, images = tmp_path / "texts", tmp_path / "images"
+    for folder in (texts, images):
+        folder.mkdir()
+        (folder / "a.dat").write_bytes(start + bytes(40))
+    (texts / "b.txt").write_text("one\ntwo\n")
+    manifest = run(texts, tmp_path / "set", kind="text", num_shards=1)
+    assert (manifest["given"], manifest["kept"]) == (3, 2)
+    assert manifest["dropped"] == {"unreadable file": 1}
+    (images / "b.jpg").write_bytes(pairs[0][0])
+    (images / "c.jpg").write_bytes(b"<html>Not found</html>")
+    manifest = run(images, tmp_path / "other", kind="image", num_shards=1)
+    assert (manifest["given"], manifest["kept"]) == (3, 1)
+    assert manifest["dropped"] == {"not an image": 1, "unreadable file": 1}
+
+
+def test_a_list_with_a_damaged_header_stops_nothing(pairs, tmp_path):
+    write_folder(tmp_path / "given", pairs[:3])
+    (tmp_path / "given" / "more.csv").write_bytes(b"fi\rle,caption\nx.jpg,a\n")
+    manifest = run(tmp_path / "given", tmp_path / "set", num_shards=1)
+    assert (manifest["given"], manifest["kept"]) == (3, 3)

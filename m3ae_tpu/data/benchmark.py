@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -31,15 +31,13 @@ class Rates:
     images_per_row: float
     """Share of the rows that have an image."""
     rounds: int
+    fraction_of_decode_only: float | None
+    """The loader's rate relative to decoding alone, round by round: what slows the machine down for a while slows both.
+    None for texts alone."""
 
     def per_core(self, stage: str) -> float:
         """Returns how many rows a second one core makes, if it does nothing else."""
         return 1 / self.cpu_seconds[stage]
-
-    def of_decoding(self) -> float:
-        """Returns the loader's rate relative to decoding alone; NaN for texts alone."""
-        decode = self.cpu_seconds.get(DECODE_ONLY, float("nan"))
-        return decode / self.cpu_seconds[WHOLE]
 
     def cores_for(self, examples_per_second: float) -> float:
         """Returns how many such cores feed a chip that takes so many examples a second."""
@@ -77,14 +75,11 @@ def measure(
     order = np.random.default_rng(config.seed)
     for done in range(1, rounds + 1):
         record_sets = stages.read(done)
-        timed = stages.of(done, record_sets) | {WHOLE: lambda step=done: loader.batch_at(step)}
+        whole = _timed(lambda step=done: loader.batch_at(step))
+        timed = stages.of(done, record_sets) | {WHOLE: whole}
         for name in order.permutation(list(timed)):
-            start = time.process_time()
-            timed[name]()
-            seconds.setdefault(name, []).append(time.process_time() - start)
-        start = time.process_time()
-        loader.batch_at(done)
-        seconds.setdefault(WHOLE_AGAIN, []).append(time.process_time() - start)
+            seconds.setdefault(name, []).append(timed[name]())
+        seconds.setdefault(WHOLE_AGAIN, []).append(whole())
         begin = time.perf_counter()
         jax.block_until_ready(jax.device_put(batch))
         copies.append(time.perf_counter() - begin)
@@ -92,6 +87,9 @@ def measure(
     loader.close()
     rows = config.batch_size
     names = [name for name in (*stages.names, WHOLE, WHOLE_AGAIN) if name in seconds]
+    ratios = [
+        alone / whole for alone, whole in zip(seconds.get(DECODE_ONLY, []), seconds[WHOLE], strict=False)
+    ]
     return Rates(
         cpu_seconds={name: float(np.median(seconds[name])) / rows for name in names},
         copy_seconds=float(np.median(copies)) / rows,
@@ -99,6 +97,7 @@ def measure(
         batch_size=rows,
         images_per_row=stages.num_images / rows,
         rounds=rounds,
+        fraction_of_decode_only=float(np.median(ratios)) if ratios else None,
     )
 
 
@@ -127,29 +126,35 @@ class _Stages:
             for shards, rows in zip(self._shards, self._rows, strict=True)
         ]
 
-    def of(self, step: int, record_sets: list[list[Record]]) -> dict[str, Callable[[], Any]]:
-        """Returns the work of each stage on one batch's records, inputs made ready."""
+    def of(self, step: int, record_sets: list[list[Record]]) -> dict[str, Callable[[], float]]:
+        """Returns, for each stage, what does its work on one batch's records and returns the CPU seconds it took."""
         data = self._config.data
         with_source = list(zip(data.sources, record_sets, strict=True))
         encoded = [record.image for source, set_ in with_source if source.kind != "text" for record in set_]
         rng = np.random.default_rng(step)
-        work: dict[str, Callable[[], Any]] = {"read": lambda: self.read(step)}
+        work = {"read": _timed(lambda: self.read(step))}
         if encoded:
             alone = encoded
             if self._originals is not None:
                 first = step * len(encoded)
                 places = range(first, first + len(encoded))
                 alone = [self._originals[place % len(self._originals)].image for place in places]
-            decoded = [decode_image(image) for image in encoded]
 
-            def crop() -> None:
-                rows = np.empty((len(decoded), data.image_size, data.image_size, 3), np.uint8)
-                for image, row in zip(decoded, rows, strict=True):
-                    random_resized_crop(image, row, area=data.crop_area, draws=rng.random(CROP_DRAWS))
+            def crop() -> float:
+                rows = np.empty((len(encoded), data.image_size, data.image_size, 3), np.uint8)
+                seconds = 0.0
+                for image, row in zip(encoded, rows, strict=True):
+                    decoded = decode_image(
+                        image, "RGBX"
+                    )  # Just now, as in the loader: in the processor's cache.
+                    start = time.process_time()
+                    random_resized_crop(decoded, row, area=data.crop_area, draws=rng.random(CROP_DRAWS))
+                    seconds += time.process_time() - start
+                return seconds
 
             work |= {
-                DECODE_ONLY: lambda: _decode_each(alone),
-                "decode": lambda: _decode_each(encoded),
+                DECODE_ONLY: _timed(lambda: _decode_each(alone)),
+                "decode": _timed(lambda: _decode_each(encoded, "RGBX")),
                 "crop, resize, batch": crop,
             }
         texts = [
@@ -159,10 +164,23 @@ class _Stages:
         ]
         tokenizer = self._tokenizer
         if texts and tokenizer is not None:
-            work["tokenise"] = lambda: [tokenizer.encode(captions, length) for length, captions in texts]
+            work["tokenise"] = _timed(
+                lambda: [tokenizer.encode(captions, length) for length, captions in texts]
+            )
         return work
 
 
-def _decode_each(images: list[bytes]) -> None:
+def _timed(work: Callable[[], Any]) -> Callable[[], float]:
+    """Returns what does the work and returns the CPU seconds of it."""
+
+    def seconds() -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    return seconds
+
+
+def _decode_each(images: list[bytes], channels: Literal["RGB", "RGBX"] = "RGB") -> None:
     for image in images:
-        decode_image(image)
+        decode_image(image, channels)

@@ -51,7 +51,7 @@ class Example:
     """What was wrong with the record at the index asked for."""
 
 
-type Pixels = UInt8[np.ndarray, "height width 3"]
+type Pixels = UInt8[np.ndarray, "height width 4"]
 
 
 class Examples:
@@ -133,7 +133,7 @@ class Examples:
         if self.kind == "text":
             return found, None
         try:
-            return found, decode_image(found.image)
+            return found, decode_image(found.image, "RGBX")
         except (ImageSizeError, Image.DecompressionBombError):
             return "image_size"
         except _DAMAGE:

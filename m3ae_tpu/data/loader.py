@@ -7,8 +7,9 @@ and a run goes on by asking for the batches from its step on. The batch is descr
 import dataclasses
 import math
 import signal
+import sys
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import grain
 import numpy as np
@@ -25,7 +26,9 @@ from m3ae_tpu.data.workers import explain_worker_error, set_up_worker
 
 type Counts = dict[str, int]
 
-_READ_AHEAD = 32
+_ENDLESS = 2**40
+"""Steps after which the stream ends: at a thousand a second, in 35 years."""
+_READ_AHEAD = 64
 """Records that are read at a time: between two images the reader would find nothing of its own in the processor's
 cache any more. Bounds memory where images are large."""
 
@@ -41,8 +44,7 @@ class Origin:
     """Ids of the records that the model sees, in row order."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What stands in one row of a batch, and all that is random about it; nothing is read yet."""
 
     source: int
@@ -53,41 +55,62 @@ class Row:
     """All three uniform in [0, 1)."""
 
 
-class DrawRow(grain.transforms.RandomMap):
-    """Turns the index of a record into a row."""
+class DrawRows:
+    """The rows of a step's batch, a pure function of the run's seed and the step."""
 
-    def __init__(self, source: int):
-        self.source = source
+    def __init__(self, plan: Plan, parts: Sequence[range], seed: int):
+        """Takes the records of each source, and the seed of the run."""
+        self._plan = plan
+        self._orders = [
+            # Beyond its end it goes on with the next epoch, in another order.
+            grain.MapDataset.range(part.start, part.stop).shuffle(seed=draw_seed(seed, source, "order"))
+            for source, part in enumerate(parts)
+        ]
+        self._seeds = [draw_seed(seed, source, "augment") for source in range(len(parts))]
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Row:
-        """Draws all that is random in the row of record `element`."""
-        draws = rng.random(2 + math.prod(CROP_DRAWS))
-        return Row(self.source, element, draws[0], draws[1], draws[2:].reshape(CROP_DRAWS))
+    def __call__(self, step: int) -> list[Row]:
+        """Draws what is random in the rows: a source's row p has the p-th stretch of the source's random numbers."""
+        places, num_draws = self._plan.rows(step), 2 + math.prod(CROP_DRAWS)
+        draws = {}
+        for source, seed in enumerate(self._seeds):
+            positions = [position for other, position in places if other == source]
+            if positions:
+                blocks = -(-num_draws // 4)  # Philox makes four numbers at a time.
+                numbers = np.random.Generator(np.random.Philox(seed).advance(positions[0] * blocks))
+                draws[source] = iter(numbers.random((len(positions), 4 * blocks)))
+        rows = []
+        for source, position in places:
+            row = next(draws[source])
+            record = cast(int, self._orders[source][position])
+            rows.append(Row(source, record, row[0], row[1], row[2:num_draws].reshape(CROP_DRAWS)))
+        return rows
 
 
 class MakeBatch:
-    """Makes a batch of rows, in order: reads, decodes, picks wordings, crops, and tokenises the texts.
+    """Makes a step's batch: reads, decodes, picks wordings, crops, and tokenises the texts.
 
-    Only here: between the steps of Grain's pipeline each image would drive Python's own memory out of the
+    All of it here: between the steps of a pipeline each image would drive Python's own memory out of the
     processor's cache, which costs more than half of a decode.
     """
 
     def __init__(
         self,
+        rows: DrawRows,
         examples: Sequence[Examples],
         config: PretrainConfig,
         tokenizer: Tokenizer | None,
         text_lengths: dict[Kind, int],
     ):
-        self.examples, self.data = examples, config.data
+        self.rows, self.examples, self.data = rows, examples, config.data
         self.tokenizer, self.text_lengths = tokenizer, text_lengths
 
-    def __call__(self, rows: Sequence[Row]) -> tuple[Batch, Origin]:
-        """Makes a batch.
+    def __call__(self, step: int) -> tuple[Batch, Origin]:
+        """Makes the batch of a step.
 
         Raises:
             RuntimeError: a shard cannot be read; names it.
         """
+        rows = self.rows(step)
         batch: Batch = {}
         counts: Counts = {}
         broken: list[BrokenRow] = []
@@ -157,6 +180,8 @@ class Loader(Iterator[tuple[Batch, Origin]]):
         threads = grain.ReadOptions(num_threads=1 if num_workers else 2, prefetch_buffer_size=2)
         stream = dataset[start_step:].to_iter_dataset(threads)
         if num_workers:
+            # Python's tracker removes what a killed worker leaves in /dev/shm; it need not warn of it too.
+            sys.warnoptions.append("ignore:resource_tracker")
             options = grain.multiprocessing.MultiprocessingOptions(
                 num_workers=num_workers, per_worker_buffer_size=2
             )
@@ -258,19 +283,14 @@ def make_loader(
         process_count=process_count,
     )
     tokenizer = _fitting_tokenizer(config) if text_lengths else None
-    streams, examples, opened = [], [], [_open_source(source) for source in sources]
-    for index, (source, shards) in enumerate(zip(sources, opened, strict=True)):
-        part = records_in_part(source, len(shards))
-        examples.append(Examples(shards, source.kind, part))
-        # Before mixing and slicing: the random numbers of a row hang on its place in this very dataset.
-        streams.append(
-            grain.MapDataset.range(part.start, part.stop)
-            .shuffle(seed=draw_seed(config.seed, index, "order"))
-            .repeat(None)
-            .random_map(DrawRow(index), seed=draw_seed(config.seed, index, "augment"))
-        )
-    dataset = grain.MapDataset.select_from_datasets(streams, plan)
-    dataset = dataset.batch(len(plan.local), batch_fn=MakeBatch(examples, config, tokenizer, text_lengths))
+    opened = [_open_source(source) for source in sources]
+    parts = [records_in_part(source, len(shards)) for source, shards in zip(sources, opened, strict=True)]
+    examples = [
+        Examples(shards, source.kind, part)
+        for source, shards, part in zip(sources, opened, parts, strict=True)
+    ]
+    make_batch = MakeBatch(DrawRows(plan, parts, config.seed), examples, config, tokenizer, text_lengths)
+    dataset = grain.MapDataset.range(_ENDLESS).map(make_batch)
     return Loader(dataset, opened, start_step=start_step, num_workers=config.data.num_workers)
 
 

@@ -10,12 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-import grain
-
 from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
-
-_ENDLESS = 2**40
-"""Steps after which the stream ends: at a thousand a second, in 35 years."""
 
 
 def rows_per_source(config: PretrainConfig) -> tuple[int, ...]:
@@ -96,8 +91,8 @@ def draw_seed(seed: int, source: int, purpose: str) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-class Plan(grain.transforms.DatasetSelectionMap):
-    """Sends the rows of one process, numbered through all steps, to (source, position in the source)."""
+class Plan:
+    """Where the rows of one process come from: of each step's batch, (source, position in the source)."""
 
     def __init__(
         self, kinds: Sequence[Kind], rows: Sequence[int], *, process_index: int = 0, process_count: int = 1
@@ -113,8 +108,8 @@ class Plan(grain.transforms.DatasetSelectionMap):
         Raises:
             ConfigError: the rows of a kind do not divide over the processes.
         """
-        self.rows = tuple(rows)
-        self.local: list[tuple[int, int]] = []
+        self._rows = tuple(rows)
+        self._local: list[tuple[int, int]] = []
         for kind in dict.fromkeys(kinds):
             sources = [index for index, other in enumerate(kinds) if other == kind]
             order = _interleave({index: rows[index] for index in sources})
@@ -124,15 +119,11 @@ class Plan(grain.transforms.DatasetSelectionMap):
                 "processes. Change batch_size or the sources' weights so that they become a multiple of it.",
             )
             part = len(order) // process_count
-            self.local += order[process_index * part : (process_index + 1) * part]
+            self._local += order[process_index * part : (process_index + 1) * part]
 
-    def __len__(self) -> int:
-        return _ENDLESS * len(self.local)
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        step, row = divmod(index, len(self.local))
-        source, position = self.local[row]
-        return source, step * self.rows[source] + position
+    def rows(self, step: int) -> list[tuple[int, int]]:
+        """Returns source and position of each row at a step, kind by kind; those of a source follow each other."""
+        return [(source, step * self._rows[source] + position) for source, position in self._local]
 
 
 def _interleave(rows: dict[int, int]) -> list[tuple[int, int]]:

@@ -35,6 +35,7 @@ import itertools
 import os
 import pathlib
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -199,20 +200,14 @@ class Shards:
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            data = self._source[index]
-        except RuntimeError as error:
+            return decode_record(self._source[index])
+        except (RuntimeError, ValueError) as error:
             self._require_unchanged(index, error)
             raise DamagedRecordError(
                 f"{self.place(index)} cannot be read ({error}). Copy or make this shard again."
             ) from error
-        try:
-            return decode_record(data)
-        except ValueError as error:
-            raise DamagedRecordError(
-                f"{self.place(index)} cannot be read ({error}). Copy or make this shard again."
-            ) from error
 
-    def _require_unchanged(self, index: int, error: RuntimeError) -> None:
+    def _require_unchanged(self, index: int, error: RuntimeError | ValueError) -> None:
         """Raises unless a failed read is of damaged bytes: what a disk or another program did is no damage."""
         shard = bisect.bisect_right(self._ends, index)
         path, size = self.paths[shard], self._sizes[shard]
@@ -223,12 +218,13 @@ class Shards:
                 f"{path} is gone ({cause.strerror}); it was there at the start. Put it back, and start again."
             ) from None
         if now != size:
+            # Of a file that is open and gets shorter, ArrayRecord makes empty records.
             raise RuntimeError(
                 f"{path} has {now:,} bytes now, {size:,} at the start: it was changed meanwhile. "
                 "Put the old file back, and start again."
             )
         # ArrayRecord has one class for all; these are the words for bytes that do not fit their checksum.
-        if not str(error).startswith(("Corrupted", "Invalid")):
+        if isinstance(error, RuntimeError) and not str(error).startswith(("Corrupted", "Invalid")):
             raise RuntimeError(
                 f"{path} cannot be read ({str(error)[:120]}). Look after the disk, and start again."
             )
@@ -268,7 +264,8 @@ def open_shards(pattern: str) -> Shards:
             faults.append(f"{path}: {error}")
         except (RuntimeError, ValueError) as error:
             # Which of these it is, ArrayRecord cannot tell; at times it says nothing at all.
-            reason = str(error).partition("\n")[0].partition(";")[0][:120] or "no readable index at its end"
+            reason = str(error).partition("\n")[0].partition(";")[0] or "no readable index at its end"
+            reason = textwrap.shorten(reason, 80, placeholder=" ...")
             faults.append(
                 f"{path} is no ArrayRecord shard, or was cut short ({reason}). Copy it or make it again, "
                 "or point the pattern at shards only."

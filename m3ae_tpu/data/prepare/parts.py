@@ -112,8 +112,7 @@ def _groups(formats: dict[str, Format], given: str, kind: str) -> list[tuple[For
     for url, format in formats.items():
         by_format.setdefault(format, []).append(url)
     tables = by_format.get("table", [])
-    in_containers = any(by_format.get(format) for format in ("tar", "parquet", "hdf5"))
-    # Among images a damaged one may look like the start of a parquet file.
+    in_containers = _holds_container(by_format, kind)
     holds = {url: table_holds(url) for url in tables} if by_format.get("image") or not in_containers else {}
     lists = [url for url in tables if holds.get(url) == "images"]
     if lists and kind != "text":
@@ -128,23 +127,38 @@ def _groups(formats: dict[str, Format], given: str, kind: str) -> list[tuple[For
         unknown = [*by_format.get("unknown", []), *(url for url in tables if _ending(url) in endings)]
         images = [] if kind == "text" else _in_groups(by_format.get("image", []))
         return [*found, *images, *(("unknown", (url,)) for url in unknown)]
+    damaged: list[Format] = ["parquet", "hdf5", "unknown"]
     if kind == "text":
         require(
-            bool(tables),
+            bool(tables or by_format.get("parquet") or by_format.get("hdf5")),
             f"--input = {given} holds no text to read. Give plain text, JSON lines, CSV or parquet.",
         )
-        return [(format, (url,)) for format in ("table", "unknown") for url in by_format.get(format, [])]
+        return [(format, (url,)) for format in ("table", *damaged) for url in by_format.get(format, [])]
     # What is no text is taken for an image, a damaged one too: it is dropped with its reason, not passed over.
-    images = sorted(set(formats) - _texts(formats))
+    rows: list[tuple[Format, tuple[str, ...]]] = [
+        (format, (url,)) for format in damaged[:2] for url in by_format.get(format, [])
+    ]
+    images = sorted(set(formats) - _texts(formats) - {url for _, (url,) in rows})
     require(
-        bool(images) or "addresses" not in holds.values(),
+        bool(images or rows) or "addresses" not in holds.values(),
         f"--input = {given} holds addresses of images, not images. Download them first: "
         "img2dataset --url_list=FILE --output_format=webdataset.",
     )
     require(
-        bool(images), f"--input = {given} holds no images. Give a folder of images, tars, parquet or HDF5."
+        bool(images or rows),
+        f"--input = {given} holds no images. Give a folder of images, tars, parquet or HDF5.",
     )
-    return _in_groups(images)
+    return [*rows, *_in_groups(images)]
+
+
+def _holds_container(by_format: dict[Format, list[str]], kind: str) -> bool:
+    """Returns whether there is an archive, or a file of rows that opens: a damaged file that happens to start like one
+    must not decide how the others are read."""
+    return (
+        bool(by_format.get("tar"))
+        or any(parquet_row_groups(url, kind) for url in by_format.get("parquet", []))
+        or any(hdf5_rows(url) for url in by_format.get("hdf5", []))
+    )
 
 
 def _in_groups(images: list[str]) -> list[tuple[Format, tuple[str, ...]]]:

@@ -45,7 +45,10 @@ def table_layout(line: bytes) -> Layout:
         return Layout("json")
     known = {*FILE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, *URL_NAMES}
     for separator in "\t,;":
-        header = next(csv.reader([text], delimiter=separator), [])
+        try:
+            header = next(csv.reader([text], delimiter=separator), [])
+        except csv.Error:  # A carriage return within the line, as damage makes it.
+            continue
         names = tuple(name.strip().lower() for name in header)
         if known.intersection(names):
             return Layout("columns", separator, names)
