@@ -1,6 +1,7 @@
 """What the TPU compiler schedules for a config's train step, by part of the model, with no TPU at hand."""
 
 import dataclasses
+import math
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.mixture import rows_per_source
@@ -100,11 +101,14 @@ def scheduled_step(
 
 
 def replayed_kernels(config: PretrainConfig, chip: str) -> dict[str, float]:
-    """Returns the microseconds that our attention kernels take in a step, forward and backward, by part.
+    """Returns the microseconds that our kernels take in a step, forward and backward, by part.
 
-    `scheduled_cost.prepare(replay=True)` comes before.
+    Attention is replayed: `scheduled_cost.prepare(replay=True)` comes before. The text head counts by its matrix
+    products at the chip's peak, those of the forward pass twice, as its kernels compute logits again.
     """
     us = dict.fromkeys(PARTS, 0.0)
+    peak = scheduled_cost.CHIPS[chip].peak_flops or math.nan
+    us["text head, loss"] = flops_by_part(config)["text head, loss"] * 4 / 3 / peak * 1e6
     for source, rows in zip(config.data.sources, rows_per_source(config), strict=True):
         tokens = tokens_seen(config, source.kind, source.text_length)
         stacks = {"encoder": config.model.encoder, "decoder": config.model.decoder}
