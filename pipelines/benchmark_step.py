@@ -65,7 +65,12 @@ def time(config: PretrainConfig, names: list[Any]) -> dict[str, Any]:
     results: dict[str, Any] = {"device": device, "devices": jax.device_count(), "flops": flops}
     for name in names:
         with rich.console.Console().status(name):
-            timing = timed_step(config, name, rounds=_ROUNDS.value)
+            try:
+                timing = timed_step(config, name, rounds=_ROUNDS.value)
+            except jax.errors.JaxRuntimeError as error:
+                results[name] = {"failed": _out_of_memory(error)}
+                table.add_row(name, "does not fit")
+                continue
         rate = flops / timing.seconds
         results[name] = dataclasses.asdict(timing) | {"flops_per_second": rate}
         results[name]["images_per_second"] = images_per_step(config) / timing.seconds
@@ -83,6 +88,8 @@ def time(config: PretrainConfig, names: list[Any]) -> dict[str, Any]:
 
 def schedule(config: PretrainConfig, names: list[Any], chip: str) -> dict[str, Any]:
     """Schedules each implementation and prints a table of the step's parts."""
+    import jax
+    import rich
     import rich.console
 
     from m3ae_tpu.kernels.compiler_process import CompilerProcess
@@ -99,11 +106,25 @@ def schedule(config: PretrainConfig, names: list[Any], chip: str) -> dict[str, A
     process = CompilerProcess(replay=False)
     for name in names:
         with status(f"{name}: compiling, minutes"):
-            cost = costs[name] = process.run(scheduled_step, config, chip, name, kernel_us)
+            try:
+                cost = costs[name] = process.run(scheduled_step, config, chip, name, kernel_us)
+            except jax.errors.JaxRuntimeError as error:
+                results[name] = {"failed": _out_of_memory(error)}
+                continue
         results[name] = dataclasses.asdict(cost) | {"us": cost.us, "hbm_bytes": cost.hbm_bytes}
     process.close()
     _show_parts(config, costs, chip)
+    for name in names:
+        if name not in costs:
+            rich.print(f"{name}: {results[name]['failed']}")
     return results
+
+
+def _out_of_memory(error: Exception) -> str:
+    """Returns what the compiler or the device said of too little memory, in one line; raises any other error."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return "does not fit. " + str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0]
 
 
 def _show_parts(config: PretrainConfig, costs: dict[str, "StepCost"], chip: str) -> None:
