@@ -127,7 +127,7 @@ def _traffic(computations: Computations, line: Instruction, operands: list[str])
     reads, writes = [1.0] * len(operands), [1.0] * len(_arrays(line.shape))
     called = _called(line.rest, "calls") if line.kind == "fusion" else None
     if called is not None:
-        shares = _shares(computations[called])
+        shares = _shares(computations, called)
         reads = [shares.get(number, 1.0) for number in range(len(operands))]
         writes = _written_shares(computations[called])
     elif line.kind == "dynamic-slice":
@@ -148,8 +148,9 @@ def _moved(shape: str) -> int:
     return round(sum(_array_bytes(x) * min(sizes) / size for x, size in zip(both, sizes, strict=True)))
 
 
-def _shares(fused: list[Instruction]) -> dict[int, float]:
-    """The share of each parameter that a fusion reads, where it is not the whole."""
+def _shares(computations: Computations, fusion: str) -> dict[int, float]:
+    """The share of each parameter that a fusion reads, also where another one in it does."""
+    fused = computations[fusion]
     lines = {line.name: line for line in fused}
     origin = {line.name: line.name for line in fused if line.kind == "parameter"}
     touched: dict[str, list[float]] = {}
@@ -163,6 +164,8 @@ def _shares(fused: list[Instruction]) -> dict[int, float]:
                 touched.setdefault(parameter, []).append(_size(line.shape) / _size(lines[operand].shape))
             elif place == 0 and line.kind == "dynamic-update-slice":
                 touched.setdefault(parameter, []).append(0.0)
+            elif (inner := _called(line.rest, "calls")) is not None:
+                touched.setdefault(parameter, []).append(_shares(computations, inner).get(place, 0.0))
             else:
                 touched.setdefault(parameter, []).append(1.0)
     return {int(lines[name].rest): min(1.0, sum(shares)) for name, shares in touched.items()}

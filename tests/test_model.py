@@ -166,7 +166,9 @@ def test_a_block_keeps_what_products_and_attention_give_and_nothing_else():
     x = jnp.ones((1, tokens, width), jnp.bfloat16)
     _, pull_back = jax.vjp(lambda block, x: block(x, None), block, x)
     kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size >= tokens]
-    of_tokens = [leaf for leaf in kept if (leaf.ndim == 3 and tokens in leaf.shape) or leaf.shape[0] == tokens]
+    of_tokens = [
+        leaf for leaf in kept if (leaf.ndim == 3 and tokens in leaf.shape) or leaf.shape[0] == tokens
+    ]
     # The two inputs, attention's result, and the MLP's hidden channels.
     assert sum(leaf.size for leaf in of_tokens) == tokens * width * (1 + 1 + 1 + 4)
     assert {leaf.dtype for leaf in of_tokens} == {jnp.dtype(jnp.bfloat16)}

@@ -67,10 +67,16 @@ PROGRAM = """HloModule step
   ROOT %out.1 = (s32[]{:T(128)}, f32[5,8,128]{2,1,0:T(8,128)}) tuple(%i.1, %new.1)
 }
 
+%inner.1 (p.3: f32[5,8,128], p.4: s32[]) -> f32[1,8,128] {
+  %p.3 = f32[5,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p.4 = s32[]{:T(128)} parameter(1)
+  ROOT %cut.1 = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p.3, %p.4, %p.4, %p.4), dynamic_slice_sizes={1,8,128}
+}
+
 %fused.1 (p.0: f32[5,8,128], p.1: s32[]) -> f32[5,8,128] {
   %p.0 = f32[5,8,128]{2,1,0:T(8,128)} parameter(0)
   %p.1 = s32[]{:T(128)} parameter(1)
-  %slice.1 = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p.0, %p.1, %p.1, %p.1), dynamic_slice_sizes={1,8,128}
+  %slice.1 = f32[1,8,128]{2,1,0:T(8,128)} fusion(%p.0, %p.1), kind=kLoop, calls=%inner.1
   ROOT %put.1 = f32[5,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%p.0, %slice.1, %p.1, %p.1, %p.1)
 }
 
