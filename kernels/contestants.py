@@ -144,16 +144,17 @@ def _splash(qkv: Array, valid: Array | None, num_heads: int) -> Array:
 def _tokamax(qkv: Array, valid: Array | None, num_heads: int) -> Array:
     import tokamax  # pyright: ignore[reportMissingImports]
 
-    is_for_tpu = jax.default_backend() in ("cpu", "tpu")
-    # cross_compile: it may be a TPU that is described, not here.
-    with tokamax.config.cross_compile(is_for_tpu):
-        return _joined(
-            tokamax.dot_product_attention(
-                *_split(qkv, num_heads),
-                mask=_mask(valid),
-                implementation="mosaic_tpu" if is_for_tpu else None,
-            )
-        )
+    if jax.default_backend() == "gpu":
+        return _joined(tokamax.dot_product_attention(*_split(qkv, num_heads), mask=_mask(valid)))
+    # Its TPU kernel takes whole tiles of 128 tokens. cross_compile: the TPU may be described, not here.
+    padding = ((0, 0), (0, -qkv.shape[1] % 128), (0, 0), (0, 0))
+    parts = [jnp.pad(part, padding) for part in _split(qkv, num_heads)]
+    batch, padded = parts[0].shape[:2]
+    is_key = _segments(qkv, valid)[:, None, None, :] == 0
+    mask = jnp.broadcast_to(is_key, (batch, 1, padded, padded))
+    with tokamax.config.cross_compile(True):
+        out = tokamax.dot_product_attention(*parts, mask=mask, implementation="mosaic_tpu")
+    return _joined(out[:, : qkv.shape[1]])
 
 
 def _tokamax_loss(x: Array, kernel: Array, bias: Array, ids: Array) -> Array:
