@@ -124,11 +124,13 @@ def schedule(names: list[str], shapes: dict[str, Any], chips: list[str], report)
         line = {"device": chip, "shape": shape, "backward": backward, "implementation": name}
         job = (name, _case(shapes[shape], backward), chip)
         try:
-            cost = replaying.run(scheduled, *job)
-            line |= {key: getattr(cost, key) for key in ("us", "bound", "cycles", "hbm_bytes")}
-        except (NotCountedError, ReplayFailedError) as error:
-            cost = Cost(chip, 0, plain.run(traffic, *job))
-            line |= {"us": cost.hbm_us, "hbm_bytes": cost.hbm_bytes, "at_least": True, "reason": str(error)}
+            try:
+                cost = replaying.run(scheduled, *job)
+                line |= {key: getattr(cost, key) for key in ("us", "bound", "cycles", "hbm_bytes")}
+            except (NotCountedError, ReplayFailedError) as error:
+                cost = Cost(chip, 0, plain.run(traffic, *job))
+                line |= {"us": cost.hbm_us, "hbm_bytes": cost.hbm_bytes, "at_least": True}
+                line |= {"reason": str(error)}
         except (NotImplementedError, ModuleNotFoundError, ValueError) as error:
             line |= {"reason": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
         lines.append(line)
