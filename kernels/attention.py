@@ -72,7 +72,7 @@ def attention(
         choice["tpu"] = on_tpu
     if reasons["gpu"] is None:
         kind = jax.devices()[0].device_kind
-        if fastest_on_gpu(kind, tokens, head_dim, masked=valid is not None) == "gpu":
+        if fastest_on_gpu(kind, tokens, masked=valid is not None) == "gpu":
             choice["cuda"] = on_gpu
     if len(choice) == 1:
         return elsewhere(qkv, valid)

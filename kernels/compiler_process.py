@@ -40,7 +40,7 @@ class CompilerProcess:
         try:
             return self._pool.submit(function, *arguments).result(self._patience)
         except BrokenProcessPool:
-            reason = "the compiler's replay aborts"
+            reason = "the compiler's replay aborts" if self._replay else "the compiler's process ended"
         except TimeoutError:
             reason = f"the compiler's replay takes over {self._patience:.0f} s"
         self.close()

@@ -11,13 +11,12 @@ def table() -> list[dict]:
     return json.loads(importlib.resources.files(__package__).joinpath("implementations.json").read_text())
 
 
-def fastest_on_gpu(device_kind: str, tokens: int, head_dim: int, *, masked: bool) -> str:
+def fastest_on_gpu(device_kind: str, tokens: int, *, masked: bool) -> str:
     """Returns the name of the fastest implementation of attention in bfloat16, "gpu" or "xla"."""
     for row in table():
         if (
             row["device_kind"] in (None, device_kind)
             and row["masked"] in (None, masked)
-            and row["head_dim"] in (None, head_dim)
             and tokens <= row["max_tokens"]
         ):
             return row["implementation"]

@@ -44,8 +44,11 @@ def climb(start: Blocks, measure: Callable[[Blocks], float | None]) -> Found:
     """Goes from block sizes to the best of their neighbours until none is better by half a per cent.
 
     Args:
-        start: Must be measurable.
+        start: Where to begin.
         measure: Microseconds, or None for what does not compile. Called once for the same block sizes.
+
+    Raises:
+        ValueError: `start` cannot be measured.
     """
     known: dict[Blocks, float | None] = {}
 
@@ -56,6 +59,8 @@ def climb(start: Blocks, measure: Callable[[Blocks], float | None]) -> Found:
         return float("inf") if found is None else found
 
     best = start
+    if us(start) == float("inf"):
+        raise ValueError(f"{start} cannot be measured: there is nothing to compare others with.")
     while True:
         candidate = min(neighbours(best), key=us)
         if us(candidate) > 0.995 * us(best):

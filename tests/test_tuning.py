@@ -27,6 +27,11 @@ def test_search_ends_at_the_best_and_measures_nothing_twice():
     assert found.tries == len(seen) == len(set(seen))
 
 
+def test_a_start_that_cannot_be_measured_is_refused():
+    with pytest.raises(ValueError, match="cannot be measured"):
+        tuning.climb(START, lambda blocks: None)
+
+
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_what_is_entered_is_found_for_that_chip_alone(chip, monkeypatch):
     blocks = dataclasses.replace(START, unroll=2)
