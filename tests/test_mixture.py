@@ -89,7 +89,7 @@ def test_rows_that_do_not_divide_over_processes_are_refused():
         Plan(["paired", "text"], [5, 4], process_count=2)
 
 
-def test_seeds_differ_by_run_source_and_purpose_and_fit_into_32_bits():
+def test_seeds_differ_by_run_source_and_purpose_and_fit_into_64_bits():
     seeds = {
         draw_seed(seed, source, purpose)
         for seed in (0, 1, 2**32 - 1)
@@ -97,7 +97,7 @@ def test_seeds_differ_by_run_source_and_purpose_and_fit_into_32_bits():
         for purpose in ("order", "augment")
     }
     assert len(seeds) == 18
-    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert all(0 <= seed < 2**64 for seed in seeds)
 
 
 def test_order_does_not_hang_on_where_the_shards_lie():

@@ -5,6 +5,7 @@ from typing import Any
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.mixture import records_in_part, rows_per_source
 from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.rows import DRAWS_VERSION
 from m3ae_tpu.data.text import Tokenizer
 
 
@@ -17,6 +18,7 @@ def fingerprint(config: PretrainConfig) -> dict[str, Any]:
     opened = [open_shards(source.shards) for source in sources]
     has_text = any(source.kind != "image" for source in sources)
     return {
+        "draws_version": DRAWS_VERSION,
         "seed": config.seed,
         "sources": [
             {

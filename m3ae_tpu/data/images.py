@@ -132,9 +132,16 @@ def resize(
         _THIS_THREAD.resizer.resize_pil(source, result, _BICUBIC)
     else:
         square = np.asarray(source.resize((size, size), Image.Resampling.BICUBIC))
-    # One by one: all three at once take NumPy seven times as long.
-    for channel in range(3):
-        out[..., channel] = square[..., channel]
+    _drop_fourth_byte(square, out)
+
+
+def _drop_fourth_byte(image: UInt8[np.ndarray, "size size 4"], out: UInt8[np.ndarray, "size size 3"]) -> None:
+    """Copies the first three of four bytes a pixel."""
+    # Four bytes at a time, each over the last one's fourth: half the time of one channel after the other, and a
+    # twelfth of that of `out[:] = image[..., :3]`. The last pixel would reach beyond the end.
+    pixels = image.reshape(-1).view(np.uint32)[:-1]
+    np.ndarray(pixels.shape, np.uint32, out, strides=(3,))[:] = pixels
+    out[-1, -1] = image[-1, -1, :3]
 
 
 def _as_pillow(image: UInt8[np.ndarray, "height width 4"], box: tuple[int, int, int, int]) -> Image.Image:

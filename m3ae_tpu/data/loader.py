@@ -5,22 +5,22 @@ and a run goes on by asking for the batches from its step on. The batch is descr
 """
 
 import dataclasses
-import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import grain
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 
 from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
 from m3ae_tpu.data.broken import BrokenRow
 from m3ae_tpu.data.examples import Example, Examples
-from m3ae_tpu.data.images import CROP_DRAWS, may_mirror, random_resized_crop
-from m3ae_tpu.data.mixture import Plan, draw_seed, records_in_part, rows_per_source
+from m3ae_tpu.data.images import may_mirror, random_resized_crop
+from m3ae_tpu.data.mixture import Plan, records_in_part, rows_per_source
 from m3ae_tpu.data.records import Batch, DamagedRecordError, Shards, open_shards
+from m3ae_tpu.data.rows import DrawRows, Row
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.data.workers import explain_worker_error, set_up_worker
 
@@ -42,48 +42,6 @@ class Origin:
     broken: tuple[BrokenRow, ...]
     ids: dict[Kind, list[str]]
     """Ids of the records that the model sees, in row order."""
-
-
-class Row(NamedTuple):
-    """What stands in one row of a batch, and all that is random about it; nothing is read yet."""
-
-    source: int
-    record: int
-    wording: float
-    flip: float
-    crop: Float64[np.ndarray, "attempts 4"]
-    """All three uniform in [0, 1)."""
-
-
-class DrawRows:
-    """The rows of a step's batch, a pure function of the run's seed and the step."""
-
-    def __init__(self, plan: Plan, parts: Sequence[range], seed: int):
-        """Takes the records of each source, and the seed of the run."""
-        self._plan = plan
-        self._orders = [
-            # Beyond its end it goes on with the next epoch, in another order.
-            grain.MapDataset.range(part.start, part.stop).shuffle(seed=draw_seed(seed, source, "order"))
-            for source, part in enumerate(parts)
-        ]
-        self._seeds = [draw_seed(seed, source, "augment") for source in range(len(parts))]
-
-    def __call__(self, step: int) -> list[Row]:
-        """Draws what is random in the rows: a source's row p has the p-th stretch of the source's random numbers."""
-        places, num_draws = self._plan.rows(step), 2 + math.prod(CROP_DRAWS)
-        draws = {}
-        for source, seed in enumerate(self._seeds):
-            positions = [position for other, position in places if other == source]
-            if positions:
-                blocks = -(-num_draws // 4)  # Philox makes four numbers at a time.
-                numbers = np.random.Generator(np.random.Philox(seed).advance(positions[0] * blocks))
-                draws[source] = iter(numbers.random((len(positions), 4 * blocks)))
-        rows = []
-        for source, position in places:
-            row = next(draws[source])
-            record = cast(int, self._orders[source][position])
-            rows.append(Row(source, record, row[0], row[1], row[2:num_draws].reshape(CROP_DRAWS)))
-        return rows
 
 
 class MakeBatch:

@@ -84,11 +84,10 @@ def seen_after(config: PretrainConfig, records: Sequence[int], step: int) -> tup
 def draw_seed(seed: int, source: int, purpose: str) -> int:
     """Derives the seed of one source's shuffling or augmentation from the run's.
 
-    Hashed, because Grain's shuffle adds the epoch to its seed: with neighbouring seeds two sources would walk
-    through the same orders, one epoch apart.
+    Hashed, so that neither neighbouring seeds of runs nor sources share what they draw.
     """
     digest = hashlib.sha256(f"{seed}/{source}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
+    return int.from_bytes(digest[:8], "little")
 
 
 class Plan:
