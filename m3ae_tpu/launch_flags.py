@@ -3,13 +3,16 @@
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import pathlib
 import re
 import runpy
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 import typing
 from collections.abc import Callable, Iterable
@@ -57,9 +60,22 @@ def _plain_errors():
     except BrokenPipeError:  # `program | head` has read enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {_explain_no_room(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _explain_no_room(error: OSError) -> str:
+    named = [flags.FLAGS[name].value for name in ("workdir", "output") if name in flags.FLAGS]
+    places = [error.filename, *named, tempfile.gettempdir(), "/dev/shm"]
+    folders = dict.fromkeys(str(place) for place in places if place and os.path.isdir(place))
+    free = (f"{shutil.disk_usage(folder).free / 2**20:,.0f} MB in {folder}" for folder in folders)
+    return f"{error.strerror}. Free: {', '.join(free)}.\nMake room, then start again: finished work is kept."
 
 
 def parse_launch_flags(argv: list[str], *, module: Any) -> list[str]:

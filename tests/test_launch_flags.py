@@ -47,6 +47,22 @@ def test_flags_and_fields_mix_in_any_order(launch):
     assert (done.stdout, done.stderr, done.returncode) == ("w 7 3 False\n", "", 0)
 
 
+def test_full_disk_is_named_without_a_traceback(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from m3ae_tpu.launch_flags import run_program\n"
+        "def main(argv):\n    open('/dev/full', 'w', buffering=1).write('a line\\n')\n"
+        "run_program(main)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=120, env=env, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: No space left on device. Free: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_flagfile_may_hold_fields(launch, tmp_path):
     file = tmp_path / "flags.txt"
     file.write_text("--workdir=w\n--num_steps=9\n")

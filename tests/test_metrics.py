@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -84,3 +85,24 @@ def test_missing_wandb_names_the_extra_and_touches_no_metrics(tmp_path, monkeypa
     with pytest.raises(ConfigError, match=r"wandb_project = mine needs .*m3ae-tpu\[wandb\]"):
         MetricsWriter(tmp_path, wandb_project="mine")
     assert len(read_metrics(tmp_path)) == 1
+
+
+def test_files_that_cannot_grow_end_a_run_and_do_not_hold_it_up(tmp_path):
+    program = f"""
+import pathlib, resource
+from m3ae_tpu.train.metrics import MetricsWriter
+writer = MetricsWriter(pathlib.Path({str(tmp_path)!r}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+for step in range(1, 100_000):
+    writer.write(step, {{"train/loss": 0.5, "train/grad_norm": 0.1, "train/parameter_norm": 0.2}})
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "OSError: [Errno 27] File too large" in done.stderr
+
+
+def test_files_of_a_run_that_restarts_at_once_are_all_kept(tmp_path):
+    write(tmp_path, [1])
+    write(tmp_path, [2], resume_step=1)
+    events = [path.read_bytes() for path in sorted((tmp_path / "tensorboard").iterdir())]
+    assert [event.count(b"train/loss") for event in events] == [1, 1]

@@ -5,9 +5,13 @@ A step is a folder `WORKDIR/checkpoints/STEP` with the items `model`, `optimizer
 under dotted names (`encoder.blocks.mlp_in.kernel`), so that reading them needs no class of ours.
 """
 
+import contextlib
 import dataclasses
+import errno
 import logging
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -214,15 +218,16 @@ class Checkpointer(CheckpointReader):
                 self._manager.delete(stale)
         self._saving = step
         self._faults.pop(step, None)
-        is_saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.PyTreeSave(_by_name(state.model)),
-                optimizer=ocp.args.PyTreeSave(_by_name(_optimizer_item(state))),
-                data=ocp.args.JsonSave(data_position),
-                run=ocp.args.JsonSave(run),
-            ),
-        )
+        with self._full_disk_named():
+            is_saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.PyTreeSave(_by_name(state.model)),
+                    optimizer=ocp.args.PyTreeSave(_by_name(_optimizer_item(state))),
+                    data=ocp.args.JsonSave(data_position),
+                    run=ocp.args.JsonSave(run),
+                ),
+            )
         if not is_saved:
             raise RuntimeError(f"Orbax did not save step {step} in {self.folder}, which has {self.steps()}.")
 
@@ -234,7 +239,18 @@ class Checkpointer(CheckpointReader):
 
     def wait(self) -> None:
         """Waits until what `save` started is on disk. Raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        with self._full_disk_named():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """Raises `OSError` of a full disk, which Orbax has other names for."""
+        try:
+            yield
+        except Exception as error:
+            if "No space left on device" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
 
     def close(self) -> None:
         """Waits, then frees threads. Raises what went wrong in the background."""

@@ -1,5 +1,6 @@
 """The training loop: from the newest checkpoint, or from scratch, to the last step."""
 
+import contextlib
 import functools
 import logging
 import math
@@ -99,18 +100,19 @@ def train(
         )
         counted = None if changes else position.get("data_log")
         data_log = DataLog(config, loader, records=record_counts(data), step=start, state=counted)
-        ids = RecordIdsWriter(workdir.path, resume_step=start) if log_record_ids else None
-        batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
-        metrics = MetricsWriter(workdir.path, resume_step=start, wandb_project=config.logging.wandb_project)
-        description = describe_run(config, tokenizer=tokenizer)
-        run = _Run(config, checkpointer, metrics, batches, data_log, ids, data, description, probe)
-        try:
-            return run.go(state, compile_step(config, mesh))
-        finally:
-            batches.close()
-            metrics.close()
+        with contextlib.ExitStack() as stack:
+            ids = RecordIdsWriter(workdir.path, resume_step=start) if log_record_ids else None
             if ids:
-                ids.close()
+                stack.callback(ids.close)
+            batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
+            stack.callback(batches.close)
+            metrics = MetricsWriter(
+                workdir.path, resume_step=start, wandb_project=config.logging.wandb_project
+            )
+            stack.callback(metrics.close)
+            description = describe_run(config, tokenizer=tokenizer)
+            run = _Run(config, checkpointer, metrics, batches, data_log, ids, data, description, probe)
+            return run.go(state, compile_step(config, mesh))
     finally:
         checkpointer.close()
 

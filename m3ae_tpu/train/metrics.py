@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,12 +33,7 @@ class MetricsWriter:
         path = workdir / FILE_NAME
         _keep_until(path, resume_step)
         self._file = path.open("a")
-        # Imported here: it takes a second, and only a run needs it.
-        from tensorboardX import SummaryWriter
-
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_step and resume_step + 1
-        )
+        self._tensorboard = _TensorBoardFile(workdir / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes scalars (Python's, NumPy's or JAX's) of one step.
@@ -49,8 +45,7 @@ class MetricsWriter:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.write(step, values)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
@@ -64,6 +59,37 @@ class MetricsWriter:
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _TensorBoardFile:
+    """An event file of a run. tensorboardX's own writer hands events to a thread: when that dies, of a full disk
+    say, the run would wait for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_step: int):
+        # Imported here: it takes a second, and only a run needs it.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+        self._Summary: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
+        folder.mkdir(exist_ok=True)
+        # Files are named by their second: one that starts in the same second would take the place of the last.
+        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        # From this step on TensorBoard forgets what older files say.
+        start = resume_step + 1 if resume_step else 0
+        self._file.write_event(self._Event(step=start, session_log={"status": "START"}))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        scalars = [self._Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        summary = self._Summary(value=scalars)
+        self._file.write_event(self._Event(step=step, wall_time=time.time(), summary=summary))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
