@@ -1,7 +1,8 @@
 """The settings of a run, as plain data. Imports nothing but the standard library."""
 
 import dataclasses
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 type Dtype = Literal["float32", "bfloat16", "float64"]
 type Kind = Literal["paired", "image", "text"]
@@ -188,7 +189,14 @@ class SourceConfig:
             0 <= self.part[0] < self.part[1] <= 1,
             f"part = {self.part} of source {self.shards} is no range within [0, 1]. Set (0.0, 1.0) for all records.",
         )
-        require(self.weight > 0, f"weight = {self.weight} of source {self.shards} is not positive. Set 1.")
+        require(
+            self.kind in get_args(Kind.__value__),
+            f"kind = {self.kind} of source {self.shards} is none of {', '.join(get_args(Kind.__value__))}. Choose one.",
+        )
+        require(
+            0 < self.weight < math.inf,
+            f"weight = {self.weight} of source {self.shards} is not positive. Set 1.",
+        )
         require(self.text_length >= 1, f"text_length = {self.text_length} is not positive. Set 64.")
 
 

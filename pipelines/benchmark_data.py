@@ -104,6 +104,7 @@ def main(argv: list[str]) -> None:
         not _JSON.value or path.parent.is_dir(),
         f"--json = {path} lies in no folder. Make {path.parent} first, or name another file.",
     )
+    require(not _JSON.value or not path.is_dir(), f"--json = {path} is a folder. Name a file in it.")
     import rich.progress
 
     from m3ae_tpu.data.benchmark import measure

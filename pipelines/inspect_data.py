@@ -126,6 +126,7 @@ def main(argv: list[str]) -> None:
         not _SHEET.value or sheet.parent.is_dir(),
         f"--sheet = {sheet} lies in no folder. Make {sheet.parent} first, or name another file.",
     )
+    require(not _SHEET.value or not sheet.is_dir(), f"--sheet = {sheet} is a folder. Name a file in it.")
     from m3ae_tpu.data.inspection import manifest_folders, read_manifest, sources_of
 
     if is_folder:

@@ -85,7 +85,8 @@ def main(argv: list[str]) -> None:
         shard_megabytes=_SHARD_MEGABYTES.value,
         drop_duplicates=_DROP_DUPLICATES.value,
     )
-    output = (_OUTPUT.value or "").rstrip("/")
+    require(bool(_OUTPUT.value), "--output is empty. Name the folder that gets the set.")
+    output = (_OUTPUT.value or "").rstrip("/") or "/"
     columns = rich.progress.Progress.get_default_columns()
     with rich.progress.Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bars:
         tasks: dict[str, rich.progress.TaskID] = {}
@@ -104,6 +105,12 @@ def main(argv: list[str]) -> None:
                 f"--output = {output} is not on this machine. Name a folder, or set --runner=DirectRunner.",
             )
             local = pathlib.Path(output).expanduser()
+            for given in map(pathlib.Path, _INPUT.value or []):
+                require(
+                    not local.resolve().is_relative_to(given.expanduser().resolve()),
+                    f"--output = {output} lies in --input = {given} and would become part of it. "
+                    "Name a folder outside.",
+                )
             manifest = prepare(parts, local, options, num_workers=_NUM_WORKERS.value, report=report)
         else:
             report(f"{_RUNNER.value} at work", 0, None)
@@ -115,6 +122,12 @@ def main(argv: list[str]) -> None:
         f"{manifest['given']:,} given, {manifest['kept']:,} kept in {num_shards:,} shard{'s' * (num_shards > 1)}, "
         f"{manifest['bytes'] / 1e6:,.1f} MB"
     )
+    if "passed over" in manifest["inputs"]:
+        beside = [url for part in parts if part.format == "passed over" for url in part.urls]
+        more = ", ..." if len(beside) > 3 else ""
+        print(
+            f"  passed over {len(beside):,} files beside them: {', '.join(map(os.path.basename, beside[:3]))}{more}"
+        )
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
         print(f"  dropped {count:,}: {reason}")
     print(f"{output}/{MANIFEST}; everything dropped is in {output}/{DROPPED}")

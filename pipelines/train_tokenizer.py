@@ -8,11 +8,13 @@ Give shards that are trained on, never those that a run is judged on.
 """
 
 import pathlib
+import sys
+from collections.abc import Iterator
 
 from absl import flags
 
 from m3ae_tpu.config import ConfigError, require
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.records import Record, Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
 from m3ae_tpu.files import write_whole
 from m3ae_tpu.launch_flags import run_program
@@ -36,12 +38,13 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"argument {argv[1]!r} belongs to no flag. Quote globs: --shards='train-*'.")
     output = pathlib.Path(_OUTPUT.value or "")
     require(output.parent.is_dir(), f"--output={output} lies in a folder that does not exist. Make it first.")
+    require(not output.is_dir(), f"--output={output} is a folder. Name a file in it.")
     shards = [open_shards(pattern) for pattern in _SHARDS.value or []]
     require(
-        any(record.captions for records in shards for record in records),
+        any(record.captions for record in _records(shards)),
         f"--shards={','.join(_SHARDS.value or [])} hold no captions and no texts. Name shards with text.",
     )
-    texts = (text for records in shards for record in records for text in record.captions if text)
+    texts = (text for record in _records(shards) for text in record.captions if text)
     try:
         model = train_tokenizer(texts, vocab_size=_VOCAB_SIZE.value, max_texts=_MAX_TEXTS.value)
     except RuntimeError as error:
@@ -50,6 +53,19 @@ def main(argv: list[str]) -> None:
         ) from None
     write_whole(output, model)
     print(f"{output}: {Tokenizer(str(output)).vocab_size:,} pieces")
+
+
+def _records(shards: list[Shards]) -> Iterator[Record]:
+    """Yields all records that can be read; what cannot is counted on stderr, as training passes over it too."""
+    for records in shards:
+        count = 0
+        for count, record in enumerate(records.undamaged(range(len(records))), 1):  # noqa: B007
+            yield record
+        if count < len(records):
+            print(
+                f"{len(records) - count:,} damaged records of {records.paths[0]} ... are left out",
+                file=sys.stderr,
+            )
 
 
 def run() -> None:

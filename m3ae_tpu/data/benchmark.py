@@ -8,11 +8,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import ConfigError, PretrainConfig
 from m3ae_tpu.data.images import CROP_DRAWS, decode_image, random_resized_crop
 from m3ae_tpu.data.loader import make_loader
 from m3ae_tpu.data.mixture import rows_per_source
-from m3ae_tpu.data.records import Record, open_shards
+from m3ae_tpu.data.records import Record, Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer
 
 WHOLE, WHOLE_AGAIN, DECODE_ONLY = "whole loader", "whole loader, again", "decode only"
@@ -122,7 +122,7 @@ class _Stages:
     def read(self, step: int) -> list[list[Record]]:
         """Reads one batch's records of every source."""
         return [
-            [shards[index % len(shards)] for index in range(step * rows, (step + 1) * rows)]
+            [_record(shards, index) for index in range(step * rows, (step + 1) * rows)]
             for shards, rows in zip(self._shards, self._rows, strict=True)
         ]
 
@@ -138,7 +138,7 @@ class _Stages:
             if self._originals is not None:
                 first = step * len(encoded)
                 places = range(first, first + len(encoded))
-                alone = [self._originals[place % len(self._originals)].image for place in places]
+                alone = [_record(self._originals, place).image for place in places]
 
             def crop() -> float:
                 rows = np.empty((len(encoded), data.image_size, data.image_size, 3), np.uint8)
@@ -170,6 +170,12 @@ class _Stages:
         return work
 
 
+def _record(shards: Shards, index: int) -> Record:
+    """Returns a record of an endless walk through the shards; behind a damaged one the next."""
+    places = (place % len(shards) for place in range(index, index + len(shards)))
+    return next(shards.undamaged(places))
+
+
 def _timed(work: Callable[[], Any]) -> Callable[[], float]:
     """Returns what does the work and returns the CPU seconds of it."""
 
@@ -183,4 +189,9 @@ def _timed(work: Callable[[], Any]) -> Callable[[], float]:
 
 def _decode_each(images: list[bytes], channels: Literal["RGB", "RGBX"] = "RGB") -> None:
     for image in images:
-        decode_image(image, channels)
+        try:
+            decode_image(image, channels)
+        except ValueError as error:
+            raise ConfigError(
+                f"an image of the shards cannot be decoded ({error}). Time a set that prepare_data made."
+            ) from None

@@ -48,18 +48,34 @@ def decode_image(
 
     Raises:
         ImageSizeError: it has no pixels, or more than 64 million.
-        ValueError: no image, or a damaged one.
-        OSError: what Pillow makes of a damaged or unknown file.
+        ValueError: no image, a damaged one, or one whose pixels are no colours of 8 or 16 bits.
     """
+    try:
+        return _decode(data, channels)
+    except ImageSizeError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageSizeError(str(error)) from error
+    # Decoders fail over damaged files in every way: OSError, SyntaxError, KeyError, TypeError, struct.error, ...
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _decode(data: bytes, channels: Literal["RGB", "RGBX"]) -> UInt8[np.ndarray, "height width channels"]:
     if data[:3] == b"\xff\xd8\xff":
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(int(width), int(height))
         return simplejpeg.decode_jpeg(data, colorspace=channels)
     with Image.open(io.BytesIO(data)) as image:
         _check_size(*image.size)
+        if image.mode == "F":
+            raise ValueError("pixels are fractions, of no known scale")
         if image.mode in ("I", "I;16", "I;16B"):
             # Pillow would clip 16 bits to 8: nearly white.
-            image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+            values = np.asarray(image, np.float64)
+            if values.min() < 0 or values.max() >= 2**16:
+                raise ValueError("pixels are whole numbers of more than 16 bits")
+            image = Image.fromarray((values / 257).round().astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

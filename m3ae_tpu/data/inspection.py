@@ -1,6 +1,7 @@
 """What a set of shards is and how a config will feed it: manifest, checksums, lengths of texts, mixture."""
 
 import dataclasses
+import glob
 import json
 import pathlib
 import re
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from m3ae_tpu.config import ConfigError, Kind, PretrainConfig, SourceConfig, require
-from m3ae_tpu.data.mixture import rows_per_source
+from m3ae_tpu.data.mixture import records_in_part, rows_per_source
 from m3ae_tpu.data.prepare.prepare import MANIFEST
 from m3ae_tpu.data.records import open_shards, resolve
 from m3ae_tpu.data.text import Tokenizer
@@ -68,10 +69,11 @@ def sources_of(folder: pathlib.Path, manifest: dict[str, Any]) -> tuple[SourceCo
     names = dict.fromkeys(re.sub(r"-\d{5}-of-\d{5}.*", "-*", name) for name in manifest["shards"])
     sources = []
     for name in names:
-        pattern = str(folder / name)
-        first = open_shards(pattern)[0]
+        pattern = f"{glob.escape(str(folder))}/{name}"
+        shards = open_shards(pattern)
+        first = next(shards.undamaged(range(len(shards))))
         kind: Kind = "text" if not first.image else "paired" if first.captions else "image"
-        sources.append(SourceConfig(kind=kind, shards=pattern, weight=float(len(open_shards(pattern)))))
+        sources.append(SourceConfig(kind=kind, shards=pattern, weight=float(len(shards))))
     return tuple(sources)
 
 
@@ -83,6 +85,7 @@ class SourceSummary:
     rows: int
     """Of each batch."""
     records: int
+    """Of the source's part of its shards."""
     epochs_per_thousand_steps: float
     texts: int
     """Texts measured, all wordings; 0 for images alone."""
@@ -101,12 +104,11 @@ def summarise(config: PretrainConfig, *, max_records: int = 2_000) -> list[Sourc
     summaries = []
     for source, rows in zip(config.data.sources, rows_per_source(config), strict=True):
         shards = open_shards(source.shards)
+        part = records_in_part(source, len(shards))
         lengths = np.zeros(0, np.int64)
         if source.kind != "image":
-            places = np.unique(
-                np.linspace(0, len(shards) - 1, min(max_records, len(shards))).astype(np.int64)
-            )
-            texts = [caption for place in places.tolist() for caption in shards[place].captions]
+            places = np.unique(np.linspace(part[0], part[-1], min(max_records, len(part))).astype(np.int64))
+            texts = [caption for record in shards.undamaged(places.tolist()) for caption in record.captions]
             if texts:
                 _, is_token, _ = Tokenizer(config.data.tokenizer).encode(texts, _LONGEST)
                 lengths = is_token.sum(axis=1)
@@ -118,8 +120,8 @@ def summarise(config: PretrainConfig, *, max_records: int = 2_000) -> list[Sourc
             SourceSummary(
                 source=source,
                 rows=rows,
-                records=len(shards),
-                epochs_per_thousand_steps=1_000 * rows / len(shards),
+                records=len(part),
+                epochs_per_thousand_steps=1_000 * rows / len(part),
                 texts=lengths.size,
                 token_lengths=figures,
                 cut=float(np.mean(lengths > source.text_length)) if lengths.size else 0.0,

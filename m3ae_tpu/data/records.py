@@ -29,6 +29,7 @@ Padding has id 0 and `text_valid` False; the row of a caption without a token is
 """
 
 import bisect
+import contextlib
 import dataclasses
 import glob
 import itertools
@@ -206,6 +207,16 @@ class Shards:
             raise DamagedRecordError(
                 f"{self.place(index)} cannot be read ({error}). Copy or make this shard again."
             ) from error
+
+    def undamaged(self, indices: Iterable[int]) -> Iterator[Record]:
+        """Yields records, passing over damaged ones: for looks and statistics, not for training.
+
+        Raises:
+            RuntimeError: as for a single record.
+        """
+        for index in indices:
+            with contextlib.suppress(DamagedRecordError):
+                yield self[index]
 
     def _require_unchanged(self, index: int, error: RuntimeError | ValueError) -> None:
         """Raises unless a failed read is of damaged bytes: what a disk or another program did is no damage."""

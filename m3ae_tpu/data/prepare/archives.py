@@ -26,6 +26,8 @@ from m3ae_tpu.data.prepare.samples import (
 
 _NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 """Types of what is no member, but says something of the next one."""
+_KNOWN = {*IMAGE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, "json"}
+"""Endings that say what a member is."""
 _CUT, _DAMAGED, _UNSAFE = "archive cut short", "damaged archive header", "unsafe path"
 
 
@@ -74,31 +76,39 @@ def _tar_sample(place: str, key: str, group: list[Member]) -> Sample:
     except (ValueError, RecursionError):
         extra = {}  # Captions beside it may do without.
     extra = extra if isinstance(extra, dict) else {}
-    caption, label = first_of(parts, CAPTION_NAMES), first_of(parts, LABEL_NAMES)
+    captions = {"member": first_of(parts, CAPTION_NAMES), "json": first_of(extra, CAPTION_NAMES)}
+    label = first_of(parts, LABEL_NAMES)
     return Sample(
         place=place,
         image=_image(parts),
-        captions=as_captions(first_of(extra, CAPTION_NAMES) if caption is None else caption),
+        captions=as_captions(first_of(captions, captions)),
         label=as_label(first_of(extra, LABEL_NAMES) if label is None else label),
     )
 
 
 def _by_ending(key: str, group: list[Member]) -> dict[str, bytes]:
-    """Returns the contents of a sample's members by what follows its name and a dot."""
-    return {
+    """Returns the contents of a sample's members by what follows its name and a dot.
+
+    Where that is `v2.jpg`, `v2.txt`, ... throughout, only what follows the last dot counts.
+    """
+    parts = {
         member.name[len(key) + 1 :].lower(): member.content
         for member in group
         if member.name and not member.fault
     }
+    last = {ending.rpartition(".")[2]: content for ending, content in parts.items()}
+    return parts if _KNOWN.intersection(parts) or len(last) < len(parts) else last
 
 
 def _image(parts: Mapping[str, bytes]) -> bytes | None:
-    """Returns the member that is an image by its content; or by its name, so that a damaged one is named."""
-    known = {*CAPTION_NAMES, *LABEL_NAMES, "json"}
-    others = [content for ending, content in parts.items() if ending not in known]
-    by_content = [content for content in others if image_format(content[:12])]
-    by_name = first_of(parts, IMAGE_NAMES)
-    return by_content[0] if by_content else (by_name if by_name is not None else next(iter(others), None))
+    """Returns the first member that is an image by its content, `jpg` and the like before others (depth maps, masks).
+
+    Or by its name, so that a damaged one is named.
+    """
+    named = [parts[name] for name in IMAGE_NAMES if name in parts]
+    members = [*named, *(content for ending, content in parts.items() if ending not in _KNOWN)]
+    by_content = (content for content in members if image_format(content[:12]))
+    return next(by_content, next(iter(members), None))
 
 
 def _groups(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:

@@ -80,9 +80,9 @@ def _build(pipeline: beam.Pipeline, parts: Sequence[Part], output: str, options:
     )
     num_shards = beam.pvalue.AsSingleton(
         cleaned.summaries
-        | "Bytes" >> beam.Map(lambda numbered: numbered[1].bytes)
-        | "Add" >> beam.CombineGlobally(sum)
-        | "Count shards" >> beam.Map(count_shards, options)
+        | "Sizes" >> beam.Map(lambda numbered: (numbered[1].bytes, numbered[1].kept))
+        | "Add" >> beam.CombineGlobally(beam.combiners.TupleCombineFn(sum, sum))
+        | "Count shards" >> beam.MapTuple(lambda size, records: count_shards(size, records, options))
     )
     lines = (
         cleaned.records
@@ -150,7 +150,7 @@ def _finish(
     with tempfile.TemporaryDirectory() as folder:
         dropped, finished = pathlib.Path(folder) / DROPPED, pathlib.Path(folder) / MANIFEST
         with dropped.open("w", encoding="utf-8") as file:
-            file.writelines(drop_lines(summaries))
+            file.writelines(drop_lines(summaries, dict(lines)))
         _store(dropped, f"{output}/{DROPPED}")
         finished.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _store(finished, f"{output}/{MANIFEST}")

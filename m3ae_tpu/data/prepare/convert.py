@@ -8,13 +8,15 @@ interrupted.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from m3ae_tpu.config import require
-from m3ae_tpu.data.prepare.cleaning import CleaningOptions, Unfit, clean_sample
+from m3ae_tpu.data.prepare.cleaning import CleaningOptions, Unfit, clean_sample, image_size
 from m3ae_tpu.data.prepare.samples import Sample
 from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record, write_shard
 from m3ae_tpu.files import file_sha256
@@ -47,7 +49,10 @@ class PrepareOptions:
         require(
             self.shard_megabytes >= 1, f"--shard_megabytes = {self.shard_megabytes} is not positive. Set 256."
         )
-        require("/" not in self.name and bool(self.name), f"--name = {self.name} is no file name. Set train.")
+        require(
+            re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", self.name) is not None and self.name[0] != ".",
+            f"--name = {self.name[:60]!a} is no file name of up to 100 letters, digits, '_', '.', '-'. Set train.",
+        )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -80,11 +85,15 @@ def clean(
         data = encode_record(record)
         summary.kept += 1
         summary.bytes += len(data)
-        if record.image:
-            _add_one(summary.shorter_sides, min(size))
-        if record.captions:
-            _add_one(summary.caption_lengths, len(record.captions[0]) // 20 * 20)
+        _count(summary, record, size)
         yield place_of(record.id, seed), data
+
+
+def _count(summary: Summary, record: Record, size: tuple[int, int]) -> None:
+    if record.image:
+        _add_one(summary.shorter_sides, min(size))
+    if record.captions:
+        _add_one(summary.caption_lengths, len(record.captions[0]) // 20 * 20)
 
 
 def _add_one(histogram: dict[str, int], value: int) -> None:
@@ -107,9 +116,13 @@ def first_place(shard: int, num_shards: int) -> int:
     return -(-(shard << 64) // num_shards)
 
 
-def count_shards(size: int, options: PrepareOptions) -> int:
-    """Returns how many shards records of `size` bytes in all are written to."""
-    return options.num_shards or max(1, round(size / (options.shard_megabytes * 1e6)))
+def count_shards(size: int, records: int, options: PrepareOptions) -> int:
+    """Returns how many shards `records` of `size` bytes in all are written to.
+
+    Records fall to shards like rain: with 32 for each on average, none stays empty.
+    """
+    asked = round(size / (options.shard_megabytes * 1e6))
+    return options.num_shards or max(1, min(asked, records // 32))
 
 
 def shard_name(shard: int, num_shards: int, options: PrepareOptions) -> str:
@@ -120,10 +133,10 @@ def shard_name(shard: int, num_shards: int, options: PrepareOptions) -> str:
 def gather_shard(path: pathlib.Path, records: Iterable[bytes], *, drop_duplicates: bool) -> dict[str, Any]:
     """Writes encoded records, given in the order of their places, to a shard and returns its line of the manifest.
 
-    Of records with the same content the later ones are left out or get the id `ID-1` and so on; `duplicates` says
+    Of records with the same content the later ones get the id `ID-1` and so on, or are left out; `duplicates` says
     how many. Holds one record at a time.
     """
-    duplicates = 0
+    duplicates, left_out = 0, Summary()
 
     def distinct() -> Iterator[Record]:
         nonlocal duplicates
@@ -135,6 +148,10 @@ def gather_shard(path: pathlib.Path, records: Iterable[bytes], *, drop_duplicate
                 yield record
             elif not drop_duplicates:
                 yield dataclasses.replace(record, id=f"{record.id}-{copies}")
+            else:
+                left_out.dropped.append([f"a copy of record {record.id}", "duplicate"])
+                size = image_size(record.image) if record.image else (0, 0)
+                _count(left_out, record, size)
 
     count = write_shard(path, distinct(), STORED)
     return {
@@ -142,6 +159,7 @@ def gather_shard(path: pathlib.Path, records: Iterable[bytes], *, drop_duplicate
         "bytes": path.stat().st_size,
         "sha256": file_sha256(path),
         "duplicates": duplicates,
+        "left_out": dataclasses.asdict(left_out),
     }
 
 
@@ -168,10 +186,12 @@ def require_no_empty_shard(filled: int, num_shards: int) -> None:
     )
 
 
-def drop_lines(summaries: Iterable[Summary]) -> Iterator[str]:
-    """Yields the lines of `dropped.jsonl`, in the order of the input."""
-    for part in summaries:
-        for place, reason in part.dropped:
+def drop_lines(summaries: Iterable[Summary], shards: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Yields the lines of `dropped.jsonl`: in the order of the input, then duplicates, in that of the shards."""
+    of_parts = (part.dropped for part in summaries)
+    of_shards = (shards[name]["left_out"]["dropped"] for name in sorted(shards))
+    for dropped in itertools.chain(of_parts, of_shards):
+        for place, reason in dropped:
             yield json.dumps({"place": place, "reason": reason}) + "\n"
 
 
@@ -182,10 +202,8 @@ def make_manifest(
     inputs: dict[str, Any],
 ) -> dict[str, Any]:
     """Returns what `manifest.json` says: `given` = `kept` + the sum of `dropped`, shards with digests, histograms."""
-    dropped = collections.Counter(reason for part in summaries for _, reason in part.dropped)
-    duplicates = sum(line["duplicates"] for line in shards.values())
-    if options.drop_duplicates and duplicates:
-        dropped["duplicate"] = duplicates
+    left_out = [Summary(**line["left_out"]) for line in shards.values()]
+    dropped = collections.Counter(reason for part in [*summaries, *left_out] for _, reason in part.dropped)
     return {
         "schema_version": VERSION,
         "kind": options.cleaning.kind,
@@ -194,12 +212,16 @@ def make_manifest(
         "kept": sum(line["records"] for line in shards.values()),
         "dropped": dict(sorted(dropped.items())),
         "dropped_list": DROPPED,
-        "duplicates": duplicates,
+        "duplicates": sum(line["duplicates"] for line in shards.values()),
         "bytes": sum(line["bytes"] for line in shards.values()),
         "inputs": inputs,
         "options": dataclasses.asdict(options),
-        "shorter_side_pixels": _added(part.shorter_sides for part in summaries),
-        "caption_characters": _added(part.caption_lengths for part in summaries),
+        "shorter_side_pixels": _difference(
+            (part.shorter_sides for part in summaries), (part.shorter_sides for part in left_out)
+        ),
+        "caption_characters": _difference(
+            (part.caption_lengths for part in summaries), (part.caption_lengths for part in left_out)
+        ),
         "shards": {
             name: {key: line[key] for key in ("records", "bytes", "sha256")}
             for name, line in sorted(shards.items())
@@ -207,8 +229,11 @@ def make_manifest(
     }
 
 
-def _added(histograms: Iterable[dict[str, int]]) -> dict[str, int]:
+def _difference(added: Iterable[dict[str, int]], taken: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Returns the sum of histograms less some others, smallest values first."""
     total: collections.Counter[str] = collections.Counter()
-    for histogram in histograms:
+    for histogram in added:
         total.update(histogram)
-    return dict(sorted(total.items(), key=lambda entry: int(entry[0])))
+    for histogram in taken:
+        total.subtract(histogram)
+    return {name: count for name, count in sorted(total.items(), key=lambda entry: int(entry[0])) if count}

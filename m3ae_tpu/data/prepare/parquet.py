@@ -16,12 +16,17 @@ from m3ae_tpu.data.prepare.samples import (
     as_label,
     first_line,
     first_of,
+    is_address,
     module,
     open_seekable,
     read_whole,
 )
 
 _ROWS_AT_A_TIME = 32
+_ADDRESSES = (
+    "--input = {url} holds addresses of images, not images. Download them first: "
+    "img2dataset --url_list=FILE --input_format=parquet --output_format=webdataset."
+)
 DAMAGE = (*UNREADABLE, LookupError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
 """What pyarrow and h5py raise for damaged files: errors of every kind, where bytes that describe the data flipped."""
 
@@ -71,13 +76,14 @@ def _parquet_sample(batch: Any, place: str, url: str) -> Sample:
     row = {name.lower(): value for name, value in row.items()}
     image = first_of(row, IMAGE_NAMES)
     if isinstance(image, Mapping):
-        path = image.get("path")
-        image = image.get("bytes")
-        if image is None and path:
-            try:
-                image = read_whole(os.path.join(os.path.dirname(url), path))
-            except UNREADABLE as error:
-                return Sample(place=place, fault=f"unreadable image file: {first_line(error)}")
+        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    if isinstance(image, str):
+        if is_address(image):
+            return Sample(place=place, fault="address instead of an image file")
+        try:
+            image = read_whole(os.path.join(os.path.dirname(url), image))
+        except UNREADABLE as error:
+            return Sample(place=place, fault=f"unreadable image file: {first_line(error)}")
     return Sample(
         place=place,
         image=image if isinstance(image, bytes) else None,
@@ -101,11 +107,31 @@ def parquet_row_groups(url: str, kind: str) -> list[int]:
         with open_seekable(url) as file:
             table = _parquet(file, url)
             _require_columns(table.schema_arrow.names, url, kind)
-            return _group_counts(table, file)
+            counts = _group_counts(table, file)
+            if kind != "text":
+                _require_no_addresses(table, url)
+            return counts
     except ConfigError:
         raise
     except DAMAGE:
         return []  # Whoever reads it will say why.
+
+
+def _require_no_addresses(table: Any, url: str) -> None:
+    columns = [name for name in table.schema_arrow.names if name.lower() in IMAGE_NAMES]
+    try:
+        rows = next(table.iter_batches(1, columns=columns)).to_pylist()
+    except (StopIteration, *DAMAGE):
+        return  # Empty, or damaged: whoever reads it will say so.
+    require(not any(is_address(first_of(row, columns)) for row in rows), _ADDRESSES.format(url=url))
+
+
+def holds_images(url: str) -> bool:
+    """Returns whether a parquet file has a column of images, unlike the lists of what img2dataset downloaded."""
+    try:
+        return bool(parquet_row_groups(url, "image"))
+    except ConfigError:
+        return False
 
 
 def _require_columns(names: list[str], url: str, kind: str) -> None:
@@ -113,8 +139,7 @@ def _require_columns(names: list[str], url: str, kind: str) -> None:
     needed = CAPTION_NAMES if kind == "text" else IMAGE_NAMES
     require(
         bool(lowered.intersection(needed)) or not lowered.intersection(URL_NAMES) or kind == "text",
-        f"--input = {url} holds addresses of images, not images. Download them first: "
-        "img2dataset --url_list=FILE --input_format=parquet --output_format=webdataset.",
+        _ADDRESSES.format(url=url),
     )
     require(
         bool(lowered.intersection(needed)),

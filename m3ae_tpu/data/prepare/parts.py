@@ -10,15 +10,28 @@ from collections.abc import Iterable, Iterator
 from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.prepare.archives import read_tar
 from m3ae_tpu.data.prepare.hdf5 import hdf5_rows, read_hdf5
-from m3ae_tpu.data.prepare.parquet import parquet_row_groups, read_parquet
+from m3ae_tpu.data.prepare.parquet import holds_images, parquet_row_groups, read_parquet
 from m3ae_tpu.data.prepare.samples import Format, Sample, file_format, file_system, is_remote
-from m3ae_tpu.data.prepare.tables import read_image_files, read_table, table_holds, table_spans
+from m3ae_tpu.data.prepare.tables import (
+    TEXT_ENDINGS,
+    named_files,
+    read_image_files,
+    read_table,
+    table_holds,
+    table_spans,
+)
 
 IMAGES_IN_A_PART = 1_000
 TEXTS_IN_A_PART = 100_000
+_STATISTICS = "_stats.json"
+"""End of the names of what img2dataset counted."""
 _TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "md")
 _OPENED_AT_ONCE = 32
 """Files that are looked into at the same time: those of a remote store take their time."""
+
+
+type Group = tuple[Format, tuple[str, ...]]
+"""Files that are read together, and how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +67,8 @@ class Part:
                 return read_table(url, self.start, self.stop, self.first_row)
             case "unknown":
                 return iter([Sample(place=url, fault="unknown file format")])
+            case "passed over":
+                return iter([])
 
     def key(self) -> str:
         """Returns a text that tells this part from others, and from itself with other files."""
@@ -63,31 +78,51 @@ class Part:
 def find_parts(inputs: list[str], kind: str) -> list[Part]:
     """Lists the parts of files and folders, also remote ones; formats are told by content.
 
-    Of a folder with tars, parquet or HDF5 files, lists beside them (img2dataset's tables and statistics) are left
-    alone. Of a folder of images, tables that name the images are read if there are any; with none, every file but
-    texts counts as an image. `FILE#train` names the arrays `train_jpg` and so on of an HDF5 file.
+    Of a folder with tars, parquet or HDF5 files, other tables (img2dataset's lists and statistics) are passed over,
+    unless they name images. Loose images are read by such lists if there are any; with none, every file but texts
+    counts as an image. What is passed over is a part without samples. `FILE#train` names the arrays `train_jpg` and
+    so on of an HDF5 file.
 
     Raises:
         ConfigError: an input does not exist, holds nothing to read, or holds addresses instead of images.
     """
+    require(bool(inputs), "--input is empty. Name files or folders.")
     parts: list[Part] = []
-    seen: set[str] = set()
+    seen: dict[str, set[str]] = {}
     for given in inputs:
         given, prefix = _without_prefix(given)
         found = _files(given)
         require(bool(found), f"--input = {given} does not exist or is an empty folder. Check the path.")
-        twice = seen.intersection(found) if not prefix else ()
+        twice = [url for url in found if url in seen and (not prefix or {prefix, ""} & seen[url])]
         require(
             not twice, f"--input = {given} names {min(twice, default='')} a second time. Name each file once."
         )
-        seen.update(found)
+        for url in found:
+            seen.setdefault(url, set()).add(prefix)
         with concurrent.futures.ThreadPoolExecutor(_OPENED_AT_ONCE) as threads:
             formats = dict(zip(found, threads.map(file_format, found), strict=True))
         formats |= {url: "table" for url in found if not found[url] and _ending(url) in _TEXT_ENDINGS}
         for format, urls in _groups(formats, given, kind):
             whole = Part(format, urls, tuple(found[url] for url in urls), prefix=prefix)
             parts += _pieces(whole, kind)
+        rest = tuple(_passed_over(formats, parts, kind))
+        if rest:
+            parts.append(Part("passed over", rest, tuple(found[url] for url in rest)))
     return parts
+
+
+def _passed_over(formats: dict[str, Format], parts: list[Part], kind: str) -> list[str]:
+    """Returns what no part reads: neither itself, nor as a text beside an image, nor as an image that a list names."""
+    read = {url for part in parts for url in part.urls}
+    if kind != "text" and "image" in formats.values():
+        lists = {part.urls[0] for part in parts if part.format == "table"}
+        read |= {name for url in lists for name in named_files(url)}
+    stems = {os.path.splitext(url)[0] for url in read}
+    return [
+        url
+        for url in formats
+        if url not in read and not (url.endswith(TEXT_ENDINGS) and os.path.splitext(url)[0] in stems)
+    ]
 
 
 def count_files(parts: Iterable[Part]) -> dict[str, dict[str, int]]:
@@ -106,38 +141,43 @@ def _without_prefix(given: str) -> tuple[str, str]:
     return (path, f"{prefix}_") if mark and not os.path.exists(given) else (given, "")
 
 
-def _groups(formats: dict[str, Format], given: str, kind: str) -> list[tuple[Format, tuple[str, ...]]]:
+def _groups(formats: dict[str, Format], given: str, kind: str) -> list[Group]:
     """Returns the files of each part, and how they are read."""
     by_format: dict[Format, list[str]] = {}
     for url, format in formats.items():
         by_format.setdefault(format, []).append(url)
-    tables = by_format.get("table", [])
+    tables = [url for url in by_format.get("table", []) if not url.endswith(_STATISTICS)]
     in_containers = _holds_container(by_format, kind)
-    holds = {url: table_holds(url) for url in tables} if by_format.get("image") or not in_containers else {}
-    lists = [url for url in tables if holds.get(url) == "images"]
-    if lists and kind != "text":
-        return [("table", (url,)) for url in lists]
-    if in_containers:
+    holds = (
+        {url: table_holds(url, kind) for url in tables} if by_format.get("image") or not in_containers else {}
+    )
+    lists = [url for url in tables if holds.get(url) == "images" and kind != "text"]
+    found = _each("table", lists)
+    if in_containers and not (kind == "text" and not by_format.get("tar")):
         # Beside tars, img2dataset leaves the list of what it downloaded.
-        read: list[Format] = ["tar", "hdf5", *([] if by_format.get("tar") else ["parquet"])]
-        found: list[tuple[Format, tuple[str, ...]]] = [
-            (format, (url,)) for format in read for url in by_format.get(format, [])
-        ]
+        parquet = by_format.get("parquet", [])
+        if by_format.get("tar"):
+            parquet = [] if kind == "text" else [url for url in parquet if holds_images(url)]
+        found += [*_each("tar", by_format.get("tar", [])), *_each("hdf5", by_format.get("hdf5", []))]
+        found += _each("parquet", parquet)
+        if lists:
+            return found
         endings = {_ending(url) for _, (url,) in found}
         unknown = [*by_format.get("unknown", []), *(url for url in tables if _ending(url) in endings)]
         images = [] if kind == "text" else _in_groups(by_format.get("image", []))
-        return [*found, *images, *(("unknown", (url,)) for url in unknown)]
-    damaged: list[Format] = ["parquet", "hdf5", "unknown"]
+        return [*found, *images, *_each("unknown", unknown)]
+    if lists:
+        return found
     if kind == "text":
         require(
             bool(tables or by_format.get("parquet") or by_format.get("hdf5")),
             f"--input = {given} holds no text to read. Give plain text, JSON lines, CSV or parquet.",
         )
-        return [(format, (url,)) for format in ("table", *damaged) for url in by_format.get(format, [])]
+        by_format["table"] = tables
+        read: tuple[Format, ...] = ("table", "parquet", "hdf5", "unknown")
+        return [group for format in read for group in _each(format, by_format.get(format, []))]
     # What is no text is taken for an image, a damaged one too: it is dropped with its reason, not passed over.
-    rows: list[tuple[Format, tuple[str, ...]]] = [
-        (format, (url,)) for format in damaged[:2] for url in by_format.get(format, [])
-    ]
+    rows = [*_each("parquet", by_format.get("parquet", [])), *_each("hdf5", by_format.get("hdf5", []))]
     images = sorted(set(formats) - _texts(formats) - {url for _, (url,) in rows})
     require(
         bool(images or rows) or "addresses" not in holds.values(),
@@ -161,7 +201,11 @@ def _holds_container(by_format: dict[Format, list[str]], kind: str) -> bool:
     )
 
 
-def _in_groups(images: list[str]) -> list[tuple[Format, tuple[str, ...]]]:
+def _each(format: Format, urls: list[str]) -> list[Group]:
+    return [(format, (url,)) for url in urls]
+
+
+def _in_groups(images: list[str]) -> list[Group]:
     starts = range(0, len(images), IMAGES_IN_A_PART)
     return [("image", tuple(images[start : start + IMAGES_IN_A_PART])) for start in starts]
 
@@ -200,7 +244,8 @@ def _pieces(part: Part, kind: str) -> list[Part]:
         prefix = part.prefix if part.prefix or len(counts) != 1 else next(iter(counts))
         if counts and prefix not in counts:
             names = ", ".join(f"{url}#{name.rstrip('_')}" for name in counts if name)
-            raise ConfigError(f"--input = {url} holds several sets. Name one: {names}.")
+            what = f"has no set {part.prefix.rstrip('_')}" if part.prefix else "holds several sets"
+            raise ConfigError(f"--input = {url} {what}. Name one: {names}.")
         starts = range(0, max(1, counts.get(prefix, 0)), 2 * step)
         return [
             piece(prefix=prefix, start=start, stop=None if start == starts[-1] else start + starts.step)

@@ -6,6 +6,7 @@ import concurrent.futures.process
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
 import json
 import multiprocessing
@@ -67,7 +68,14 @@ def prepare(
         f"--output = {output} holds a prepared set already. Name another folder, or remove it.",
     )
     work = output / WORK_FOLDER
-    work.mkdir(parents=True, exist_ok=True)
+    if not work.exists():
+        _require_nothing_of_ours(output, options.name)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output = {output} cannot be made ({error.strerror}). Name another folder."
+        ) from None
     # The number of shards changes nothing of the cleaned parts.
     task = dataclasses.asdict(dataclasses.replace(options, num_shards=0, shard_megabytes=1))
     _require_same(work / "task", json.dumps({"parts": [part.key() for part in parts], "options": task}))
@@ -75,8 +83,11 @@ def prepare(
         clean_one = functools.partial(clean_part, options=options.cleaning, seed=options.seed, folder=work)
         summaries = list(_counted(each(clean_one, parts), "cleaning", len(parts), report))
         reasons = collections.Counter(reason for part in summaries for _, reason in part.dropped)
-        require_fit(sum(p.given for p in summaries), sum(p.kept for p in summaries), reasons)
-        num_shards = count_shards(sum(part.bytes for part in summaries), options)
+        given, kept = sum(part.given for part in summaries), sum(part.kept for part in summaries)
+        if not kept:
+            shutil.rmtree(work)  # Another input may follow.
+        require_fit(given, kept, reasons)
+        num_shards = count_shards(sum(part.bytes for part in summaries), kept, options)
         starts = _sort_index(work, [_part_name(part) for part in parts], num_shards)
         require_no_empty_shard(len(set(starts)) - 1, num_shards)
         _require_same(work / "num_shards", str(num_shards))
@@ -94,11 +105,20 @@ def prepare(
     shards = dict(zip([task.path.name for task in tasks], lines, strict=True))
     manifest = make_manifest(summaries, shards, options, count_files(parts))
     with in_one_piece(output / DROPPED) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        file.writelines(drop_lines(summaries))
+        file.writelines(drop_lines(summaries, shards))
     # Last, so that its presence says that all is there.
     write_whole(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(work)
     return manifest
+
+
+def _require_nothing_of_ours(output: pathlib.Path, name: str) -> None:
+    """Refuses a folder in which something would be written over."""
+    for there in (*output.glob(f"{glob.escape(name)}-*-of-*.array_record"), output / DROPPED):
+        require(
+            not there.exists(),
+            f"--output = {output} holds {there.name}, of no set that is known here. Name another folder, or move it.",
+        )
 
 
 def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.Path) -> Summary:

@@ -20,8 +20,8 @@ import fsspec
 
 from m3ae_tpu.config import ConfigError
 
-type Format = Literal["tar", "parquet", "hdf5", "image", "table", "unknown"]
-"""`table` is CSV, TSV, JSON lines or plain text."""
+type Format = Literal["tar", "parquet", "hdf5", "image", "table", "unknown", "passed over"]
+"""`table` is CSV, TSV, JSON lines or plain text; what is passed over lies beside what is read."""
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 """Columns and file endings that hold an encoded image, the first one found counts."""
@@ -53,8 +53,8 @@ class Sample:
     """File and, within it, member or row: for messages."""
     image: bytes | None = None
     """Encoded image, None where there is none."""
-    captions: tuple[str | bytes, ...] = ()
-    """Texts; bytes are not decoded yet."""
+    captions: tuple[str | bytes | None, ...] = ()
+    """Texts; bytes are not decoded yet. None stands for what is no text."""
     label: str = ""
     """Class, or nothing."""
     fault: str = ""
@@ -214,14 +214,30 @@ def module(name: str, url: str) -> Any:
 
 
 def first_of(row: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """Returns the value of the first name that the row has and that is not None."""
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    """Returns the value of the first name that has one: not None, and, if another name has more, not empty."""
+    values = [row[name] for name in names if row.get(name) is not None]
+    return next((value for value in values if not _is_empty(value)), values[0] if values else None)
 
 
-def as_captions(value: Any) -> tuple[bytes, ...]:
-    """Returns one text or a list of them, of whatever type, as bytes; nothing as an empty tuple."""
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    return isinstance(value, list | tuple) and not value
+
+
+def is_address(name: Any) -> bool:
+    """Returns whether what should name a file names a page."""
+    return isinstance(name, str) and name.startswith(("http://", "https://"))
+
+
+def as_captions(value: Any) -> tuple[bytes | None, ...]:
+    """Returns one text or a list of them, numbers too, as bytes; nothing as an empty tuple, what is no text as None."""
     texts = value if isinstance(value, list | tuple) else [value]
-    return tuple(_as_bytes(text) for text in texts if not _is_nothing(text))
+    return tuple(
+        None if isinstance(text, Mapping | list | tuple) else _as_bytes(text)
+        for text in texts
+        if not _is_nothing(text)
+    )
 
 
 def as_label(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Loose files: images with texts beside them; lists in CSV, TSV or JSON lines; plain text."""
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -20,11 +21,15 @@ from m3ae_tpu.data.prepare.samples import (
     as_label,
     first_line,
     first_of,
+    is_address,
     is_compressed,
+    is_remote,
     open_file,
     read_whole,
 )
 
+TEXT_ENDINGS = (".txt", ".TXT")
+"""Of the text beside an image."""
 _LONGEST_LINE = 2**24
 csv.field_size_limit(_LONGEST_LINE)
 
@@ -33,16 +38,18 @@ csv.field_size_limit(_LONGEST_LINE)
 class Layout:
     """How the lines of a table are read."""
 
-    form: Literal["columns", "json", "text"]
+    form: Literal["columns", "json", "text", "array"]
     separator: str = ","
     header: tuple[str, ...] = ()
 
 
 def table_layout(line: bytes) -> Layout:
-    """Returns what the first line of a table says of the others."""
-    text = _text(line.removeprefix(codecs.BOM_UTF8)).strip()
+    """Returns what the first line of a table that is not blank says of the others."""
+    text = _text(line).strip()
     if text.startswith("{"):
         return Layout("json")
+    if text.startswith("[") and text[1:].lstrip()[:1] in ("", "{"):
+        return Layout("array")
     known = {*FILE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, *URL_NAMES}
     for separator in "\t,;":
         try:
@@ -98,15 +105,18 @@ def _rows(
 ) -> Iterator[tuple[int | None, Mapping[str, Any] | str | None]]:
     """Yields, for each row, the byte behind it and its fields; a text says what is wrong with it, None is empty."""
     with open_file(url) as file:
-        first = file.readline(_LONGEST_LINE)
-        layout = table_layout(first)
+        head = [file.readline(_LONGEST_LINE).removeprefix(codecs.BOM_UTF8)]
+        while head[-1] and not head[-1].strip():
+            head.append(file.readline(_LONGEST_LINE))
+        layout = table_layout(head[-1])
         lines = _lines(file)
         if start:
             file.seek(start)
         elif layout.form != "columns":
-            lines = itertools.chain([first.removeprefix(codecs.BOM_UTF8)], lines)
+            lines = itertools.chain(head, lines)
         tells = not is_compressed(file)
-        for row in {"columns": _columns, "json": _objects, "text": _texts}[layout.form](lines, layout):
+        readers = {"columns": _columns, "json": _objects, "text": _texts, "array": _array}
+        for row in readers[layout.form](lines, layout):
             position = file.tell() if tells else None
             yield position, row
             if stop is not None and position is not None and position >= stop:
@@ -147,7 +157,10 @@ def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, An
 
 
 def _unquoted(field: str) -> str:
-    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
+    """Returns a field without the quotes around it; those of `"Merry" and "Happy"` are not around it."""
+    inner = field[1:-1].replace('""', "")
+    is_quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
+    return field[1:-1].replace('""', '"') if is_quoted else field
 
 
 def _objects(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | str | None]:
@@ -167,6 +180,10 @@ def _texts(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any]
     return ({"text": line} if line.strip() else None for line in lines)
 
 
+def _array(lines: Iterable[bytes], layout: Layout) -> Iterator[str]:
+    yield "one JSON array, not JSON lines"
+
+
 def _text(line: bytes) -> str:
     # What is not UTF-8 is found when its caption is cleaned, and costs its own row only.
     return line.decode("utf-8", "surrogateescape")
@@ -174,7 +191,7 @@ def _text(line: bytes) -> str:
 
 def _row_sample(row: Mapping[str, Any], url: str, place: str) -> Sample:
     name, image = first_of(row, FILE_NAMES), None
-    if _is_address(name):
+    if is_address(name):
         return Sample(place=place, fault="address instead of an image file")
     if isinstance(name, str) and name:
         try:
@@ -189,22 +206,29 @@ def _row_sample(row: Mapping[str, Any], url: str, place: str) -> Sample:
     )
 
 
-def _is_address(name: Any) -> bool:
-    return isinstance(name, str) and name.startswith(("http://", "https://"))
-
-
-def table_holds(url: str) -> Literal["images", "addresses", "texts"]:
-    """Returns what the first rows of a table lead to."""
+def table_holds(url: str, kind: str) -> Literal["images", "addresses", "texts"]:
+    """Returns what the first rows of a table lead to; of pairs, images need a caption beside their name."""
     try:
         found = (row for _, row in _rows(url, 0, None) if isinstance(row, Mapping))
         rows = list(itertools.islice(found, 8))
     except UNREADABLE:
         rows = []
     names = [first_of(row, FILE_NAMES) for row in rows]
-    if any(isinstance(name, str) and name and not _is_address(name) for name in names):
+    has_all = kind != "paired" or any(first_of(row, CAPTION_NAMES) is not None for row in rows)
+    if has_all and any(isinstance(name, str) and name and not is_address(name) for name in names):
         return "images"
-    is_list = any(map(_is_address, names)) or any(first_of(row, URL_NAMES) is not None for row in rows)
+    is_list = any(map(is_address, names)) or any(first_of(row, URL_NAMES) is not None for row in rows)
     return "addresses" if is_list else "texts"
+
+
+def named_files(url: str) -> Iterator[str]:
+    """Yields the addresses of the files that a table names, as far as it can be read."""
+    with contextlib.suppress(*UNREADABLE):
+        for _, row in _rows(url, 0, None):
+            name = first_of(row, FILE_NAMES) if isinstance(row, Mapping) else None
+            if isinstance(name, str) and name and not is_address(name):
+                path = os.path.join(os.path.dirname(url), name)
+                yield path if is_remote(path) else os.path.normpath(path)
 
 
 def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
@@ -219,8 +243,10 @@ def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
 
 
 def _text_beside(url: str) -> tuple[bytes, ...]:
-    beside = f"{os.path.splitext(url)[0]}.txt"
-    try:
-        return () if beside == url else (read_whole(beside),)
-    except FileNotFoundError:
-        return ()  # An image alone: whether that is enough is for the kind to say.
+    for ending in TEXT_ENDINGS:
+        beside = f"{os.path.splitext(url)[0]}{ending}"
+        if beside == url:
+            return ()
+        with contextlib.suppress(FileNotFoundError):
+            return (read_whole(beside),)
+    return ()  # An image alone: whether that is enough is for the kind to say.
