@@ -73,8 +73,36 @@ def test_transparent_parts_become_white():
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
 def test_a_damaged_image_is_an_error_not_a_grey_area(format, keep):
     data = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), format)
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(ValueError, match=": "):
         decode_image(data[: int(len(data) * keep) if keep < 1 else keep])
+
+
+def test_whatever_a_decoder_fails_with_is_a_value_error():
+    jpeg = bytearray(encoded(picture(), "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 11] = 0x14  # A subsampling that simplejpeg has no name for: KeyError.
+    tiff = encoded(picture(), "TIFF")
+    # An entry of another type in its directory: TypeError, SyntaxError, ...
+    directory = int.from_bytes(tiff[4:8], "little")
+    damaged = [tiff[: directory + 4 + 12 * n] + b"\7\0" + tiff[directory + 6 + 12 * n :] for n in range(8)]
+    failed = 0
+    for data in (bytes(jpeg), *damaged):
+        try:
+            decode_image(data)
+        except ValueError:
+            failed += 1
+    assert failed > 4
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.linspace(0, 1, 64, dtype=np.float32), "fractions"),
+        (np.linspace(0, 2**20, 64, dtype=np.int32), "more than 16 bits"),
+    ],
+)
+def test_pixels_of_no_known_scale_are_refused(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        decode_image(encoded(pixels.reshape(8, 8), "TIFF"))
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded():

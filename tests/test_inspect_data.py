@@ -76,6 +76,25 @@ def test_the_mixture_and_the_cut_texts_are_those_of_the_config(folder):
     assert (images.rows, images.texts, images.cut) == (5, 0, 0.0)
 
 
+def test_a_part_is_measured_alone_and_damaged_records_stop_nothing(folder):
+    paths = sorted(folder.glob("train-*"))
+    data = bytearray(paths[0].read_bytes())
+    data[1000] ^= 1
+    paths[0].write_bytes(data)
+    source = SourceConfig(shards=f"{folder}/train-*", part=(0.0, 0.5))
+    (pairs,) = summarise(PretrainConfig(batch_size=30, data=DataConfig(sources=(source,))))
+    assert (pairs.records, pairs.epochs_per_thousand_steps) == (15, 2000.0)
+    (found,) = sources_of(folder, read_manifest(folder))
+    assert (found.kind, found.weight) == ("paired", 30.0)
+
+
+def test_a_folder_may_be_named_like_a_glob(folder, tmp_path_factory):
+    odd = tmp_path_factory.mktemp("odd") / "set [1]"
+    folder.rename(odd)
+    (found,) = sources_of(odd, read_manifest(odd))
+    assert len(open_shards(found.shards)) == 30
+
+
 def test_patches_that_are_not_visible_are_grey():
     images = np.random.default_rng(0).integers(0, 100, (2, 8, 8, 3), np.uint8)
     seen = hide_patches(images, np.array([[0], [3]]), 4)

@@ -174,6 +174,13 @@ def test_odd_images_become_the_picture_that_they_show(kind):
     assert np.abs(decode_image(data).astype(int) - PICTURE).mean() < 8
 
 
+def test_an_image_too_wide_for_a_jpeg_is_dropped_with_its_reason():
+    stream = io.BytesIO()
+    Image.new("RGB", (70_000, 20)).save(stream, "PNG")
+    with pytest.raises(cleaning.Unfit, match="too wide or high"):
+        cleaning.clean_image(stream.getvalue(), CleaningOptions())
+
+
 def test_large_images_are_limited_and_bombs_refused():
     data, size = cleaning.clean_image(
         jpeg(np.zeros((500, 400, 3), np.uint8)), CleaningOptions(kind="image", max_shorter_side=320)

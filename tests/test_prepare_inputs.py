@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
+import sys
 import tarfile
 
 import h5py
@@ -12,7 +14,17 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from prepare_forms import run, shard_bytes, starter_pairs, write_folder, write_hdf5, write_parquet, write_tars
+from PIL import Image
+from prepare_forms import (
+    run,
+    shard_bytes,
+    starter_pairs,
+    write_folder,
+    write_hdf5,
+    write_parquet,
+    write_sidecars,
+    write_tars,
+)
 
 from m3ae_tpu.config import ConfigError
 from m3ae_tpu.data.prepare import parts
@@ -203,3 +215,166 @@ def test_a_list_with_a_damaged_header_stops_nothing(pairs, tmp_path):
     (tmp_path / "given" / "more.csv").write_bytes(b"fi\rle,caption\nx.jpg,a\n")
     manifest = run(tmp_path / "given", tmp_path / "set", num_shards=1)
     assert (manifest["given"], manifest["kept"]) == (3, 3)
+
+
+def captions(folder):
+    return {record.captions for record in open_shards(f"{folder}/train-*")}
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('\n{"text": "one"}\n{"text": "two"}\n', {"one", "two"}),
+        ("\n \ntext\none\n", {"one"}),
+        ("\ufeff\ntext,id\none,1\n", {"one"}),
+        (
+            'text\tid\n"Merry" and "Happy"\t1\n"they said ""hi"""\t2\n',
+            {'"Merry" and "Happy"', 'they said "hi"'},
+        ),
+        ('{"text": ["one", "two"]}\n{"text": 3}\n{"text": {"en": "no"}}\n{"text": [["no"]]}\n', {"one", "3"}),
+        ('{"caption": "", "text": "one"}\n', {"one"}),
+    ],
+)
+def test_tables_are_read_as_they_were_meant(content, texts, tmp_path):
+    (tmp_path / "given").write_text(content)
+    manifest = run(tmp_path / "given", tmp_path / "set", kind="text", num_shards=1)
+    assert {found[0] for found in captions(tmp_path / "set")} == texts
+    assert manifest["dropped"] in ({}, {"caption is no text": 2})
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"text": "one"},{"text": "two"}]', '[\n  {\n    "text": "one"\n  }\n]']
+)
+def test_a_json_array_is_no_text(content, tmp_path):
+    (tmp_path / "given.json").write_text(content)
+    with pytest.raises(ConfigError, match="one JSON array, not JSON lines"):
+        run(tmp_path / "given.json", tmp_path / "set", kind="text", num_shards=1)
+
+
+def test_members_of_a_tar_are_told_by_name_and_by_content(pairs, tmp_path):
+    images = [image for image, _ in pairs]
+    depth = io.BytesIO()
+    Image.new("L", (64, 64)).save(depth, "PNG")
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("map.depth.png", depth.getvalue()),
+            ("map.jpg", images[0]),
+            ("map.txt", b"beside a map"),
+            ("dots.v2.jpg", images[3]),
+            ("dots.v2.txt", b"\xef\xbb\xbfwith a mark"),
+            ("empty.jpg", images[6]),
+            ("empty.txt", b" \n"),
+            ("empty.json", b'{"caption": "from the JSON"}'),
+        ],
+    )
+    run(tmp_path / "a.tar", tmp_path / "set", num_shards=1)
+    found = {record.captions: record.image for record in open_shards(f"{tmp_path / 'set'}/train-*")}
+    assert found == {
+        ("beside a map",): images[0],
+        ("with a mark",): images[3],
+        ("from the JSON",): images[6],
+    }
+
+
+def test_mixed_folders_are_read_and_what_is_passed_over_is_counted(pairs, tmp_path):
+    given = tmp_path / "given"
+    write_tars(given, pairs[:4])
+    write_parquet(given / "rows", pairs[4:7])
+    write_folder(given / "listed", pairs[7:9])
+    write_sidecars(given / "loose", pairs[9:10])
+    manifest = run(given, tmp_path / "set", num_shards=1)
+    assert (manifest["kept"], manifest["dropped"]) == (9, {})
+    # Statistics and addresses beside the tars; the loose image and its text, which no list names.
+    assert manifest["inputs"]["passed over"]["files"] == 6
+    write_parquet(tmp_path / "texts", pairs[:3])
+    (tmp_path / "texts" / "more.jsonl").write_text('{"text": "one text"}\n')
+    manifest = run(tmp_path / "texts", tmp_path / "set of texts", kind="text", num_shards=1)
+    assert (manifest["kept"], manifest["dropped"]) == (4, {})
+
+
+def test_a_log_beside_images_is_no_list_of_them(pairs, tmp_path):
+    write_sidecars(tmp_path / "given", pairs[:2])
+    (tmp_path / "given" / "log.csv").write_text("path,size\n0000.png,12\n")
+    (tmp_path / "given" / "0000.txt").rename(tmp_path / "given" / "0000.TXT")
+    manifest = run(tmp_path / "given", tmp_path / "set", num_shards=1)
+    assert (manifest["given"], manifest["kept"]) == (2, 2)
+    assert manifest["inputs"]["passed over"]["files"] == 1
+
+
+def test_parquet_may_name_files_beside_it_but_no_pages(pairs, tmp_path):
+    write_sidecars(tmp_path / "given", pairs[:1])
+    path = tmp_path / "given" / "a.parquet"
+    (tmp_path / "given" / "0000.png").rename(tmp_path / "given" / "image.data")
+    for image, expected in (("image.data", 1), ("https://example.org/a.jpg", 0)):
+        pyarrow.parquet.write_table(pyarrow.table({"image": [image], "text": ["a text"]}), path)
+        if expected:
+            assert run(path, tmp_path / "set", num_shards=1)["kept"] == expected
+        else:
+            with pytest.raises(ConfigError, match="addresses of images, not images"):
+                run(path, tmp_path / "other", num_shards=1)
+
+
+def test_duplicates_that_are_dropped_are_named_and_not_in_the_histograms(pairs, tmp_path):
+    write_folder(tmp_path / "given", [pairs[0], pairs[0], (pairs[0][0], "another caption"), pairs[0]])
+    manifest = run(tmp_path / "given", tmp_path / "set", num_shards=1, drop_duplicates=True)
+    assert (manifest["kept"], manifest["dropped"]) == (2, {"duplicate": 2})
+    lines = [json.loads(line) for line in (tmp_path / "set" / "dropped.jsonl").read_text().splitlines()]
+    kept = {record.id for record in open_shards(f"{tmp_path / 'set'}/train-*")}
+    assert [line["reason"] for line in lines] == ["duplicate"] * 2
+    assert {line["place"].removeprefix("a copy of record ") for line in lines} < kept
+    for histogram in ("shorter_side_pixels", "caption_characters"):
+        assert sum(manifest[histogram].values()) == 2
+
+
+def test_files_of_the_user_are_not_written_over(pairs, tmp_path):
+    write_sidecars(tmp_path / "given", pairs[:2])
+    for name in ("dropped.jsonl", "train-00000-of-00001.array_record"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("mine")
+        with pytest.raises(ConfigError, match=f"holds {name}"):
+            run(tmp_path / "given", tmp_path / name, num_shards=1)
+        assert (tmp_path / name / name).read_text() == "mine"
+
+
+def test_a_call_that_kept_nothing_does_not_stand_in_the_way(pairs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.jpg").write_bytes(b"<html>")
+    with pytest.raises(ConfigError, match="none is fit"):
+        run(tmp_path / "empty", tmp_path / "set")
+    write_sidecars(tmp_path / "given", pairs[:2])
+    assert run(tmp_path / "given", tmp_path / "set", num_shards=1)["kept"] == 2
+
+
+def test_few_large_records_fill_every_shard_that_was_not_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 255, (700, 700, 3), np.uint8)).save(
+            tmp_path / f"{number}.jpg", quality=95
+        )
+    manifest = run(tmp_path, tmp_path / "set", kind="image", num_shards=0, shard_megabytes=1)
+    assert manifest["kept"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output="], "error: --output is empty."),
+        (["--output=given/set"], "error: --output = given/set lies in --input = given and would become part"),
+        (
+            ["--output=set", "--max_shorter_side=4"],
+            "error: --max_shorter_side = 4 is less than --min_shorter",
+        ),
+        (["--output=set", "--license=\udcff"], r"error: --license = '\udcff' is not UTF-8."),
+        (["--output=set", f"--name={'x' * 300}"], "error: --name = 'xxx"),
+        (["--output=set", "--input="], "error: --input is empty."),
+        (["--output=list.txt/set"], "error: --output = list.txt/set cannot be made (Not a directory)."),
+    ],
+)
+def test_what_the_program_cannot_do_is_said_in_a_line(flags, message, pairs, tmp_path):
+    write_sidecars(tmp_path / "given", pairs[:1])
+    (tmp_path / "list.txt").touch()
+    command = [sys.executable, "-m", "m3ae_tpu.pipelines.prepare_data", "--input=given", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (ended.returncode, ended.stderr[: len(message)]) == (2, message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "list.txt"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3ae_tpu.config import ConfigError
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.records import Record, open_shards, write_shard
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
 
 TOKENIZER = Tokenizer("starter/tokenizer.model")
@@ -130,6 +130,18 @@ def test_training_twice_gives_the_same_bytes_and_a_small_corpus_fewer_pieces(tmp
     assert 260 < Tokenizer(str(tmp_path / "small.model")).vocab_size < 400
 
 
+def test_damaged_records_are_left_out_and_counted(tmp_path):
+    records = [Record(id=str(n), captions=(f"a cat and {n} dogs, seen from above",)) for n in range(200)]
+    path = tmp_path / "texts.array_record"
+    write_shard(path, records, "group_size:1,uncompressed")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"a cat and 7 dogs")] ^= 1
+    path.write_bytes(data)
+    made = program(f"--shards={path}", "--vocab_size=300", f"--output={tmp_path}/t.model")
+    assert made.returncode == 0, made.stderr
+    assert made.stderr.startswith(f"1 damaged records of {path}")
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -139,6 +151,7 @@ def test_training_twice_gives_the_same_bytes_and_a_small_corpus_fewer_pieces(tmp
             "--output=no/such/folder.model",
             "error: --output=no/such/folder.model lies in a folder that does not exist",
         ),
+        ("--output=tests", "error: --output=tests is a folder. Name a file in it."),
     ],
 )
 def test_what_the_program_cannot_use_is_named(tmp_path, flag, message):
