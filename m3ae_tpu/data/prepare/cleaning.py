@@ -1,10 +1,12 @@
 """A sample as found becomes a record that training can trust, or a reason why not."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import unicodedata
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -161,11 +163,9 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     if not kind:
         raise Unfit("not an image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of sizes, which are looked at here, and of odd metadata.
-            with Image.open(io.BytesIO(data)) as header:
-                (width, height), mode = header.size, header.mode
-                turn = _TURNS.get(header.getexif().get(0x0112, 1))
+        with _no_warnings(), Image.open(io.BytesIO(data)) as header:
+            (width, height), mode = header.size, header.mode
+            turn = _TURNS.get(header.getexif().get(0x0112, 1))
     except Image.DecompressionBombError:
         raise Unfit("image has too many pixels") from None
     except Exception:  # Of any class, as in `decode_image`.
@@ -175,7 +175,8 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     if min(width, height) < options.min_shorter_side:
         raise Unfit("image too small")
     try:
-        pixels = decode_image(data) if mode != "CMYK" else _from_cmyk(data)
+        with _no_warnings():
+            pixels = decode_image(data) if mode != "CMYK" else _from_cmyk(data)
     except Exception:
         raise Unfit("damaged image") from None
     limit = options.max_shorter_side
@@ -200,6 +201,14 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
         colorsubsampling="420",
     )
     return encoded, picture.size
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Silences what Pillow says of sizes, which are looked at here, and of odd metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _from_cmyk(data: bytes) -> np.ndarray:
