@@ -9,10 +9,17 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def in_one_piece(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields where to write instead; at the end that file becomes `path`. A kill leaves the old one or the new one."""
+    """Yields where to write instead; at the end that file becomes `path`. A kill leaves the old one or the new one.
+
+    An error leaves nothing of the new one, which may be what fills the disk.
+    """
     # A leading dot keeps an unfinished file out of every glob.
     unfinished = path.with_name(f".{path.name}.unfinished")
-    yield unfinished
+    try:
+        yield unfinished
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     os.replace(unfinished, path)
 
 

@@ -21,6 +21,7 @@ from m3ae_tpu.data.records import (
     encode_record,
     open_shards,
     resolve,
+    write_shard,
     write_shards,
 )
 
@@ -221,3 +222,13 @@ def test_a_missing_shard_of_a_set_is_named_unless_the_pattern_chooses(tmp_path):
     with pytest.raises(ConfigError, match=r"lacks .*train-00001-of-00003\. Copy or make it again"):
         open_shards(f"{tmp_path}/train-*")
     assert len(open_shards(f"{tmp_path}/train-0000[02]-of-00003*")) == 4
+
+
+def test_a_shard_that_cannot_be_finished_leaves_nothing_behind(tmp_path):
+    def failing():
+        yield Record(id="0", captions=("a text",))
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_shard(tmp_path / "train.array_record", failing(), "group_size:1")
+    assert list(tmp_path.iterdir()) == []

@@ -76,9 +76,10 @@ def prepare(
         raise ConfigError(
             f"--output = {output} cannot be made ({error.strerror}). Name another folder."
         ) from None
-    # The number of shards changes nothing of the cleaned parts.
+    # The number of shards changes nothing of the cleaned parts, and neither does what is passed over.
     task = dataclasses.asdict(dataclasses.replace(options, num_shards=0, shard_megabytes=1))
-    _require_same(work / "task", json.dumps({"parts": [part.key() for part in parts], "options": task}))
+    read = [part.key() for part in parts if part.format != "passed over"]
+    _require_same(work / "task", json.dumps({"parts": read, "options": task}))
     with _pool(num_workers) as each:
         clean_one = functools.partial(clean_part, options=options.cleaning, seed=options.seed, folder=work)
         summaries = list(_counted(each(clean_one, parts), "cleaning", len(parts), report))
