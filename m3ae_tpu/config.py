@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 type Dtype = Literal["float32", "bfloat16", "float64"]
 type Kind = Literal["paired", "image", "text"]
@@ -189,14 +189,10 @@ class SourceConfig:
             0 <= self.part[0] < self.part[1] <= 1,
             f"part = {self.part} of source {self.shards} is no range within [0, 1]. Set (0.0, 1.0) for all records.",
         )
-        require(
-            self.kind in get_args(Kind.__value__),
-            f"kind = {self.kind} of source {self.shards} is none of {', '.join(get_args(Kind.__value__))}. Choose one.",
-        )
-        require(
-            0 < self.weight < math.inf,
-            f"weight = {self.weight} of source {self.shards} is not positive. Set 1.",
-        )
+        kinds = get_args(Kind.__value__)
+        has_weight = 0 < self.weight < math.inf
+        require(self.kind in kinds, f"kind = {self.kind} of source {self.shards} is none of {kinds}.")
+        require(has_weight, f"weight = {self.weight} of source {self.shards} is no positive number. Set 1.")
         require(self.text_length >= 1, f"text_length = {self.text_length} is not positive. Set 64.")
 
 
@@ -350,8 +346,3 @@ class PretrainConfig:
                 f"model.vocab_size = 0 has no text parameters, but source {source.shards} is of kind "
                 f"{source.kind!r}. Set model.vocab_size, or kind='image'.",
             )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config as nested dictionaries and lists, ready for JSON."""
-    return dataclasses.asdict(config)

@@ -6,6 +6,7 @@ After a change on purpose, write the texts anew and read the diff:
 """
 
 import ast
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pathlib
 import pytest
 from absl import flags
 
-from m3ae_tpu.config import PretrainConfig, to_dict
+from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.launch_flags import config_names, field_types, load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,7 +23,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 
 @pytest.mark.parametrize("name", config_names())
 def test_named_config_is_the_one_on_file(name):
-    text = json.dumps(to_dict(load_config(name)), indent=2) + "\n"
+    text = json.dumps(dataclasses.asdict(load_config(name)), indent=2) + "\n"
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -110,3 +110,12 @@ def test_order_does_not_hang_on_where_the_shards_lie():
         ),
     )
     assert rows_per_source(here) == rows_per_source(there)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("weight", float("inf")), ("weight", float("nan")), ("part", (0.5, 0.5))],
+)
+def test_sources_that_mean_nothing_are_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=f"{field} = .* of source starter/train"):
+        SourceConfig(**{field: value})

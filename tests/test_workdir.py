@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from m3ae_tpu.config import ConfigError, DataConfig, PretrainConfig, SourceConfig, to_dict
+from m3ae_tpu.config import ConfigError, DataConfig, PretrainConfig, SourceConfig
 from m3ae_tpu.train.workdir import (
     describe_run,
     load_config,
@@ -37,7 +37,7 @@ def make_run(path, config=CONFIG, tokenizer=b"pieces"):
 
 
 def test_config_survives_json():
-    assert load_config_dict(json.loads(json.dumps(to_dict(CONFIG)))) == CONFIG
+    assert load_config_dict(json.loads(json.dumps(dataclasses.asdict(CONFIG)))) == CONFIG
 
 
 def test_new_folder_gets_config_and_tokenizer(tmp_path):

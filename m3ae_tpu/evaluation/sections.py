@@ -1,10 +1,11 @@
 """The parts of the report's page, as HTML. Each says so where a run has nothing to show."""
 
+import dataclasses
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from m3ae_tpu.config import PretrainConfig, to_dict
+from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.mixture import rows_per_source, source_names
 from m3ae_tpu.evaluation import probes
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, PAIR_POOLINGS
@@ -273,7 +274,7 @@ def settings(config: PretrainConfig, versions: Mapping[str, str]) -> str:
     """Returns every field of the config, folded in, and the versions that made the run."""
     fields = "".join(
         f"<div><code>{html.escape(name)}</code><code>{html.escape(str(value))}</code></div>"
-        for name, value in _flat(to_dict(config))
+        for name, value in _flat(dataclasses.asdict(config))
     )
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td><code>{html.escape(version)}</code></td></tr>"

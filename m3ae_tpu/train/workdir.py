@@ -13,7 +13,7 @@ import typing
 from typing import Any
 
 import m3ae_tpu
-from m3ae_tpu.config import ConfigError, PretrainConfig, require, to_dict
+from m3ae_tpu.config import ConfigError, PretrainConfig, require
 from m3ae_tpu.files import write_whole
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.model"
@@ -50,7 +50,7 @@ class Workdir:
     def record(self, config: PretrainConfig, *, tokenizer: bytes = b"") -> None:
         """Writes `config.json` and `tokenizer.model`: for a run that nothing refuses any more."""
         with _named_if_unwritable(self.path):
-            write_whole(self.path / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
+            write_whole(self.path / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
             if tokenizer:
                 write_whole(self.path / TOKENIZER, tokenizer)
             else:  # A start that failed may have left one.
@@ -102,7 +102,11 @@ def describe_run(config: PretrainConfig, *, tokenizer: bytes = b"") -> dict[str,
     versions = {"m3ae-tpu": m3ae_tpu.__version__} | {
         name: importlib.metadata.version(name) for name in _PACKAGES
     }
-    return {"config": to_dict(config), "tokenizer_sha256": _sha256(tokenizer), "versions": versions}
+    return {
+        "config": dataclasses.asdict(config),
+        "tokenizer_sha256": _sha256(tokenizer),
+        "versions": versions,
+    }
 
 
 def require_tokenizer_fits(run: dict[str, Any], path: str, tokenizer: bytes) -> None:
@@ -141,7 +145,7 @@ def load_config(workdir: pathlib.Path) -> PretrainConfig:
 
 
 def load_config_dict(values: Any) -> PretrainConfig:
-    """Returns the config that `to_dict` made into `values`. Fields that are left out have their defaults.
+    """Returns the config that `dataclasses.asdict` made into `values`. Fields that are left out have their defaults.
 
     Raises:
         ConfigError: a field is unknown, has a value of another type, or one that the config refuses.
@@ -217,7 +221,7 @@ def _compare(
     path: pathlib.Path, config: PretrainConfig, tokenizer: bytes, allow_changed_data: bool
 ) -> list[str]:
     """Returns what changes in the run at `path`. Raises `ConfigError` if that makes it another run."""
-    old, new = _leaves(to_dict(load_config(path))), _leaves(to_dict(config))
+    old, new = _leaves(dataclasses.asdict(load_config(path))), _leaves(dataclasses.asdict(config))
     names = [name for name in (old | new) if old.get(name) != new.get(name)]
     changeable = (*_CHANGEABLE, "data.sources.") if allow_changed_data else _CHANGEABLE
     others = [name for name in names if not name.startswith(changeable) and not _MOVABLE.fullmatch(name)]
