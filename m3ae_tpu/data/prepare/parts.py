@@ -13,7 +13,7 @@ from m3ae_tpu.data.prepare.hdf5 import hdf5_rows, read_hdf5
 from m3ae_tpu.data.prepare.parquet import holds_images, parquet_row_groups, read_parquet
 from m3ae_tpu.data.prepare.samples import Format, Sample, file_format, file_system, is_remote
 from m3ae_tpu.data.prepare.tables import (
-    TEXT_ENDINGS,
+    SIDECAR_ENDINGS,
     named_files,
     read_image_files,
     read_table,
@@ -121,7 +121,7 @@ def _passed_over(formats: dict[str, Format], parts: list[Part], kind: str) -> li
     return [
         url
         for url in formats
-        if url not in read and not (url.endswith(TEXT_ENDINGS) and os.path.splitext(url)[0] in stems)
+        if url not in read and not (url.endswith(SIDECAR_ENDINGS) and os.path.splitext(url)[0] in stems)
     ]
 
 

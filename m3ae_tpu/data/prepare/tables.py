@@ -28,7 +28,7 @@ from m3ae_tpu.data.prepare.samples import (
     read_whole,
 )
 
-TEXT_ENDINGS = (".txt", ".TXT")
+SIDECAR_ENDINGS = (".txt", ".TXT")
 """Of the text beside an image."""
 _LONGEST_LINE = 2**24
 csv.field_size_limit(_LONGEST_LINE)
@@ -243,7 +243,7 @@ def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
 
 
 def _text_beside(url: str) -> tuple[bytes, ...]:
-    for ending in TEXT_ENDINGS:
+    for ending in SIDECAR_ENDINGS:
         beside = f"{os.path.splitext(url)[0]}{ending}"
         if beside == url:
             return ()
