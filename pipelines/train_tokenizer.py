@@ -58,14 +58,12 @@ def main(argv: list[str]) -> None:
 def _records(shards: list[Shards]) -> Iterator[Record]:
     """Yields all records that can be read; what cannot is counted on stderr, as training passes over it too."""
     for records in shards:
-        count = 0
-        for count, record in enumerate(records.undamaged(range(len(records))), 1):  # noqa: B007
+        num_damaged = len(records)
+        for record in records.undamaged(range(len(records))):
+            num_damaged -= 1
             yield record
-        if count < len(records):
-            print(
-                f"{len(records) - count:,} damaged records of {records.paths[0]} ... are left out",
-                file=sys.stderr,
-            )
+        if num_damaged:
+            print(f"{num_damaged:,} damaged records of {records.paths[0]} ... are left out", file=sys.stderr)
 
 
 def run() -> None:

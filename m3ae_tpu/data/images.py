@@ -1,5 +1,6 @@
 """Image bytes to arrays: decoding, random crops, and when a picture may be mirrored."""
 
+import contextlib
 import functools
 import io
 import math
@@ -7,6 +8,7 @@ import platform
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -50,13 +52,22 @@ def decode_image(
         ImageSizeError: it has no pixels, or more than 64 million.
         ValueError: no image, a damaged one, or one whose pixels are no colours of 8 or 16 bits.
     """
-    try:
+    with damage_as_value_error():
         return _decode(data, channels)
-    except ImageSizeError:
+
+
+@contextlib.contextmanager
+def damage_as_value_error() -> Iterator[None]:
+    """Raises `ValueError` for whatever a decoder raises over a damaged file, `ImageSizeError` for a bomb.
+
+    That may be OSError, SyntaxError, KeyError, TypeError, struct.error and others. Want of memory is no damage.
+    """
+    try:
+        yield
+    except (ImageSizeError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise ImageSizeError(str(error)) from error
-    # Decoders fail over damaged files in every way: OSError, SyntaxError, KeyError, TypeError, struct.error, ...
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 

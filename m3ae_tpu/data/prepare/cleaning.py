@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from m3ae_tpu.config import Kind, require
-from m3ae_tpu.data.images import decode_image
+from m3ae_tpu.data.images import ImageSizeError, damage_as_value_error, decode_image
 from m3ae_tpu.data.prepare.samples import Sample, image_format
 from m3ae_tpu.data.records import Record
 
@@ -163,21 +163,21 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     if not kind:
         raise Unfit("not an image")
     try:
-        with _no_warnings(), Image.open(io.BytesIO(data)) as header:
+        with _no_warnings(), damage_as_value_error(), Image.open(io.BytesIO(data)) as header:
             (width, height), mode = header.size, header.mode
             turn = _TURNS.get(header.getexif().get(0x0112, 1))
-    except Image.DecompressionBombError:
+    except ImageSizeError:
         raise Unfit("image has too many pixels") from None
-    except Exception:  # Of any class, as in `decode_image`.
+    except ValueError:
         raise Unfit("damaged image") from None
     if width * height > options.max_pixels:
         raise Unfit("image has too many pixels")
     if min(width, height) < options.min_shorter_side:
         raise Unfit("image too small")
     try:
-        with _no_warnings():
+        with _no_warnings(), damage_as_value_error():
             pixels = decode_image(data) if mode != "CMYK" else _from_cmyk(data)
-    except Exception:
+    except ValueError:
         raise Unfit("damaged image") from None
     limit = options.max_shorter_side
     shrinks = bool(limit) and min(width, height) > limit
