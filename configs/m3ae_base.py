@@ -9,7 +9,13 @@ forward and backward, 146,000 steps of 4,096, 40 % of the chips' peak. On one ch
 Score to expect: 58.2 % ImageNet linear probe, top 1 (Geng et al. 2022, read off Figure 4).
 """
 
-from m3ae_tpu.config import CheckpointConfig, DataConfig, OptimizerConfig, PretrainConfig, SourceConfig
+from m3ae_tpu.config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SourceConfig,
+)
 
 CONFIG = PretrainConfig(
     seed=42,

@@ -3,8 +3,8 @@
     python -m pipelines.pretrain --config=m3ae_huge --workdir=runs/m3ae_huge
 
 Needs: 128 TPU v4 chips for 6 hours. An estimate, not a measurement: 368 GFLOP per example forward
-and backward and another 123 to recompute the blocks, at 40 % of the chips' peak. On one chip: 740 hours.
-Score to expect: none is known; the paper does not train this size.
+and backward and another 123 to recompute the blocks, at 40 % of the chips' peak. On one chip: 740
+hours. Score to expect: none is known; the paper does not train this size.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""The paper's image-only baseline: MAE ViT-B/16 on the images of `m3ae_base`, their captions unread.
+"""The paper's image-only baseline: MAE ViT-B/16 on the images of `m3ae_base`, their captions
+unread.
 
     python -m pipelines.pretrain --config=mae_base --workdir=runs/mae_base
 

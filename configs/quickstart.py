@@ -3,12 +3,12 @@
     make quickstart
     python -m pipelines.pretrain --config=quickstart --workdir=runs/quickstart
 
-Data: the starter set's training split, which ships with the package: 3,894 pictures with captions, 300 pictures
-without, 10,672 texts without a picture. A row weighs the same whatever its kind: pictures and texts alone get the
-pairs' loss weights times their rows over the pairs' rows.
-`make quickstart` adds --optimizer.accumulation_steps=4 on CPUs: the same update in four fifths of the time.
-Needs: two CPU cores and nine minutes.
-Score to expect: 0.46 in the linear probe of held-out pictures; the same encoder untrained 0.43, raw pixels 0.42.
+Data: the starter set's training split, which ships with the package: 3,894 images with captions,
+300 images without, 10,672 texts without a image. A row weighs the same whatever its kind: images
+and texts alone get the pairs' loss weights times their rows over the pairs' rows. `make quickstart`
+adds --optimizer.accumulation_steps=4 on CPUs: the same update in four fifths of the time. Needs:
+two CPU cores and nine minutes. Score to expect: 0.46 in the linear probe of held-out images; the
+same encoder untrained 0.43, raw pixels 0.42.
 """
 
 from m3ae_tpu.config import (

@@ -1,12 +1,13 @@
 """The quick start's model, trained on the starter set for up to an hour on two cores.
 
-    python -m pipelines.pretrain --config=starter_long --workdir=runs/starter_long --optimizer.accumulation_steps=4
-    python -m pipelines.evaluate runs/starter_long
-    python -m pipelines.report runs/starter_long
+    python -m pipelines.pretrain --config=starter_long --workdir=runs/starter_long
+    --optimizer.accumulation_steps=4 python -m pipelines.evaluate runs/starter_long python -m
+    pipelines.report runs/starter_long
 
-Score to expect: 0.53 in the linear probe of held-out pictures; the same encoder untrained 0.43, raw pixels 0.42.
-Needs: 30 to 50 minutes on two cores, an estimate from the time of a step; the score is of runs on a GPU.
-Data: the starter set, as for the quick start; in parts of a quarter batch only for the caches of CPUs.
+Score to expect: 0.53 in the linear probe of held-out images; the same encoder untrained 0.43, raw
+pixels 0.42. Needs: 30 to 50 minutes on two cores, an estimate from the time of a step; the score is
+of runs on a GPU. Data: the starter set, as for the quick start; in parts of a quarter batch only
+for the caches of CPUs.
 """
 
 import dataclasses

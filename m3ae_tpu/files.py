@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def in_one_piece(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields where to write instead; at the end that file becomes `path`. A kill leaves the old one or the new one.
+def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields where to write instead; at the end that file becomes `path`. A kill leaves the old one
+    or the new one.
 
     An error leaves nothing of the new one, which may be what fills the disk.
     """
@@ -23,9 +24,9 @@ def in_one_piece(path: pathlib.Path) -> Iterator[pathlib.Path]:
     os.replace(unfinished, path)
 
 
-def write_whole(path: pathlib.Path, content: bytes | str) -> None:
+def atomic_write(path: pathlib.Path, content: bytes | str) -> None:
     """Writes a file in one piece. Text is UTF-8."""
-    with in_one_piece(path) as unfinished:
+    with atomic_path(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

@@ -1,11 +1,12 @@
 """Measures how fast a config's data can be made, by stage, and how many cores feed a chip.
 
-    python -m pipelines.benchmark_data --config=m3ae_base --data.sources.0.shards='data/cc12m/train-*'
-    python -m pipelines.benchmark_data --config=quickstart --examples_per_second=3000 --json=rates.json
+    python -m pipelines.benchmark_data --config=m3ae_base
+    --data.sources.0.shards='data/cc12m/train-*' python -m pipelines.benchmark_data
+    --config=quickstart --examples_per_second=3000 --json=rates.json
 
-Every field of the config can be set by its dotted name. Times are CPU time of one process, all its threads
-together: a busy machine changes them less than wall time. Compare ratios, which come from one interleaved run.
-Files are read from the page cache.
+Every field of the config can be set by its dotted name. Times are CPU time of one process, all its
+threads together: a busy machine changes them less than wall time. Compare ratios, which come from
+one interleaved run. Files are read from the page cache.
 """
 
 import dataclasses
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from m3ae_tpu.config import require
-from m3ae_tpu.files import write_whole
-from m3ae_tpu.launch_flags import load_config, override, run_program
+from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.errors import require
+from m3ae_tpu.files import atomic_write
 
 if TYPE_CHECKING:
-    from m3ae_tpu.data.benchmark import Rates
+    from m3ae_tpu.measure.data_rates import Rates
 
 _CONFIG = flags.DEFINE_string(
     "config", "quickstart", "Named config to start from, or path of a file like it."
@@ -46,7 +47,7 @@ def show(rates: "Rates", examples_per_second: float) -> None:
     import rich
     import rich.table
 
-    from m3ae_tpu.data.benchmark import DECODE_ONLY, WHOLE, WHOLE_AGAIN
+    from m3ae_tpu.measure.data_rates import DECODE_ONLY, WHOLE, WHOLE_AGAIN
 
     table = rich.table.Table(
         title=f"one core, a row of a batch of {rates.batch_size}; {rates.images_per_row:.0%} of the rows have an image",
@@ -60,8 +61,14 @@ def show(rates: "Rates", examples_per_second: float) -> None:
 
     def add(name: str, seconds: float, *, style: str = "") -> None:
         rate = f"{1 / seconds:,.0f}" if seconds > 0 else "-"
-        images = f"{rates.images_per_row / seconds:,.0f}" if seconds > 0 and rates.images_per_row else "-"
-        table.add_row(name, f"{seconds * 1e6:,.0f} us", rate, images, f"{seconds / whole:.0%}", style=style)
+        images = (
+            f"{rates.images_per_row / seconds:,.0f}"
+            if seconds > 0 and rates.images_per_row
+            else "-"
+        )
+        table.add_row(
+            name, f"{seconds * 1e6:,.0f} us", rate, images, f"{seconds / whole:.0%}", style=style
+        )
 
     for name in parts:
         add(name, rates.cpu_seconds[name])
@@ -104,12 +111,16 @@ def main(argv: list[str]) -> None:
         not _JSON.value or path.parent.is_dir(),
         f"--json = {path} lies in no folder. Make {path.parent} first, or name another file.",
     )
-    require(not _JSON.value or not path.is_dir(), f"--json = {path} is a folder. Name a file in it.")
+    require(
+        not _JSON.value or not path.is_dir(), f"--json = {path} is a folder. Name a file in it."
+    )
     import rich.progress
 
-    from m3ae_tpu.data.benchmark import measure
+    from m3ae_tpu.measure.data_rates import measure
 
-    with rich.progress.Progress(*rich.progress.Progress.get_default_columns(), transient=True) as bars:
+    with rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(), transient=True
+    ) as bars:
         task = bars.add_task("measuring", total=_ROUNDS.value)
         rates = measure(
             config,
@@ -119,7 +130,7 @@ def main(argv: list[str]) -> None:
         )
     show(rates, _EXAMPLES.value)
     if _JSON.value:
-        write_whole(path, as_json(rates, _EXAMPLES.value))
+        atomic_write(path, as_json(rates, _EXAMPLES.value))
 
 
 def run() -> None:

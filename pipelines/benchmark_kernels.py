@@ -1,22 +1,27 @@
-"""Compares our kernels with other implementations: timed on the accelerator that is here, or scheduled for a TPU.
+"""Compares our kernels with other implementations: timed on the accelerator that is here, or
+scheduled for a TPU.
 
-    python -m pipelines.benchmark_kernels --op=attention --shapes=all --against=xla,flash,splash,tokamax
-    python -m pipelines.benchmark_kernels --static=v5e,v6e --shapes=encoder_large,decoder --chart=attention.svg
-    python -m pipelines.benchmark_kernels --static=v5e --shapes=encoder_large --tune
+    python -m pipelines.benchmark_kernels --op=attention --shapes=all
+    --against=xla,flash,splash,tokamax python -m pipelines.benchmark_kernels --static=v5e,v6e
+    --shapes=encoder_large,decoder --chart=attention.svg python -m pipelines.benchmark_kernels
+    --static=v5e --shapes=encoder_large --tune
 
-Without an accelerator, or with `--static`, time is what the TPU compiler schedules for the chips named: the larger
-of cycles and of memory traffic, which counts tile padding. Nothing of it was measured on a chip. It needs libtpu
-(`pip install 'm3ae-tpu[compile-tpu]'`). The compiler's replay aborts at some operations, has no cycles for some,
-and takes hours for long loops of XLA's: then only memory traffic is known, at the batches of a training step, and
-the table says that it takes at least so long.
+Without an accelerator, or with `--static`, time is what the TPU compiler schedules for the chips
+named: the larger of cycles and of memory traffic, which counts tile padding. Nothing of it was
+measured on a chip. It needs libtpu (`pip install 'm3ae-tpu[compile-tpu]'`). The compiler's replay
+aborts at some operations, has no cycles for some, and takes hours for long loops of XLA's: then
+only memory traffic is known, at the batches of a training step, and the table says that it takes at
+least so long.
 
-`--tune` searches block sizes of the attention kernels from those in use, one setting at a time, by scheduled time, and
-writes the best into `kernels/block_sizes.json`, which the kernels look into. It takes 10 to 60 minutes for a shape.
+`--tune` searches block sizes of the attention kernels from those in use, one setting at a time, by
+scheduled time, and writes the best into `kernels/block_sizes.json`, which the kernels look into. It
+takes 10 to 60 minutes for a shape.
 
-All is bfloat16, from and to the same arrays: attention from the packed projection to the attention's output, with
-splits, transposes and padding counted to whom needs them; cross-entropy from tokens and float32 parameters to the
-mean loss. Figures are for one row of the batch: scheduled attention for one more row (at small batches XLA keeps
-its scores in VMEM, which it cannot in a training step), all others for one of 64 rows or of `--batch`.
+All is bfloat16, from and to the same arrays: attention from the packed projection to the
+attention's output, with splits, transposes and padding counted to whom needs them; cross-entropy
+from tokens and float32 parameters to the mean loss. Figures are for one row of the batch: scheduled
+attention for one more row (at small batches XLA keeps its scores in VMEM, which it cannot in a
+training step), all others for one of 64 rows or of `--batch`.
 """
 
 import itertools
@@ -27,13 +32,15 @@ from typing import Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError, require
-from m3ae_tpu.files import write_whole
-from m3ae_tpu.launch_flags import run_program
+from m3ae_tpu.command_line import run_program
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import atomic_write
 
 _OP = flags.DEFINE_enum("op", "attention", ["attention", "cross_entropy"], "Operation to measure.")
 _SHAPES = flags.DEFINE_list(
-    "shapes", [], "Named shapes of kernels/shapes.py, or `all`; none: the largest encoder, or the text head."
+    "shapes",
+    [],
+    "Named shapes of kernels/shapes.py, or `all`; none: the largest encoder, or the text head.",
 )
 _AGAINST = flags.DEFINE_list(
     "against", ["xla"], "Others: xla, flash, splash, tokamax, cudnn; --against= for none."
@@ -41,7 +48,9 @@ _AGAINST = flags.DEFINE_list(
 _STATIC = flags.DEFINE_list(
     "static", [], "Chips to schedule for: v5e, v5p, v6e; none: time on the device here."
 )
-_MASKED = flags.DEFINE_boolean("masked", False, "Attention with a mask of valid keys, as pairs have.")
+_MASKED = flags.DEFINE_boolean(
+    "masked", False, "Attention with a mask of valid keys, as pairs have."
+)
 _BATCH = flags.DEFINE_integer("batch", 64, "Rows of a timed batch.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds of timing; medians are shown.", lower_bound=2)
 _TUNE = flags.DEFINE_boolean(
@@ -51,12 +60,14 @@ _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 _CHART = flags.DEFINE_string("chart", None, "SVG file to draw the figures to.")
 
 type Line = dict[str, Any]
-"""`device`, `shape`, `backward`, `implementation`; `us` and what explains it, `at_least` if that is a lower bound;
-without a figure `reason`."""
+"""`device`, `shape`, `backward`, `implementation`; `us` and what explains it, `at_least` if that is
+a lower bound; without a figure `reason`."""
 
 
 def tune(shapes: dict[str, Any], chips: list[str], report) -> None:
-    """Searches block sizes for every chip and shape, forward first; prints and enters each as it is found."""
+    """Searches block sizes for every chip and shape, forward first; prints and enters each as it is
+    found.
+    """
     import datetime
     import importlib.metadata
     import importlib.resources
@@ -64,23 +75,31 @@ def tune(shapes: dict[str, Any], chips: list[str], report) -> None:
     import rich
 
     from m3ae_tpu.kernels import block_sizes, tuning
-    from m3ae_tpu.kernels.compiler_process import CompilerProcess
+    from m3ae_tpu.measure.compiler_process import CompilerProcess
 
     path = pathlib.Path(str(importlib.resources.files("m3ae_tpu.kernels") / "block_sizes.json"))
     how = f"libtpu {importlib.metadata.version('libtpu')}, {datetime.datetime.now(datetime.UTC).date()}"
     compiler = CompilerProcess(replay=True, patience=_PATIENCE)
-    for chip, shape, kernel in itertools.product(chips, shapes, ("attention_forward", "attention_backward")):
+    for chip, shape, kernel in itertools.product(
+        chips, shapes, ("attention_forward", "attention_backward")
+    ):
         row = shapes[shape]
         what = f"{kernel} {shape} {chip}"
         start = block_sizes.blocks_for(kernel, block_sizes.CHIPS[chip], row.tokens, "bfloat16")
         job = (kernel, _case(row, kernel == "attention_backward"), chip)
-        blocks, before, after, tries = tuning.climb(start, _Search(compiler, job, what, report))
+        blocks, before, after, tries = tuning.hill_climb(
+            start, _Search(compiler, job, what, report)
+        )
         rich.print(f"{what}: {before:.3f} -> {after:.3f} us, {tries} tried")
         if blocks != start:
-            source = f"fewest scheduled cycles on {chip}, {row.tokens} tokens, {row.num_heads} heads of "
+            source = (
+                f"fewest scheduled cycles on {chip}, {row.tokens} tokens, {row.num_heads} heads of "
+            )
             source += f"{row.head_dim}; {how}"
-            table = tuning.entered(json.loads(path.read_text()), kernel, chip, row.tokens, blocks, source)
-            write_whole(path, tuning.dumps(table))
+            table = tuning.with_row(
+                json.loads(path.read_text()), kernel, chip, row.tokens, blocks, source
+            )
+            atomic_write(path, tuning.dumps(table))
             rich.print(f"  {blocks}, entered in {path}")
     compiler.close()
 
@@ -93,8 +112,8 @@ class _Search:
         self._tries, self._best = 0, float("inf")
 
     def __call__(self, blocks: Any) -> float | None:
-        from m3ae_tpu.kernels.compiler_process import ReplayFailedError
-        from m3ae_tpu.kernels.measurement import scheduled_with
+        from m3ae_tpu.measure.compiler_process import ReplayFailedError
+        from m3ae_tpu.measure.kernel_cost import scheduled_with
 
         self._tries += 1
         try:
@@ -111,14 +130,19 @@ _PATIENCE = 600
 
 
 def schedule(names: list[str], shapes: dict[str, Any], chips: list[str], report) -> list[Line]:
-    """Returns a line for every chip, shape, direction and implementation, scheduled by the TPU compiler."""
-    from m3ae_tpu.kernels.compiled_text import NotCountedError
-    from m3ae_tpu.kernels.compiler_process import CompilerProcess, ReplayFailedError
-    from m3ae_tpu.kernels.measurement import scheduled, traffic
-    from m3ae_tpu.kernels.scheduled_cost import Cost
+    """Returns a line for every chip, shape, direction and implementation, scheduled by the TPU
+    compiler.
+    """
+    from m3ae_tpu.measure.compiler_process import CompilerProcess, ReplayFailedError
+    from m3ae_tpu.measure.hlo_text import NotCountedError
+    from m3ae_tpu.measure.kernel_cost import scheduled, traffic
+    from m3ae_tpu.measure.tpu_schedule import Cost
 
     lines = []
-    replaying, plain = CompilerProcess(replay=True, patience=_PATIENCE), CompilerProcess(replay=False)
+    replaying, plain = (
+        CompilerProcess(replay=True, patience=_PATIENCE),
+        CompilerProcess(replay=False),
+    )
     for chip, shape, backward, name in itertools.product(chips, shapes, (False, True), names):
         report(f"{name} {shape} {chip} {_DIRECTION[backward]}")
         line = {"device": chip, "shape": shape, "backward": backward, "implementation": name}
@@ -140,16 +164,18 @@ def schedule(names: list[str], shapes: dict[str, Any], chips: list[str], report)
 
 
 def _case(shape: Any, backward: bool) -> Any:
-    from m3ae_tpu.kernels.measurement import Case
+    from m3ae_tpu.measure.kernel_cost import Case
 
     return Case(shape, backward, masked=_MASKED.value)
 
 
 def time(names: list[str], shapes: dict[str, Any], report) -> list[Line]:
-    """Returns a line for every shape, direction and implementation, timed on the device that is here."""
+    """Returns a line for every shape, direction and implementation, timed on the device that is
+    here.
+    """
     import jax
 
-    from m3ae_tpu.kernels.measurement import PEAKS, timed
+    from m3ae_tpu.measure.kernel_cost import PEAKS, timed
 
     device = jax.devices()[0].device_kind
     peak_flops, peak_bytes = PEAKS.get(device, (None, None))
@@ -162,7 +188,10 @@ def time(names: list[str], shapes: dict[str, Any], report) -> list[Line]:
             if isinstance(timing, str):
                 lines.append(line | {"reason": timing})
                 continue
-            rates = {"flops": timing.flops / timing.us * 1e6, "bytes": timing.bytes / timing.us * 1e6}
+            rates = {
+                "flops": timing.flops / timing.us * 1e6,
+                "bytes": timing.bytes / timing.us * 1e6,
+            }
             if peak_flops and peak_bytes:
                 rates |= {"of_peak_flops": rates["flops"] / peak_flops}
                 rates |= {"of_peak_bytes": rates["bytes"] / peak_bytes}
@@ -203,7 +232,9 @@ def show(operation: str, lines: list[Line], how: str) -> None:
         rich.print(table)
     rich.print("both: forward and backward, in one program.")
     for reason, group in _by([line for line in lines if "reason" in line], "reason"):
-        who = ", ".join(dict.fromkeys(f"{line['implementation']} ({line['device']})" for line in group))
+        who = ", ".join(
+            dict.fromkeys(f"{line['implementation']} ({line['device']})" for line in group)
+        )
         rich.print(f"{who}: {reason}")
 
 
@@ -247,10 +278,14 @@ def chart(operation: str, lines: list[Line], how: str) -> str:
         longest = max((line["us"] for line in group if "us" in line), default=1.0)
         for line in group:
             is_ours = line["implementation"] == "ours"
-            rows.append(f'<text x="104" y="{y + 13}" text-anchor="end">{line["implementation"]}</text>')
+            rows.append(
+                f'<text x="104" y="{y + 13}" text-anchor="end">{line["implementation"]}</text>'
+            )
             width = 460 * line.get("us", 0) / longest
             fill = "#c2410c" if is_ours else "#64748b"
-            rows.append(f'<rect x="112" y="{y + 2}" width="{width:.1f}" height="14" fill="{fill}"/>')
+            rows.append(
+                f'<rect x="112" y="{y + 2}" width="{width:.1f}" height="14" fill="{fill}"/>'
+            )
             figure = f"{_time(line)} us" if "us" in line else "no figure"
             rows.append(f'<text x="{118 + width:.1f}" y="{y + 13}">{figure}</text>')
             y += 20
@@ -266,18 +301,22 @@ def chart(operation: str, lines: list[Line], how: str) -> str:
 def main(argv: list[str]) -> None:
     """Prints the table, and writes figures and chart where `--json` and `--chart` say."""
     if len(argv) > 1:
-        raise ConfigError(f"{argv[1]!r} is no flag. See python -m pipelines.benchmark_kernels --help.")
+        raise UserError(
+            f"{argv[1]!r} is no flag. See python -m pipelines.benchmark_kernels --help."
+        )
     for flag in (_JSON, _CHART):
         folder = pathlib.Path(flag.value or "").parent
-        require(folder.is_dir(), f"--{flag.name} = {flag.value} lies in no folder. Make {folder} first.")
+        require(
+            folder.is_dir(), f"--{flag.name} = {flag.value} lies in no folder. Make {folder} first."
+        )
     if _STATIC.value:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import rich.progress
 
-    from m3ae_tpu.kernels.contestants import AGAINST
-    from m3ae_tpu.kernels.measurement import SHAPES
-    from m3ae_tpu.kernels.scheduled_cost import CHIPS
+    from m3ae_tpu.measure.baselines import AGAINST
+    from m3ae_tpu.measure.kernel_cost import SHAPES
+    from m3ae_tpu.measure.tpu_schedule import CHIPS
 
     operation, known = _OP.value, SHAPES[_OP.value]
     default = {"attention": ["encoder_large"], "cross_entropy": ["text_head"]}[operation]
@@ -292,15 +331,21 @@ def main(argv: list[str]) -> None:
         for name in given:
             require(name in names, f"--{flag}: {name!r} is not one of {', '.join(names)}.")
     if chips:
-        require("cudnn" not in against, "--against: cudnn runs on a GPU only; nothing is scheduled for it.")
+        require(
+            "cudnn" not in against,
+            "--against: cudnn runs on a GPU only; nothing is scheduled for it.",
+        )
         _require_libtpu()
     names, chosen = ["ours", *against], {name: known[name] for name in shapes}
     if _TUNE.value:
         require(
-            operation == "attention", f"--tune is for --op=attention; --op = {operation} has no block sizes."
+            operation == "attention",
+            f"--tune is for --op=attention; --op = {operation} has no block sizes.",
         )
         require(bool(chips), f"--tune needs --static; choose of {', '.join(CHIPS)}.")
-    with rich.progress.Progress(rich.progress.SpinnerColumn(), "{task.description}", transient=True) as bars:
+    with rich.progress.Progress(
+        rich.progress.SpinnerColumn(), "{task.description}", transient=True
+    ) as bars:
         task = bars.add_task("")
 
         def report(text: str) -> None:
@@ -316,16 +361,16 @@ def main(argv: list[str]) -> None:
     how += ", masked" if _MASKED.value else ""
     show(operation, lines, how)
     if _JSON.value:
-        write_whole(pathlib.Path(_JSON.value), json.dumps(lines, indent=2) + "\n")
+        atomic_write(pathlib.Path(_JSON.value), json.dumps(lines, indent=2) + "\n")
     if _CHART.value:
-        write_whole(pathlib.Path(_CHART.value), chart(operation, lines, how))
+        atomic_write(pathlib.Path(_CHART.value), chart(operation, lines, how))
 
 
 def _require_libtpu() -> None:
     import importlib.util
 
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("libtpu is missing. Install it: pip install 'm3ae-tpu[compile-tpu]'")
+        raise UserError("libtpu is missing. Install it: pip install 'm3ae-tpu[compile-tpu]'")
 
 
 def run() -> None:

@@ -1,20 +1,25 @@
-"""Measures a config's train step: timed on the accelerator that is here, or scheduled for a TPU, part by part.
+"""Measures a config's train step: timed on the accelerator that is here, or scheduled for a TPU,
+part by part.
 
-    python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --against=xla
-    python -m pipelines.benchmark_step --config=m3ae_base --rows=64 --static=v5e
-    python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --model.vocab_size=0 --data.sources.0.kind=image \
+    python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --against=xla python -m
+    pipelines.benchmark_step --config=m3ae_base --rows=64 --static=v5e python -m
+    pipelines.benchmark_step --config=m3ae_base --rows=256 --model.vocab_size=0
+    --data.sources.0.kind=image \
 --against=xla,torch
 
-Every field of the config can be set by its dotted name. Batches are random and lie on the device already. MFU is
-model FLOPs utilisation: FLOPs of matrix products, forward and backward, nothing counted twice, over the chip's peak.
+Every field of the config can be set by its dotted name. Batches are random and lie on the device
+already. MFU is model FLOPs utilisation: FLOPs of matrix products, forward and backward, nothing
+counted twice, over the chip's peak.
 
-`--against=xla` is the same step without our kernels; `--against=torch`, on one NVIDIA GPU and for images alone, is a
-masked autoencoder of the same sizes in PyTorch: timm's blocks, compiled, bfloat16 by autocast, AdamW fused.
+`--against=xla` is the same step without our kernels; `--against=torch`, on one NVIDIA GPU and for
+images alone, is a masked autoencoder of the same sizes in PyTorch: timm's blocks, compiled,
+bfloat16 by autocast, AdamW fused.
 
-Without an accelerator, or with `--static`, the step is compiled for one TPU chip and its time estimated: for each
-operation the larger of work and memory traffic. The work of a matrix product is the compiler's own estimate, that of
-our attention kernels comes from a replay of their schedule; other operations count by their memory traffic. Nothing
-of it was measured on a chip. It needs libtpu (`pip install 'm3ae-tpu[compile-tpu]'`) and takes minutes.
+Without an accelerator, or with `--static`, the step is compiled for one TPU chip and its time
+estimated: for each operation the larger of work and memory traffic. The work of a matrix product is
+the compiler's own estimate, that of our attention kernels comes from a replay of their schedule;
+other operations count by their memory traffic. Nothing of it was measured on a chip. It needs
+libtpu (`pip install 'm3ae-tpu[compile-tpu]'`) and takes minutes.
 """
 
 import dataclasses
@@ -25,18 +30,25 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError, PretrainConfig, require
-from m3ae_tpu.files import write_whole
-from m3ae_tpu.launch_flags import load_config, override, run_program
+from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import atomic_write
 
 if TYPE_CHECKING:
-    from m3ae_tpu.train.step_schedule import StepCost
+    from m3ae_tpu.measure.step_cost import StepCost
 
-_CONFIG = flags.DEFINE_string("config", "m3ae_base", "Named config to start from, or path of a file like it.")
+_CONFIG = flags.DEFINE_string(
+    "config", "m3ae_base", "Named config to start from, or path of a file like it."
+)
 _ROWS = flags.DEFINE_integer("rows", 64, "Rows of a step: batch_size of the config.", lower_bound=1)
 _AGAINST = flags.DEFINE_list("against", ["xla"], "Others: xla, torch; --against= for none.")
-_STATIC = flags.DEFINE_string("static", "", "Chip to schedule for: v5e, v5p, v6e; none: the device here.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of 10 timed steps; medians are shown.", lower_bound=2)
+_STATIC = flags.DEFINE_string(
+    "static", "", "Chip to schedule for: v5e, v5p, v6e; none: the device here."
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 7, "Rounds of 10 timed steps; medians are shown.", lower_bound=2
+)
 _JSON = flags.DEFINE_string("json", "", "File that gets the figures too; none if empty.")
 
 
@@ -47,10 +59,10 @@ def time(config: PretrainConfig, names: list[Any]) -> dict[str, Any]:
     import rich.console
     import rich.table
 
-    from m3ae_tpu.kernels.measurement import PEAKS
+    from m3ae_tpu.measure.kernel_cost import PEAKS
+    from m3ae_tpu.measure.step_compile import batch_shapes
+    from m3ae_tpu.measure.step_timing import images_per_step, timed_step
     from m3ae_tpu.train.flops import flops_per_example
-    from m3ae_tpu.train.step_compile import batch_shapes
-    from m3ae_tpu.train.step_timing import images_per_step, timed_step
 
     device = jax.devices()[0].device_kind
     flops = flops_per_example(config, batch_shapes(config)) * config.batch_size
@@ -92,8 +104,8 @@ def schedule(config: PretrainConfig, names: list[Any], chip: str) -> dict[str, A
     import rich
     import rich.console
 
-    from m3ae_tpu.kernels.compiler_process import CompilerProcess
-    from m3ae_tpu.train.step_schedule import replayed_kernels, scheduled_step
+    from m3ae_tpu.measure.compiler_process import CompilerProcess
+    from m3ae_tpu.measure.step_cost import replayed_kernels, scheduled_step
 
     results: dict[str, Any] = {"chip": chip}
     status = rich.console.Console().status
@@ -121,7 +133,9 @@ def schedule(config: PretrainConfig, names: list[Any], chip: str) -> dict[str, A
 
 
 def _out_of_memory(error: Exception) -> str:
-    """Returns what the compiler or the device said of too little memory, in one line; raises any other error."""
+    """Returns what the compiler or the device said of too little memory, in one line; raises any
+    other error.
+    """
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
     return "does not fit. " + str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0]
@@ -131,8 +145,8 @@ def _show_parts(config: PretrainConfig, costs: dict[str, "StepCost"], chip: str)
     import rich
     import rich.table
 
-    from m3ae_tpu.kernels.scheduled_cost import CHIPS
-    from m3ae_tpu.train.step_schedule import PARTS, flops_by_part
+    from m3ae_tpu.measure.step_cost import PARTS, flops_by_part
+    from m3ae_tpu.measure.tpu_schedule import CHIPS
 
     flops, peak = flops_by_part(config), CHIPS[chip].peak_flops or float("nan")
     table = rich.table.Table(
@@ -158,7 +172,9 @@ def _show_parts(config: PretrainConfig, costs: dict[str, "StepCost"], chip: str)
     table.add_row("whole step", *whole, style="bold")
     table.add_row("peak memory", *peaks)
     rich.print(table)
-    rich.print("least: FLOPs of matrix products at the chip's peak. GB: of memory traffic, or of memory.")
+    rich.print(
+        "least: FLOPs of matrix products at the chip's peak. GB: of memory traffic, or of memory."
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -168,7 +184,7 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
-    from m3ae_tpu.kernels.scheduled_cost import CHIPS
+    from m3ae_tpu.measure.tpu_schedule import CHIPS
 
     against = [name for name in _AGAINST.value if name]
     for name in against:
@@ -179,22 +195,34 @@ def main(argv: list[str]) -> None:
     if "torch" in against:
         _require_torch(config, chip)
     # PyTorch first: JAX takes most of a GPU's memory and keeps it.
-    names = [*(name for name in against if name == "torch"), "ours", *(n for n in against if n != "torch")]
+    names = [
+        *(name for name in against if name == "torch"),
+        "ours",
+        *(n for n in against if n != "torch"),
+    ]
     if chip:
         _require_installed("libtpu", "pip install 'm3ae-tpu[compile-tpu]'")
     results = schedule(config, names, chip) if chip else time(config, names)
     if _JSON.value:
-        write_whole(pathlib.Path(_JSON.value), json.dumps(results, indent=2) + "\n")
+        atomic_write(pathlib.Path(_JSON.value), json.dumps(results, indent=2) + "\n")
 
 
 def _require_torch(config: PretrainConfig, chip: str) -> None:
     import jax
 
-    require(not chip and jax.default_backend() == "gpu", "--against=torch is timed on an NVIDIA GPU only.")
+    require(
+        not chip and jax.default_backend() == "gpu",
+        "--against=torch is timed on an NVIDIA GPU only.",
+    )
     kinds = {source.kind for source in config.data.sources}
     fix = "Set --data.sources.0.kind=image --model.vocab_size=0, or --against=xla."
-    require(kinds == {"image"}, f"--against=torch takes images alone; the config has {sorted(kinds)}. {fix}")
-    require(jax.device_count() == 1, f"--against=torch takes one GPU; {jax.device_count()} are here.")
+    require(
+        kinds == {"image"},
+        f"--against=torch takes images alone; the config has {sorted(kinds)}. {fix}",
+    )
+    require(
+        jax.device_count() == 1, f"--against=torch takes one GPU; {jax.device_count()} are here."
+    )
     for name in ("torch", "timm"):
         _require_installed(name, "pip install torch timm")
 
@@ -203,7 +231,7 @@ def _require_installed(name: str, fix: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(name) is None:
-        raise ConfigError(f"{name} is missing. Install it: {fix}")
+        raise UserError(f"{name} is missing. Install it: {fix}")
 
 
 def run() -> None:

@@ -2,8 +2,9 @@
 
     python -m pipelines.evaluate runs/quickstart
 
-Probes of frozen features beside an untrained encoder and raw input, and the pre-training task itself. Takes the
-newest checkpoint; a run may go on meanwhile. `m3ae_tpu/evaluation/evaluate.py` explains every figure.
+Probes of frozen features beside an untrained encoder and raw input, and the pre-training task
+itself. Takes the newest checkpoint; a run may go on meanwhile. `m3ae_tpu/evaluation/evaluate.py`
+explains every figure.
 """
 
 import json
@@ -13,20 +14,25 @@ from typing import Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError
-from m3ae_tpu.files import write_whole
-from m3ae_tpu.launch_flags import run_program
+from m3ae_tpu.command_line import run_program
+from m3ae_tpu.errors import UserError
+from m3ae_tpu.files import atomic_write
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; may also be given without the flag's name."
 )
-_TRAIN = flags.DEFINE_string("train_shards", "starter/train-*", "Labelled shards that probes learn from.")
-_TEST = flags.DEFINE_string("test_shards", "starter/heldout-*", "Labelled shards that all is scored on.")
+_TRAIN = flags.DEFINE_string(
+    "train_shards", "starter/train-*", "Labelled shards that probes learn from."
+)
+_TEST = flags.DEFINE_string(
+    "test_shards", "starter/heldout-*", "Labelled shards that all is scored on."
+)
 
 
 def evaluate(workdir: pathlib.Path, train_shards: str, test_shards: str) -> dict[str, Any]:
     """Measures the run in `workdir`, writes `evaluation.json` in one piece and returns its content."""
-    # The probes' matrices are small: BLAS threads would spend their time waiting for each other. JAX has its own.
+    # The probes' matrices are small: BLAS threads would spend their time waiting for each other.
+    # JAX has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import rich
 
@@ -44,7 +50,7 @@ def evaluate(workdir: pathlib.Path, train_shards: str, test_shards: str) -> dict
         run = load_trained_run(workdir)
         results = evaluate_run(run, tell, train_shards=train_shards, test_shards=test_shards)
     path = workdir / EVALUATION
-    write_whole(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
     return results
 
 
@@ -72,7 +78,9 @@ def show(results: dict[str, Any]) -> None:
         table.add_row("features", *(results[f"{probe}/pooling"] for probe in probed))
         rich.print(table)
         num_test = results["examples/test"]
-        print(f"on {num_test:,} held-out examples; one standard error: {standard_error(0.5, num_test):.3f}")
+        print(
+            f"on {num_test:,} held-out examples; one standard error: {standard_error(0.5, num_test):.3f}"
+        )
     for name, value in results.items():
         if name.startswith("heldout/"):
             print(f"{name:<46} {value:.4f}")
@@ -82,7 +90,7 @@ def main(argv: list[str]) -> None:
     """Reads the command line; everything else is `evaluate` and `show`."""
     named = [*([_WORKDIR.value] if _WORKDIR.value else []), *argv[1:]]
     if len(named) != 1:
-        raise ConfigError("Name one workdir: python -m pipelines.evaluate WORKDIR.")
+        raise UserError("Name one workdir: python -m pipelines.evaluate WORKDIR.")
     show(evaluate(pathlib.Path(named[0]), _TRAIN.value, _TEST.value))
 
 

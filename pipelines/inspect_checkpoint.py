@@ -3,9 +3,9 @@
     python -m pipelines.inspect_checkpoint runs/quickstart
     python -m pipelines.inspect_checkpoint runs/quickstart --json
 
-Two runs went the same way if their digests are equal: they cover names, dtypes, shapes and bits, however the
-arrays are spread over devices and files. Needs neither the config nor an accelerator, and may look at a run
-that goes on.
+Two runs went the same way if their digests are equal: they cover names, dtypes, shapes and bits,
+however the arrays are spread over devices and files. Needs neither the config nor an accelerator,
+and may look at a run that goes on.
 """
 
 import json
@@ -15,26 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError, require
-from m3ae_tpu.launch_flags import run_program
+from m3ae_tpu.command_line import run_program
+from m3ae_tpu.errors import UserError, require
 
 if TYPE_CHECKING:
-    from m3ae_tpu.train.checkpoint import CheckpointReader
+    from m3ae_tpu.run.checkpoint import CheckpointReader
 
-_JSON = flags.DEFINE_bool("json", False, "Print JSON for programs: a list with one object per kept step.")
+_JSON = flags.DEFINE_bool(
+    "json", False, "Print JSON for programs: a list with one object per kept step."
+)
 
 
 def inspect(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns what each kept step holds, oldest first, ready for JSON.
 
-    Keys: `step`; `damage`, which file is damaged and how, or null; and, null in a damaged step, `parameters`
-    and `parameter_bytes` of the model, `model_sha256`, `optimizer_sha256` (the step's number counts too),
-    `data_sha256` of the data position, `tokenizer_sha256`, `versions` and the `config` that made it.
+    Keys: `step`; `damage`, which file is damaged and how, or null; and, null in a damaged step,
+    `parameters` and `parameter_bytes` of the model, `model_sha256`, `optimizer_sha256` (the step's
+    number counts too), `data_sha256` of the data position, `tokenizer_sha256`, `versions` and the
+    `config` that made it.
 
     Raises:
-        ConfigError: there is no such folder, or no checkpoint in it.
+        UserError: there is no such folder, or no checkpoint in it.
     """
-    from m3ae_tpu.train.checkpoint import CheckpointReader
+    from m3ae_tpu.run.checkpoint import CheckpointReader
 
     require(
         workdir.is_dir(),
@@ -43,13 +46,14 @@ def inspect(workdir: pathlib.Path) -> list[dict[str, Any]]:
     reader = CheckpointReader(workdir)
     steps = reader.steps()
     require(
-        bool(steps), f"WORKDIR = {workdir} holds no checkpoint. Check the path, or let the run save first."
+        bool(steps),
+        f"WORKDIR = {workdir} holds no checkpoint. Check the path, or let the run save first.",
     )
     return [_describe(reader, step) for step in steps]
 
 
 def _describe(reader: "CheckpointReader", step: int) -> dict[str, Any]:
-    from m3ae_tpu.train.digests import arrays_sha256, json_sha256
+    from m3ae_tpu.run.digests import arrays_sha256, json_sha256
 
     names = ("parameters", "parameter_bytes", "model_sha256", "optimizer_sha256", "data_sha256")
     names += ("tokenizer_sha256", "versions", "config")
@@ -82,14 +86,19 @@ def _as_text(description: dict[str, Any]) -> str:
         "config": json.dumps(description["config"]),
     }
     return "\n".join(
-        [f"step {description['step']}", *(f"  {name:<11} {value}" for name, value in values.items())]
+        [
+            f"step {description['step']}",
+            *(f"  {name:<11} {value}" for name, value in values.items()),
+        ]
     )
 
 
 def main(argv: list[str]) -> None:
     """Prints the checkpoints of the workdir that is named on the command line."""
     if len(argv) != 2:
-        raise ConfigError("Name one workdir: python -m pipelines.inspect_checkpoint WORKDIR [--json].")
+        raise UserError(
+            "Name one workdir: python -m pipelines.inspect_checkpoint WORKDIR [--json]."
+        )
     # Reading needs no accelerator, which a run may be holding.
     os.environ["JAX_PLATFORMS"] = "cpu"
     descriptions = inspect(pathlib.Path(argv[1]))

@@ -1,10 +1,12 @@
-"""Shows what a set of shards holds, or what a config will feed, and checks shards against their manifest.
+"""Shows what a set of shards holds, or what a config will feed, and checks shards against their
+manifest.
 
     python -m pipelines.inspect_data data/cc12m --verify
     python -m pipelines.inspect_data --config=quickstart --sheet=sheet.png
 
-Prints manifest, mixture and lengths of texts, and draws a contact sheet: examples of the first batch, augmented,
-beside what the masks leave of them. Every field of the config can be set by its dotted name, with DIR too.
+Prints manifest, mixture and lengths of texts, and draws a contact sheet: examples of the first
+batch, augmented, beside what the masks leave of them. Every field of the config can be set by its
+dotted name, with DIR too.
 """
 
 import os
@@ -13,35 +15,48 @@ from typing import Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError, DataConfig, PretrainConfig, require
-from m3ae_tpu.files import in_one_piece
-from m3ae_tpu.launch_flags import load_config, override, run_program
+from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.config import DataConfig, PretrainConfig
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import atomic_path
 
-_CONFIG = flags.DEFINE_string("config", "", "Named config, or path of a file like it; instead of a DIR.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Only read every shard and compare it with manifest.json.")
-_SHEET = flags.DEFINE_string("sheet", "contact_sheet.png", "File of the contact sheet; none if empty.")
-_EXAMPLES = flags.DEFINE_integer("examples", 12, "Examples of each kind on the sheet.", lower_bound=1)
+_CONFIG = flags.DEFINE_string(
+    "config", "", "Named config, or path of a file like it; instead of a DIR."
+)
+_VERIFY = flags.DEFINE_bool(
+    "verify", False, "Only read every shard and compare it with manifest.json."
+)
+_SHEET = flags.DEFINE_string(
+    "sheet", "contact_sheet.png", "File of the contact sheet; none if empty."
+)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", 12, "Examples of each kind on the sheet.", lower_bound=1
+)
 
 
 def verify(folders: list[pathlib.Path]) -> None:
     """Checks every shard of every folder.
 
     Raises:
-        ConfigError: a shard is missing or differs from its manifest; names it.
+        UserError: a shard is missing or differs from its manifest; names it.
     """
     import rich.progress
 
-    from m3ae_tpu.data.inspection import find_faults, read_manifest
+    from m3ae_tpu.prepare.inspection import find_faults, read_manifest
 
     for folder in folders:
         manifest = read_manifest(folder)
         total = len(manifest["shards"])
-        with rich.progress.Progress(*rich.progress.Progress.get_default_columns(), transient=True) as bars:
+        with rich.progress.Progress(
+            *rich.progress.Progress.get_default_columns(), transient=True
+        ) as bars:
             task = bars.add_task(f"reading {folder}", total=total)
-            faults = find_faults(folder, manifest, lambda done, task=task: bars.update(task, completed=done))
+            faults = find_faults(
+                folder, manifest, lambda done, task=task: bars.update(task, completed=done)
+            )
         if faults:
             more = [f"... and {len(faults) - 3} more"] if len(faults) > 3 else []
-            raise ConfigError("\n".join([*faults[:3], *more, "Copy these shards again."]))
+            raise UserError("\n".join([*faults[:3], *more, "Copy these shards again."]))
         print(f"{folder}: {total} of {total} shards are as the manifest says")
 
 
@@ -54,7 +69,9 @@ def show_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     table.add_row("set", str(folder))
     size = sum(line.get("bytes", 0) for line in manifest["shards"].values())
     records = sum(line["records"] for line in manifest["shards"].values())
-    table.add_row("shards", f"{len(manifest['shards']):,}" + (f", {size / 1e6:,.1f} MB" if size else ""))
+    table.add_row(
+        "shards", f"{len(manifest['shards']):,}" + (f", {size / 1e6:,.1f} MB" if size else "")
+    )
     table.add_row("records", f"{records:,}")
     for name in ("kind", "given", "kept", "license"):
         if manifest.get(name):
@@ -70,12 +87,16 @@ def show_mixture(config: PretrainConfig) -> None:
     import rich
     import rich.table
 
-    from m3ae_tpu.data.inspection import summarise
+    from m3ae_tpu.prepare.inspection import summarise
 
-    mixture = rich.table.Table(title=f"mixture: batches of {config.batch_size:,}", title_justify="left")
+    mixture = rich.table.Table(
+        title=f"mixture: batches of {config.batch_size:,}", title_justify="left"
+    )
     for heading in ("source", "kind", "rows", "records", "epochs in 1,000 steps"):
         mixture.add_column(heading, justify="left" if heading in ("source", "kind") else "right")
-    lengths = rich.table.Table(title="tokens of a text; those over the length are cut", title_justify="left")
+    lengths = rich.table.Table(
+        title="tokens of a text; those over the length are cut", title_justify="left"
+    )
     for heading in ("source", "texts", "mean", "median", "95 %", "max", "length", "cut"):
         lengths.add_column(heading, justify="left" if heading == "source" else "right")
     for summary in summarise(config):
@@ -84,7 +105,9 @@ def show_mixture(config: PretrainConfig) -> None:
         epochs = f"{summary.epochs_per_thousand_steps:,.3g}"
         mixture.add_row(name, source.kind, f"{summary.rows:,}", f"{summary.records:,}", epochs)
         if summary.texts:
-            figures = [f"{summary.token_lengths[name]:,.0f}" for name in ("mean", "median", "95 %", "max")]
+            figures = [
+                f"{summary.token_lengths[name]:,.0f}" for name in ("mean", "median", "95 %", "max")
+            ]
             lengths.add_row(
                 name, f"{summary.texts:,}", *figures, str(source.text_length), f"{summary.cut:.1%}"
             )
@@ -99,7 +122,7 @@ def draw_sheet(config: PretrainConfig, path: pathlib.Path) -> None:
 
     from m3ae_tpu.data.loader import make_loader
     from m3ae_tpu.data.text import Tokenizer
-    from m3ae_tpu.evaluation.contact_sheet import draw_contact_sheet
+    from m3ae_tpu.report.contact_sheet import draw_contact_sheet
 
     data = dataclasses.replace(config.data, num_workers=0)
     loader = make_loader(dataclasses.replace(config, data=data))
@@ -108,9 +131,9 @@ def draw_sheet(config: PretrainConfig, path: pathlib.Path) -> None:
     has_text = any(source.kind != "image" for source in data.sources)
     tokenizer = Tokenizer(data.tokenizer) if has_text else None
     sheet = draw_contact_sheet(config, batch, tokenizer, examples=_EXAMPLES.value)
-    with in_one_piece(path) as unfinished:
+    with atomic_path(path) as unfinished:
         sheet.save(unfinished, "png")
-    print(f"{path}: pictures of the first batch, augmented, beside what the masks leave of them")
+    print(f"{path}: images of the first batch, augmented, beside what the masks leave of them")
 
 
 def main(argv: list[str]) -> None:
@@ -126,8 +149,10 @@ def main(argv: list[str]) -> None:
         not _SHEET.value or sheet.parent.is_dir(),
         f"--sheet = {sheet} lies in no folder. Make {sheet.parent} first, or name another file.",
     )
-    require(not _SHEET.value or not sheet.is_dir(), f"--sheet = {sheet} is a folder. Name a file in it.")
-    from m3ae_tpu.data.inspection import manifest_folders, read_manifest, sources_of
+    require(
+        not _SHEET.value or not sheet.is_dir(), f"--sheet = {sheet} is a folder. Name a file in it."
+    )
+    from m3ae_tpu.prepare.inspection import manifest_folders, read_manifest, sources_of
 
     if is_folder:
         folders = [pathlib.Path(argv[1])]
@@ -138,7 +163,9 @@ def main(argv: list[str]) -> None:
     else:
         config = override(load_config(_CONFIG.value or "quickstart"), argv[1:])
         folders = manifest_folders(config)
-        require(bool(folders) or not _VERIFY.value, "--verify finds no manifest.json beside the shards.")
+        require(
+            bool(folders) or not _VERIFY.value, "--verify finds no manifest.json beside the shards."
+        )
         if _VERIFY.value:
             return verify(folders)
     for folder in folders:

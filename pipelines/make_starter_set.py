@@ -2,10 +2,10 @@
 
     python -m pipelines.make_starter_set --output=FOLDER
 
-Reads `pairs.jsonl.gz`, `images_only.jsonl.gz`, `texts_only.jsonl.gz` and `starter_images.zip`, and writes
-`train-*` (3,894 pairs), `heldout-*` (973 pairs), `images-*` (300) and `texts-*` (10,672) shards,
-`manifest.json` (records and SHA-256 of each) and `ATTRIBUTION.md`. Images keep their WebP bytes. The same
-source gives the same files. Takes some seconds; needs no network.
+Reads `pairs.jsonl.gz`, `images_only.jsonl.gz`, `texts_only.jsonl.gz` and `starter_images.zip`, and
+writes `train-*` (3,894 pairs), `heldout-*` (973 pairs), `images-*` (300) and `texts-*` (10,672)
+shards, `manifest.json` (records and SHA-256 of each) and `ATTRIBUTION.md`. Images keep their WebP
+bytes. The same source gives the same files. Takes some seconds; needs no network.
 """
 
 import gzip
@@ -17,13 +17,15 @@ from typing import Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError, require
+from m3ae_tpu.command_line import run_program
 from m3ae_tpu.data.records import STARTER, Record, open_shards, write_shards
-from m3ae_tpu.files import file_sha256, write_whole
-from m3ae_tpu.launch_flags import run_program
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import atomic_write, file_sha256
 
 _SOURCE = flags.DEFINE_string("source", str(STARTER / "source"), "Folder of the source form.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder that gets the shards, made if missing.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder that gets the shards, made if missing.", required=True
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a set that is already there.")
 
 
@@ -33,9 +35,14 @@ def make_starter_set(
     """Writes the starter set's shards and returns the manifest.
 
     Raises:
-        ConfigError: a source file is missing, or `output` holds a set and `overwrite` is false.
+        UserError: a source file is missing, or `output` holds a set and `overwrite` is false.
     """
-    for name in ("pairs.jsonl.gz", "images_only.jsonl.gz", "texts_only.jsonl.gz", "starter_images.zip"):
+    for name in (
+        "pairs.jsonl.gz",
+        "images_only.jsonl.gz",
+        "texts_only.jsonl.gz",
+        "starter_images.zip",
+    ):
         require(
             (source / name).is_file(),
             f"--source={source} holds no {name}. Name the folder of the source form.",
@@ -54,7 +61,9 @@ def make_starter_set(
         "heldout": [record for split, record in pairs if split == "heldout"],
         "images": unpaired_images,
         "texts": [
-            Record(id=row["id"], captions=(row["text"],), source=row["source"], license=row["license"])
+            Record(
+                id=row["id"], captions=(row["text"],), source=row["source"], license=row["license"]
+            )
             for row in _rows(source / "texts_only.jsonl.gz")
         ],
     }
@@ -75,8 +84,8 @@ def make_starter_set(
             for path in paths
         },
     }
-    write_whole(output / "ATTRIBUTION.md", (source / "ATTRIBUTION.md").read_text())
-    write_whole(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    atomic_write(output / "ATTRIBUTION.md", (source / "ATTRIBUTION.md").read_text())
+    atomic_write(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
@@ -103,11 +112,13 @@ def _example(row: dict[str, Any], images: zipfile.ZipFile) -> Record:
 def main(argv: list[str]) -> None:
     """Makes the set that the flags ask for and prints what is in it."""
     if len(argv) > 1:
-        raise ConfigError(f"argument {argv[1]!r} belongs to no flag. See --help.")
+        raise UserError(f"argument {argv[1]!r} belongs to no flag. See --help.")
     manifest = make_starter_set(
         pathlib.Path(_SOURCE.value), pathlib.Path(_OUTPUT.value or ""), overwrite=_OVERWRITE.value
     )
-    print(f"{_OUTPUT.value}: " + ", ".join(f"{n:,} {name}" for name, n in manifest["records"].items()))
+    print(
+        f"{_OUTPUT.value}: " + ", ".join(f"{n:,} {name}" for name, n in manifest["records"].items())
+    )
 
 
 def run() -> None:

@@ -1,17 +1,20 @@
 """Turns a collection of images and texts into shuffled, checked ArrayRecord shards.
 
-    python -m pipelines.prepare_data --input=downloads/cc12m --output=data/cc12m --kind=paired --max_shorter_side=320
+    python -m pipelines.prepare_data --input=downloads/cc12m --output=data/cc12m --kind=paired
+    --max_shorter_side=320
 
-Reads, told apart by content: webdataset tars (img2dataset's layout), parquet, the paper's HDF5, folders of images with
-`.txt` files or a CSV, TSV or JSON-lines list, plain text; compressed ones and `gs://` or `s3://` addresses too. Every
-image is decoded once, strictly; odd ones become upright RGB JPEGs, good JPEGs keep their bytes. OUTPUT gets the
-shards, `manifest.json` (what was given, kept and dropped, and a digest of each shard) and `dropped.jsonl` (all that
-was dropped, with its reason). An interrupted call goes on when repeated. The same input and seed give the same bytes.
+Reads, told apart by content: webdataset tars (img2dataset's layout), parquet, the paper's HDF5,
+folders of images with `.txt` files or a CSV, TSV or JSON-lines list, plain text; compressed ones
+and `gs://` or `s3://` addresses too. Every image is decoded once, strictly; odd ones become upright
+RGB JPEGs, good JPEGs keep their bytes. OUTPUT gets the shards, `manifest.json` (what was given,
+kept and dropped, and a digest of each shard) and `dropped.jsonl` (all that was dropped, with its
+reason). An interrupted call goes on when repeated. The same input and seed give the same bytes.
 
-What outgrows a machine runs on Apache Beam (pip install 'm3ae-tpu[beam]'), to the same bytes; then OUTPUT may be a
-`gs://` address too:
+What outgrows a machine runs on Apache Beam (pip install 'm3ae-tpu[beam]'), to the same bytes; then
+OUTPUT may be a `gs://` address too:
 
-    python -m pipelines.prepare_data --input=gs://B/cc12m --output=gs://B/set --runner=DataflowRunner
+    python -m pipelines.prepare_data --input=gs://B/cc12m --output=gs://B/set
+    --runner=DataflowRunner
         --beam_options=--project=P,--region=R,--temp_location=gs://B/tmp
 """
 
@@ -23,11 +26,13 @@ from typing import Any
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError, require
-from m3ae_tpu.launch_flags import run_program
+from m3ae_tpu.command_line import run_program
+from m3ae_tpu.errors import UserError, require
 
 _INPUT = flags.DEFINE_list("input", None, "Files or folders, separated by commas.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder that gets the set, made if missing.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder that gets the set, made if missing.", required=True
+)
 _KIND = flags.DEFINE_enum(
     "kind",
     "paired",
@@ -42,33 +47,46 @@ _RUNNER = flags.DEFINE_enum(
     ["local", "DirectRunner", "DataflowRunner", "FlinkRunner"],
     "Processes of this machine, or a runner of Apache Beam; changes no byte.",
 )
-_BEAM_OPTIONS = flags.DEFINE_list("beam_options", [], "Options of Beam and its runner, separated by commas.")
-_NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Processes of --runner=local; changes no byte.", lower_bound=1
+_BEAM_OPTIONS = flags.DEFINE_list(
+    "beam_options", [], "Options of Beam and its runner, separated by commas."
 )
-_NUM_SHARDS = flags.DEFINE_integer("num_shards", 0, "Shards; 0 takes as many as --shard_megabytes asks for.")
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers",
+    os.cpu_count() or 1,
+    "Processes of --runner=local; changes no byte.",
+    lower_bound=1,
+)
+_NUM_SHARDS = flags.DEFINE_integer(
+    "num_shards", 0, "Shards; 0 takes as many as --shard_megabytes asks for."
+)
 _SHARD_MEGABYTES = flags.DEFINE_integer("shard_megabytes", 256, "Size of a shard.")
 _MAX_SIDE = flags.DEFINE_integer(
-    "max_shorter_side", 0, "Larger images are resized to this shorter side, pixels; 0 keeps every size."
+    "max_shorter_side",
+    0,
+    "Larger images are resized to this shorter side, pixels; 0 keeps every size.",
 )
 _MIN_SIDE = flags.DEFINE_integer("min_shorter_side", 8, "Smaller images are dropped, pixels.")
 _MIN_CHARACTERS = flags.DEFINE_integer("min_caption_characters", 1, "Shorter texts are dropped.")
-_MAX_CHARACTERS = flags.DEFINE_integer("max_caption_characters", 20_000, "Longer texts are dropped.")
-_DROP_DUPLICATES = flags.DEFINE_bool("drop_duplicates", False, "Keep one of examples with the same content.")
+_MAX_CHARACTERS = flags.DEFINE_integer(
+    "max_caption_characters", 20_000, "Longer texts are dropped."
+)
+_DROP_DUPLICATES = flags.DEFINE_bool(
+    "drop_duplicates", False, "Keep one of examples with the same content."
+)
 _LICENSE = flags.DEFINE_string("license", "", "Terms of use, written to every record.")
 
 
 def main(argv: list[str]) -> None:
     """Prepares what the flags ask for, with a progress bar, and prints what came of it."""
     if len(argv) > 1:
-        raise ConfigError(f"argument {argv[1]!r} belongs to no flag. Write --input={argv[1]}.")
+        raise UserError(f"argument {argv[1]!r} belongs to no flag. Write --input={argv[1]}.")
     import rich.progress
 
-    from m3ae_tpu.data.prepare.cleaning import CleaningOptions
-    from m3ae_tpu.data.prepare.convert import DROPPED, MANIFEST, PrepareOptions
-    from m3ae_tpu.data.prepare.parts import find_parts
-    from m3ae_tpu.data.prepare.prepare import prepare
-    from m3ae_tpu.data.prepare.samples import is_remote
+    from m3ae_tpu.prepare.cleaning import CleaningOptions
+    from m3ae_tpu.prepare.convert import DROPPED, MANIFEST, PrepareOptions
+    from m3ae_tpu.prepare.local import prepare
+    from m3ae_tpu.prepare.parts import find_parts
+    from m3ae_tpu.prepare.samples import is_remote
 
     options = PrepareOptions(
         cleaning=CleaningOptions(
@@ -135,9 +153,9 @@ def main(argv: list[str]) -> None:
 
 def _beam() -> Callable[..., dict[str, Any]]:
     try:
-        from m3ae_tpu.data.prepare.beam import prepare_with_beam
+        from m3ae_tpu.prepare.beam import prepare_with_beam
     except ModuleNotFoundError as error:
-        raise ConfigError(
+        raise UserError(
             f"--runner = {_RUNNER.value} needs {error.name}, which is not installed: pip install 'm3ae-tpu[beam]'."
         ) from error
     return prepare_with_beam

@@ -2,8 +2,9 @@
 
     python -m pipelines.pretrain --config=quickstart --workdir=runs/x --model.encoder.num_layers=4
 
-Every field of the config can be set by its dotted name. The same command goes on with a run that was
-interrupted, bit for bit; a larger --num_steps extends one that is finished. SIGTERM or Ctrl-C saves first.
+Every field of the config can be set by its dotted name. The same command goes on with a run that
+was interrupted, bit for bit; a larger --num_steps extends one that is finished. SIGTERM or Ctrl-C
+saves first.
 """
 
 import logging
@@ -12,13 +13,15 @@ import pathlib
 
 from absl import flags
 
+from m3ae_tpu.command_line import load_config, override, run_program
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.launch_flags import load_config, override, run_program
 
 _CONFIG = flags.DEFINE_string(
     "config", "quickstart", "Named config to start from, or path of a file like it."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run, made if missing.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run, made if missing.", required=True
+)
 
 _LOG_RECORD_IDS = flags.DEFINE_bool(
     "log_record_ids", False, "Write to WORKDIR/record_ids.jsonl which records each step sees."
@@ -38,18 +41,22 @@ def pretrain(
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`."""
     # Compiled programs are kept, so that the next start of the same run is quick.
     cache = (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "m3ae-tpu" / "jax"
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        / "m3ae-tpu"
+        / "jax"
     )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     from m3ae_tpu.data.text import Tokenizer
     from m3ae_tpu.evaluation.running_probe import make_probe
+    from m3ae_tpu.run.log import start_log
+    from m3ae_tpu.run.workdir import prepare_workdir
     from m3ae_tpu.train.loop import train
-    from m3ae_tpu.train.progress import start_log
-    from m3ae_tpu.train.workdir import prepare_workdir
 
     has_text = any(source.kind != "image" for source in config.data.sources)
     tokenizer = Tokenizer(config.data.tokenizer).model if has_text else b""
-    prepared = prepare_workdir(workdir, config, tokenizer=tokenizer, allow_changed_data=allow_changed_data)
+    prepared = prepare_workdir(
+        workdir, config, tokenizer=tokenizer, allow_changed_data=allow_changed_data
+    )
     start_log(workdir)
     for change in prepared.changes:
         logging.getLogger("m3ae_tpu").info("changed: %s", change)

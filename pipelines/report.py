@@ -2,21 +2,23 @@
 
     python -m pipelines.report runs/quickstart
 
-Works for any run, finished or not; what is not there yet (an evaluation, a checkpoint), the page says. For the
-probe table run `python -m pipelines.evaluate` first.
+Works for any run, finished or not; what is not there yet (an evaluation, a checkpoint), the page
+says. For the probe table run `python -m pipelines.evaluate` first.
 """
 
 import pathlib
 
 from absl import flags
 
-from m3ae_tpu.config import ConfigError
-from m3ae_tpu.launch_flags import run_program
+from m3ae_tpu.command_line import run_program
+from m3ae_tpu.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; may also be given without the flag's name."
 )
-_TEST = flags.DEFINE_string("test_shards", "starter/heldout-*", "Labelled shards whose examples are shown.")
+_TEST = flags.DEFINE_string(
+    "test_shards", "starter/heldout-*", "Labelled shards whose examples are shown."
+)
 
 
 def report(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
@@ -24,11 +26,11 @@ def report(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
     import rich
 
     from m3ae_tpu.evaluation.evaluate import read_examples
-    from m3ae_tpu.evaluation.pictures import make_pictures
-    from m3ae_tpu.evaluation.report import write_report
     from m3ae_tpu.evaluation.trained_run import has_checkpoint, load_trained_run, read_evaluation
-    from m3ae_tpu.train.metrics import read_metrics
-    from m3ae_tpu.train.workdir import load_config
+    from m3ae_tpu.report.examples import make_pictures
+    from m3ae_tpu.report.page import write_report
+    from m3ae_tpu.run.metrics import read_metrics
+    from m3ae_tpu.run.workdir import load_config
 
     config = load_config(workdir)
     pictures, versions = None, {}
@@ -36,7 +38,10 @@ def report(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
         if has_checkpoint(workdir):
             run = load_trained_run(workdir)
             examples = read_examples(run, test_shards)
-            pictures, versions = make_pictures(run.model, examples, config, run.tokenizer), run.versions
+            pictures, versions = (
+                make_pictures(run.model, examples, config, run.tokenizer),
+                run.versions,
+            )
     return write_report(
         workdir,
         config,
@@ -51,7 +56,7 @@ def main(argv: list[str]) -> None:
     """Reads the command line; everything else is `report`."""
     named = [*([_WORKDIR.value] if _WORKDIR.value else []), *argv[1:]]
     if len(named) != 1:
-        raise ConfigError("Name one workdir: python -m pipelines.report WORKDIR.")
+        raise UserError("Name one workdir: python -m pipelines.report WORKDIR.")
     print(f"report: {report(pathlib.Path(named[0]), _TEST.value)}")
 
 

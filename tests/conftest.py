@@ -4,8 +4,11 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of the suite's time. Programs that tests start find the cache through the environment.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "m3ae-tpu" / "jax"))
+# Compiling is most of the suite's time. Programs that tests start find the cache through the
+# environment.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "m3ae-tpu" / "jax")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax

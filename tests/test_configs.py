@@ -14,8 +14,8 @@ import pathlib
 import pytest
 from absl import flags
 
+from m3ae_tpu.command_line import config_names, field_types, load_config
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.launch_flags import config_names, field_types, load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
@@ -37,7 +37,10 @@ def test_every_text_on_file_has_a_config():
 
 @pytest.mark.parametrize("name", config_names())
 def test_docstring_says_the_command(name):
-    doc = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()), clean=False) or ""
+    doc = (
+        ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()), clean=False)
+        or ""
+    )
     assert f"    python -m pipelines.pretrain --config={name} --workdir=runs/{name}" in doc
 
 
@@ -58,7 +61,9 @@ def test_sizes_are_the_papers():
     }
 
 
-@pytest.mark.parametrize("name", [name for name in config_names() if name.startswith(("m3ae_", "mae_"))])
+@pytest.mark.parametrize(
+    "name", [name for name in config_names() if name.startswith(("m3ae_", "mae_"))]
+)
 def test_papers_hyper_parameters(name):
     config = load_config(name)
     decoder = config.model.decoder

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 FORWARD = """
 import jax, numpy as np
-from m3ae_tpu.launch_flags import load_config
+from m3ae_tpu.command_line import load_config
 from m3ae_tpu.model.m3ae import M3AE
 
 model = M3AE(load_config("debug").model, key=jax.random.key(0))
@@ -30,9 +30,15 @@ print("features", jax.jit(lambda model: model.encode(images, text, text_valid).c
 
 def run(*command, cwd):
     """Runs a command as a user far from the checkout would; returns what it printed."""
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     parts = [str(part) for part in command]
-    done = subprocess.run(parts, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        parts, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -53,7 +59,9 @@ def wheel(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
     """The Python of an environment that holds the wheel and what it asks for."""
-    return install(tmp_path_factory.mktemp("environment"), wheel, "--constraint", ROOT / "constraints.txt")
+    return install(
+        tmp_path_factory.mktemp("environment"), wheel, "--constraint", ROOT / "constraints.txt"
+    )
 
 
 def install(folder, *requirements):
@@ -127,11 +135,24 @@ def test_beam_extra_resolves_and_prepares_the_same_bytes(wheel, environment, tmp
         (beam, "direct", ["--runner=DirectRunner"]),
     ):
         command = python.parent / "m3ae-prepare-data"
-        run(command, f"--input={inputs}", f"--output={output}", "--num_shards=2", *options, cwd=tmp_path)
+        run(
+            command,
+            f"--input={inputs}",
+            f"--output={output}",
+            "--num_shards=2",
+            *options,
+            cwd=tmp_path,
+        )
     names = sorted(path.name for path in (tmp_path / "local").iterdir())
     assert len(names) == 4
     assert names == sorted(path.name for path in (tmp_path / "direct").iterdir())
     for name in names:
-        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "direct" / name).read_bytes(), name
+        assert (tmp_path / "local" / name).read_bytes() == (
+            tmp_path / "direct" / name
+        ).read_bytes(), name
     manifest = json.loads((tmp_path / "direct" / "manifest.json").read_text())
-    assert (manifest["given"], manifest["kept"], manifest["dropped"]) == (60, 59, {"damaged image": 1})
+    assert (manifest["given"], manifest["kept"], manifest["dropped"]) == (
+        60,
+        59,
+        {"damaged image": 1},
+    )

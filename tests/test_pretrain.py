@@ -1,4 +1,6 @@
-"""Guards the program as a user runs it: kills, restarts, extensions, and mistakes that must read well."""
+"""Guards the program as a user runs it: kills, restarts, extensions, and mistakes that must read
+well.
+"""
 
 import json
 import os
@@ -37,7 +39,12 @@ def start(workdir, *flags, config="debug"):
         *flags,
     ]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -58,7 +65,9 @@ def wait_for_step(workdir, step, process):
 def values(workdir):
     """All lines of metrics, without what time decides."""
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
+    ]
 
 
 def hashes(workdir):
@@ -68,13 +77,14 @@ def hashes(workdir):
     )
     steps = shown["steps"] if isinstance(shown, dict) else shown
     return {
-        step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"]) for step in steps
+        step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"])
+        for step in steps
     }
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A config of pairs, pictures and texts."""
+    """A config of pairs, images and texts."""
     path = tmp_path_factory.mktemp("mixed") / "mixed.py"
     path.write_text(MIXED)
     return path
@@ -94,7 +104,9 @@ def test_a_killed_run_goes_on_bit_for_bit_also_with_other_workers(straight, mixe
     wait_for_step(tmp_path, 10, process)
     process.kill()
     finish(process)
-    code, output = finish(start(tmp_path, *FLAGS, "--log_record_ids", "--data.num_workers=0", config=mixed))
+    code, output = finish(
+        start(tmp_path, *FLAGS, "--log_record_ids", "--data.num_workers=0", config=mixed)
+    )
     assert code == 0, output
     assert "data.num_workers = 0 now, was 2" in output
     assert "going on after step" in output
@@ -111,7 +123,9 @@ def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(straight, m
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 0, output
-    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    saved = max(
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
     assert saved >= 5
     code, output = finish(start(tmp_path, *FLAGS, config=mixed))
     assert code == 0, output

@@ -1,1 +1,3 @@
-"""From shards of records to batches: reading, decoding, tokenising, mixing. Knows nothing of the model."""
+"""From shards of records to batches: reading, decoding, tokenising, mixing. Knows nothing of the
+model.
+"""

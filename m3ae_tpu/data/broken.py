@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
-from m3ae_tpu.config import ConfigError
 from m3ae_tpu.data.examples import CUT, Fault
+from m3ae_tpu.errors import UserError
 
 FAULTS: tuple[Fault, ...] = get_args(Fault.__value__)
 _NAMED = 4
-"""Records of a source and fault that are named. Fewer different ones than these never stop a run."""
+"""Records of a source and fault that are named. Fewer different ones than these never stop a run.
+"""
 _STRETCH = 1_000_000
 """Rows of a source after which counting starts anew: damage late in a long run must show too."""
 _LOG = logging.getLogger(__name__)
@@ -63,7 +64,9 @@ class BrokenRecords:
             first = self._sources[source]["first"].setdefault(fault, [])
             if index not in first and len(first) < _NAMED:
                 first.append(index)
-                fate = "its caption is cut" if fault == CUT else "the next good record takes its place"
+                fate = (
+                    "its caption is cut" if fault == CUT else "the next good record takes its place"
+                )
                 _LOG.warning("broken record (%s): %s; %s", fault, self._place(source, index), fate)
 
     def num_named(self) -> list[int]:
@@ -82,7 +85,7 @@ class BrokenRecords:
             num_named: As `num_named` returns it, the sum over all processes.
 
         Raises:
-            ConfigError: more than `max_fraction` of a source is broken, and it is not chance.
+            UserError: more than `max_fraction` of a source is broken, and it is not chance.
         """
         for number, (source, new) in enumerate(zip(self._sources, counts, strict=True)):
             source["rows"] += steps * self._rows[number]
@@ -94,20 +97,26 @@ class BrokenRecords:
 
     def _require_few(self, number: int, num_named: int) -> None:
         rows, faults = self._sources[number]["rows"], self._sources[number]["faults"]
-        first = {fault: found for fault, found in self._sources[number]["first"].items() if fault != CUT}
+        first = {
+            fault: found for fault, found in self._sources[number]["first"].items() if fault != CUT
+        }
         broken = sum(count for fault, count in faults.items() if fault != CUT)
         allowed = self._max_fraction * rows
-        # Four standard deviations on top: a source that is just good enough must not stop by bad luck, and
-        # one broken record in a tiny set, met every epoch, is no broken set.
+        # Four standard deviations on top: a source that is just good enough must not stop by bad
+        # luck, and one broken record in a tiny set, met every epoch, is no broken set.
         slack = 4 * math.sqrt(allowed)
         is_one_alone = self._max_fraction > 0 and num_named < _NAMED
         if broken <= allowed + slack or is_one_alone:
             return
-        reasons = ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items()) if fault != CUT)
-        examples = "; ".join(
-            self._place(number, index) for found in first.values() for index in found[: 3 - len(first) // 2]
+        reasons = ", ".join(
+            f"{count} {fault}" for fault, count in sorted(faults.items()) if fault != CUT
         )
-        raise ConfigError(
+        examples = "; ".join(
+            self._place(number, index)
+            for found in first.values()
+            for index in found[: 3 - len(first) // 2]
+        )
+        raise UserError(
             f"source {self._names[number]} is broken: {broken:,} of its last {rows:,} rows ({broken / rows:.1%}): "
             f"{reasons}. data.max_broken_fraction = {self._max_fraction:g}.\n"
             f"For example {examples}.\n"

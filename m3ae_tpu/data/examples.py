@@ -1,7 +1,8 @@
-"""A source's examples by index; where a record is broken, the next good one of the same source stands in.
+"""A source's examples by index; where a record is broken, the next good one of the same source
+stands in.
 
-Nothing is left out and nothing moves up: a batch stays full, and what stands where hangs on the records' bytes
-alone, never on a crop, a worker or a restart.
+Nothing is left out and nothing moves up: a batch stays full, and what stands where hangs on the
+records' bytes alone, never on a crop, a worker or a restart.
 """
 
 import dataclasses
@@ -23,13 +24,19 @@ type Fault = Literal[
     "no_caption",
     "overlong_caption",
 ]
-"""What is wrong with a record. An overlong caption is cut; a record with any other fault is replaced."""
+"""What is wrong with a record. An overlong caption is cut; a record with any other fault is
+replaced.
+"""
 
 CUT: Fault = "overlong_caption"
 _MAX_CHARACTERS = 20_000
-"""Captions are cut to these before they are tokenised: far more than fit into a row, and no row takes seconds."""
-_MAX_STAND_INS = 2_000
-"""Records tried in the place of a broken one: more than the 64 KiB that one damaged block of a shard holds."""
+"""Captions are cut to these before they are tokenised: far more than fit into a row, and no row
+takes seconds.
+"""
+_MAX_SUBSTITUTES = 2_000
+"""Records tried in the place of a broken one: more than the 64 KiB that one damaged block of a
+shard holds.
+"""
 _KEPT_BYTES = 2**28
 """Decoded images that a process keeps of a source that fits: 256 MB."""
 
@@ -53,7 +60,8 @@ type Pixels = UInt8[np.ndarray, "height width 4"]
 class Examples:
     """The examples of a source, by index of their record.
 
-    Keeps decoded images if all of the source fits into 256 MB: a small set is decoded once, not every epoch.
+    Keeps decoded images if all of the source fits into 256 MB: a small set is decoded once, not
+    every epoch.
     """
 
     def __init__(self, shards: Shards, kind: Kind, part: range):
@@ -77,7 +85,11 @@ class Examples:
         try:
             record = self.shards[index]
         except DamagedRecordError as error:
-            return "text_not_utf8" if isinstance(error.__cause__, UnicodeDecodeError) else "damaged_record"
+            return (
+                "text_not_utf8"
+                if isinstance(error.__cause__, UnicodeDecodeError)
+                else "damaged_record"
+            )
         captions = _usable_captions(record) if self.kind != "image" else ()
         if self.kind != "image" and not captions:
             return "no_caption"
@@ -90,29 +102,34 @@ class Examples:
         return Example(record.id, captions, image, CUT if is_cut else None)
 
     def decode(self, index: int, found: Example | Fault) -> tuple[Example, Pixels | None]:
-        """Returns the example of record `index` with its image, or the next good one where the record is broken.
+        """Returns the example of record `index` with its image, or the next good one where the
+        record is broken.
 
         Args:
             index: Of the record.
             found: What `read` returned for it.
 
         Raises:
-            RuntimeError: none of the next records is good either, or one's shard is gone, changed or unreadable.
+            RuntimeError: none of the next records is good either, or one's shard is gone, changed
+                or unreadable.
         """
         if index in self._kept:
             return self._kept[index]
         decoded = self._decode(found)
         if isinstance(decoded, str):
-            example, image = self._stand_in(index)
+            example, image = self._substitute(index)
             decoded = dataclasses.replace(example, fault=decoded), image
         example, image = decoded
-        if image is not None and max(self._kept_bytes, image.nbytes * len(self.part)) <= _KEPT_BYTES:
+        if (
+            image is not None
+            and max(self._kept_bytes, image.nbytes * len(self.part)) <= _KEPT_BYTES
+        ):
             self._kept[index] = example, image
             self._kept_bytes += image.nbytes
         return decoded
 
-    def _stand_in(self, index: int) -> tuple[Example, Pixels | None]:
-        place, tries = self.part.index(index), min(_MAX_STAND_INS, len(self.part) - 1)
+    def _substitute(self, index: int) -> tuple[Example, Pixels | None]:
+        place, tries = self.part.index(index), min(_MAX_SUBSTITUTES, len(self.part) - 1)
         for distance in range(1, tries + 1):
             decoded = self._decode(self.read(self.part[(place + distance) % len(self.part)]))
             if not isinstance(decoded, str):

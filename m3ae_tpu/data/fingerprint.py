@@ -1,4 +1,6 @@
-"""What decides which example stands where in a run, to be kept with its checkpoints and compared at a restart."""
+"""What decides which example stands where in a run, to be kept with its checkpoints and compared at
+a restart.
+"""
 
 from typing import Any
 
@@ -10,7 +12,8 @@ from m3ae_tpu.data.text import Tokenizer
 
 
 def fingerprint(config: PretrainConfig) -> dict[str, Any]:
-    """Returns what decides which example stands where, ready for JSON: a resumed run must find the same.
+    """Returns what decides which example stands where, ready for JSON: a resumed run must find the
+    same.
 
     Shards count by file name and number of records: they may move to another folder.
     """
@@ -41,7 +44,9 @@ def record_counts(fingerprint: dict[str, Any]) -> list[int]:
 
 
 def differences(now: dict[str, Any], was: dict[str, Any]) -> list[str]:
-    """Returns how two fingerprints differ, one short sentence for each value; empty if they are equal."""
+    """Returns how two fingerprints differ, one short sentence for each value; empty if they are
+    equal.
+    """
     here, there = _leaves(now), _leaves(was)
     return [
         f"{name} = {here.get(name, 'nothing')} now, was {there.get(name, 'nothing')}"
@@ -54,7 +59,11 @@ def _leaves(fingerprint: dict[str, Any]) -> dict[str, Any]:
     leaves = {name: value for name, value in fingerprint.items() if name != "sources"}
     for number, source in enumerate(fingerprint["sources"]):
         # The number of records follows from the shards and the part.
-        values = {name: value for name, value in source.items() if name not in ("shards", "records")}
+        values = {
+            name: value for name, value in source.items() if name not in ("shards", "records")
+        }
         leaves |= {f"sources.{number}.{name}": value for name, value in values.items()}
-        leaves |= {f"records of sources.{number}'s {shard}": count for shard, count in source["shards"]}
+        leaves |= {
+            f"records of sources.{number}'s {shard}": count for shard, count in source["shards"]
+        }
     return leaves

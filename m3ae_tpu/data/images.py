@@ -1,4 +1,4 @@
-"""Image bytes to arrays: decoding, random crops, and when a picture may be mirrored."""
+"""Image bytes to arrays: decoding, random crops, and when a image may be mirrored."""
 
 import contextlib
 import functools
@@ -23,12 +23,14 @@ _LOG_ASPECT = (math.log(_CROP_ASPECT[0]), math.log(_CROP_ASPECT[1]))
 CROP_DRAWS = (10, 4)
 """Shape of the random numbers that a crop takes: four for each of ten attempts."""
 
-# The one common platform for which there is no wheel of it; Pillow does its work there, at a quarter of the speed.
+# The one common platform for which there is no wheel of it; Pillow does its work there, at a
+# quarter of the speed.
 _HAS_FAST_RESIZER = (sys.platform, platform.machine()) != ("linux", "aarch64")
 if _HAS_FAST_RESIZER:
     from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 
-    # The cubic that Pillow calls bicubic, a = -0.5, stretched over the source's pixels where it shrinks.
+    # The cubic that Pillow calls bicubic, a = -0.5, stretched over the source's pixels where it
+    # shrinks.
     _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
 
 
@@ -42,11 +44,13 @@ def decode_image(
     """Decodes an image of any format that Pillow reads to RGB.
 
     JPEG goes through libjpeg-turbo in its strict mode: damaged data is an error, not a grey area.
-    Transparent parts become white; 16-bit grey is scaled to 8 bits. An EXIF orientation is not applied.
+    Transparent parts become white; 16-bit grey is scaled to 8 bits. An EXIF orientation is not
+    applied.
 
     Args:
         data: An encoded image.
-        channels: `RGBX` has a fourth byte that means nothing: quicker to decode, and what `resize` takes.
+        channels: `RGBX` has a fourth byte that means nothing: quicker to decode, and what `resize`
+            takes.
 
     Raises:
         ImageSizeError: it has no pixels, or more than 64 million.
@@ -58,9 +62,11 @@ def decode_image(
 
 @contextlib.contextmanager
 def damage_as_value_error() -> Iterator[None]:
-    """Raises `ValueError` for whatever a decoder raises over a damaged file, `ImageSizeError` for a bomb.
+    """Raises `ValueError` for whatever a decoder raises over a damaged file, `ImageSizeError` for a
+    bomb.
 
-    That may be OSError, SyntaxError, KeyError, TypeError, struct.error and others. Want of memory is no damage.
+    That may be OSError, SyntaxError, KeyError, TypeError, struct.error and others. Want of memory
+    is no damage.
     """
     try:
         yield
@@ -72,7 +78,9 @@ def damage_as_value_error() -> Iterator[None]:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _decode(data: bytes, channels: Literal["RGB", "RGBX"]) -> UInt8[np.ndarray, "height width channels"]:
+def _decode(
+    data: bytes, channels: Literal["RGB", "RGBX"]
+) -> UInt8[np.ndarray, "height width channels"]:
     if data[:3] == b"\xff\xd8\xff":
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(int(width), int(height))
@@ -95,7 +103,9 @@ def _decode(data: bytes, channels: Literal["RGB", "RGBX"]) -> UInt8[np.ndarray, 
 
 def _check_size(width: int, height: int) -> None:
     if not 0 < width * height <= _MAX_PIXELS:
-        raise ImageSizeError(f"image of {width} x {height} pixels; 1 to {_MAX_PIXELS:,} are accepted")
+        raise ImageSizeError(
+            f"image of {width} x {height} pixels; 1 to {_MAX_PIXELS:,} are accepted"
+        )
 
 
 def draw_crop(
@@ -103,8 +113,9 @@ def draw_crop(
 ) -> tuple[int, int, int, int]:
     """Draws a box (left, top, right, bottom) with a share of the image's area within `area`.
 
-    The distribution is that of the paper's code (torchvision's): area uniform, aspect ratio log-uniform
-    between 3/4 and 4/3, and after ten boxes that do not fit the largest central one of an allowed aspect.
+    The distribution is that of the paper's code (torchvision's): area uniform, aspect ratio
+    log-uniform between 3/4 and 4/3, and after ten boxes that do not fit the largest central one of
+    an allowed aspect.
 
     Args:
         height: Of the image, pixels.
@@ -143,10 +154,11 @@ def resize(
     box: tuple[int, int, int, int],
     out: UInt8[np.ndarray, "size size 3"],
 ) -> None:
-    """Resizes a box to the square `out`, bicubic with antialiasing: Pillow's BICUBIC to rounding, several times faster.
+    """Resizes a box to the square `out`, bicubic with antialiasing: Pillow's BICUBIC to rounding,
+    several times faster.
 
-    The box is cut out first, as in the paper's code, so that no pixel outside of it takes part. In whole numbers, so
-    that every processor of a platform gives the same bits.
+    The box is cut out first, as in the paper's code, so that no pixel outside of it takes part. In
+    whole numbers, so that every processor of a platform gives the same bits.
 
     Args:
         image: RGB and a byte that means nothing, as `decode_image` gives it.
@@ -162,17 +174,24 @@ def resize(
     _drop_fourth_byte(square, out)
 
 
-def _drop_fourth_byte(image: UInt8[np.ndarray, "size size 4"], out: UInt8[np.ndarray, "size size 3"]) -> None:
+def _drop_fourth_byte(
+    image: UInt8[np.ndarray, "size size 4"], out: UInt8[np.ndarray, "size size 3"]
+) -> None:
     """Copies the first three of four bytes a pixel."""
-    # Four bytes at a time, each over the last one's fourth: half the time of one channel after the other, and a
-    # twelfth of that of `out[:] = image[..., :3]`. The last pixel would reach beyond the end.
+    # Four bytes at a time, each over the last one's fourth: half the time of one channel after the
+    # other, and a twelfth of that of `out[:] = image[..., :3]`. The last pixel would reach beyond
+    # the end.
     pixels = image.reshape(-1).view(np.uint32)[:-1]
     np.ndarray(pixels.shape, np.uint32, out, strides=(3,))[:] = pixels
     out[-1, -1] = image[-1, -1, :3]
 
 
-def _as_pillow(image: UInt8[np.ndarray, "height width 4"], box: tuple[int, int, int, int]) -> Image.Image:
-    """Returns a box of an image as one of Pillow's in the same memory; nothing is copied if it can be avoided."""
+def _as_pillow(
+    image: UInt8[np.ndarray, "height width 4"], box: tuple[int, int, int, int]
+) -> Image.Image:
+    """Returns a box of an image as one of Pillow's in the same memory; nothing is copied if it can
+    be avoided.
+    """
     left, top, right, bottom = box
     size, stride = (right - left, bottom - top), 4 * image.shape[1]
     pixels = image[top:].reshape(-1)[4 * left :]
@@ -202,7 +221,9 @@ _THIS_THREAD = _ThisThread() if _HAS_FAST_RESIZER else None
 def resize_and_crop_center(
     image: UInt8[np.ndarray, "height width 3"], size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes the shorter side to `size`, bicubic, and keeps the central square: the test transform."""
+    """Resizes the shorter side to `size`, bicubic, and keeps the central square: the test
+    transform.
+    """
     height, width = image.shape[:2]
     shorter = min(height, width)
     new_width, new_height = (size * width // shorter, size * height // shorter)
@@ -228,20 +249,21 @@ _HANDED_WORDS = (
 )
 _HANDED = frozenset(_HANDED_WORDS.split("|"))
 _WORD = re.compile(r"\w+")
-# A run of capitals ("SOON", "OK") or a quoted word names what is written in the picture.
+# A run of capitals ("SOON", "OK") or a quoted word names what is written in the image.
 _WRITTEN = re.compile(r"\b[A-Z]{2,}\b|\"[^\"]+\"")
 _HANDED_PHRASES = re.compile(r"\b(?:license plate|musical notes?|sheet music|\w+-thirty)\b")
 
 
 def may_mirror(caption: str) -> bool:
-    """Returns whether a picture with this caption stays true to it when left and right are swapped.
+    """Returns whether a image with this caption stays true to it when left and right are swapped.
 
-    The paper mirrors half of all images. That is harmless to the picture of a cat, but "a left arrow", "the
-    flag of France", "a sign that says STOP" or "three o'clock" become false, and a model that reads captions
-    would be taught so. Captions that speak of directions, of writing and numbers, of flags, arrows or clock
-    faces therefore keep their image as it is: about a fifth of the starter set. The list errs on the side of
-    keeping: "human rights" or "a written agreement" cost a flip and nothing else. What counts is the wording
-    that the model reads beside the image. An empty one, or none, has nothing that could become false.
+    The paper mirrors half of all images. That is harmless to the image of a cat, but "a left
+    arrow", "the flag of France", "a sign that says STOP" or "three o'clock" become false, and a
+    model that reads captions would be taught so. Captions that speak of directions, of writing and
+    numbers, of flags, arrows or clock faces therefore keep their image as it is: about a fifth of
+    the starter set. The list errs on the side of keeping: "human rights" or "a written agreement"
+    cost a flip and nothing else. What counts is the wording that the model reads beside the image.
+    An empty one, or none, has nothing that could become false.
     """
     lowered = caption.casefold()
     # Words by look-up: one expression with all of them takes six times as long.

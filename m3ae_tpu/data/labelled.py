@@ -1,4 +1,6 @@
-"""Labelled examples in memory, with the test transform: for probes and evaluation, never for pre-training."""
+"""Labelled examples in memory, with the test transform: for probes and evaluation, never for
+pre-training.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -6,10 +8,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from m3ae_tpu.config import require
 from m3ae_tpu.data.images import decode_image, resize_and_crop_center
 from m3ae_tpu.data.records import open_shards
 from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.errors import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +57,13 @@ def read_labelled(
             for a test part that may lack some.
 
     Raises:
-        ConfigError: the shards cannot be read, or a record has no image, no label, or a label that is
+        UserError: the shards cannot be read, or a record has no image, no label, or a label that is
             not in `label_names`.
     """
     shards = open_shards(pattern)
-    records = [shards[index] for index in range(min(len(shards), len(shards) if limit is None else limit))]
+    records = [
+        shards[index] for index in range(min(len(shards), len(shards) if limit is None else limit))
+    ]
     for index, record in enumerate(records):
         require(
             bool(record.label_name) and bool(record.image),
@@ -78,7 +82,10 @@ def read_labelled(
     numbers = {name: number for number, name in enumerate(names)}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         images = list(
-            pool.map(lambda record: resize_and_crop_center(decode_image(record.image), image_size), records)
+            pool.map(
+                lambda record: resize_and_crop_center(decode_image(record.image), image_size),
+                records,
+            )
         )
     return LabelledExamples(
         image=np.stack(images),

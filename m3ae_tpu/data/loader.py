@@ -1,7 +1,9 @@
-"""Batches of a run, as NumPy arrays: reads, decodes, augments and tokenises, here or in worker processes.
+"""Batches of a run, as NumPy arrays: reads, decodes, augments and tokenises, here or in worker
+processes.
 
-Batch s is a pure function of (config, seed, s): workers, threads, processes and restarts change no bit of it,
-and a run goes on by asking for the batches from its step on. The batch is described in `data/records.py`.
+Batch s is a pure function of (config, seed, s): workers, threads, processes and restarts change no
+bit of it, and a run goes on by asking for the batches from its step on. The batch is described in
+`data/records.py`.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
+from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig
 from m3ae_tpu.data.broken import BrokenRow
 from m3ae_tpu.data.examples import Example, Examples
 from m3ae_tpu.data.images import may_mirror, random_resized_crop
@@ -23,14 +25,15 @@ from m3ae_tpu.data.records import Batch, DamagedRecordError, Shards, open_shards
 from m3ae_tpu.data.rows import DrawRows, Row
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.data.workers import explain_worker_error, set_up_worker
+from m3ae_tpu.errors import require
 
 type Counts = dict[str, int]
 
 _ENDLESS = 2**40
 """Steps after which the stream ends: at a thousand a second, in 35 years."""
 _READ_AHEAD = 64
-"""Records that are read at a time: between two images the reader would find nothing of its own in the processor's
-cache any more. Bounds memory where images are large."""
+"""Records that are read at a time: between two images the reader would find nothing of its own in
+the processor's cache any more. Bounds memory where images are large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Origin:
 class MakeBatch:
     """Makes a step's batch: reads, decodes, picks wordings, crops, and tokenises the texts.
 
-    All of it here: between the steps of a pipeline each image would drive Python's own memory out of the
-    processor's cache, which costs more than half of a decode.
+    All of it here: between the steps of a pipeline each image would drive Python's own memory out
+    of the processor's cache, which costs more than half of a decode.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class MakeBatch:
             of_kind = [row for row in rows if self.examples[row.source].kind == kind]
             examples, images = self._examples(kind, of_kind)
             captions = [
-                example.captions[int(row.wording * len(example.captions))] if example.captions else ""
+                example.captions[int(row.wording * len(example.captions))]
+                if example.captions
+                else ""
                 for row, example in zip(of_kind, examples, strict=True)
             ]
             ids[kind] = [example.id for example in examples]
@@ -95,7 +100,9 @@ class MakeBatch:
                 ]
                 batch[kind] |= {"image": images, "flip": np.array(flips)}
             if kind != "image" and self.tokenizer is not None:
-                text, text_valid, num_truncated = self.tokenizer.encode(captions, self.text_lengths[kind])
+                text, text_valid, num_truncated = self.tokenizer.encode(
+                    captions, self.text_lengths[kind]
+                )
                 batch[kind] |= {"text": text, "text_valid": text_valid}
                 counts[f"data/truncated_texts/{kind}"] = num_truncated
         return batch, Origin(counts, tuple(broken), ids)
@@ -113,17 +120,23 @@ class MakeBatch:
                 for row in some:
                     found.append(self.examples[row.source].read(row.record))
                 for place, row in enumerate(some, start):
-                    example, image = self.examples[row.source].decode(row.record, found[place - start])
+                    example, image = self.examples[row.source].decode(
+                        row.record, found[place - start]
+                    )
                     examples.append(example)
                     if images is not None and image is not None:
-                        random_resized_crop(image, images[place], area=self.data.crop_area, draws=row.crop)
+                        random_resized_crop(
+                            image, images[place], area=self.data.crop_area, draws=row.crop
+                        )
                     del image  # The next one takes its memory, which is in the processor's cache.
         except Exception as error:
             if type(error) is RuntimeError:  # Ours, of a shard: says all.
                 raise
             place = self.examples[row.source].shards.place(row.record)
             # Built in, with one string: for others the training process may wait for ever.
-            raise RuntimeError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
+            raise RuntimeError(
+                f"{place} cannot be used ({type(error).__name__}: {error})"
+            ) from error
         return examples, images
 
 
@@ -131,14 +144,20 @@ class Loader(Iterator[tuple[Batch, Origin]]):
     """An endless iterator of (batch, where its rows come from), from some step on."""
 
     def __init__(
-        self, dataset: grain.MapDataset, shards: Sequence[Shards], *, start_step: int, num_workers: int
+        self,
+        dataset: grain.MapDataset,
+        shards: Sequence[Shards],
+        *,
+        start_step: int,
+        num_workers: int,
     ):
         """Takes the dataset of all batches, and the shards of each source: use `make_loader`."""
         self._dataset, self._shards = dataset, shards
         threads = grain.ReadOptions(num_threads=1 if num_workers else 2, prefetch_buffer_size=2)
         stream = dataset[start_step:].to_iter_dataset(threads)
         if num_workers:
-            # Python's tracker removes what a killed worker leaves in /dev/shm; it need not warn of it too.
+            # Python's tracker removes what a killed worker leaves in /dev/shm; it need not warn of
+            # it too.
             sys.warnoptions.append("ignore:resource_tracker")
             options = grain.multiprocessing.MultiprocessingOptions(
                 num_workers=num_workers, per_worker_buffer_size=2
@@ -151,7 +170,8 @@ class Loader(Iterator[tuple[Batch, Origin]]):
         """Returns the next batch.
 
         Raises:
-            RuntimeError: a shard cannot be read, or a worker died. The loader is of no use from then on.
+            RuntimeError: a shard cannot be read, or a worker died. The loader is of no use from
+                then on.
         """
         if self._iterator is None:
             raise RuntimeError(
@@ -182,8 +202,9 @@ class Loader(Iterator[tuple[Batch, Origin]]):
         return batch, origin
 
     def _start_workers(self, iterator: grain.DatasetIterator) -> None:
-        # Sent to the whole process group, these signals are for the parent, which saves first, then stops its
-        # workers: they inherit the mask, so that not even one that is just starting dies of Ctrl-C.
+        # Sent to the whole process group, these signals are for the parent, which saves first, then
+        # stops its workers: they inherit the mask, so that not even one that is just starting dies
+        # of Ctrl-C.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             iterator.start_prefetch()
@@ -212,16 +233,19 @@ def make_loader(
     """Returns the batches of a run from `start_step` on.
 
     With `data.num_workers` > 0, Grain needs absl's flags to be parsed: outside of `app.run` call
-    `absl.flags.FLAGS.mark_as_parsed()` first. Workers are spawned: the main module must be importable.
+    `absl.flags.FLAGS.mark_as_parsed()` first. Workers are spawned: the main module must be
+    importable.
 
     Args:
         config: Decides every bit of every batch.
-        start_step: Steps that are finished; the first batch is that of step `start_step`, counted from 0.
+        start_step: Steps that are finished; the first batch is that of step `start_step`, counted
+            from 0.
         process_index: This process among those that train together.
         process_count: Number of these processes; each gets an equal part of each kind's rows.
 
     Raises:
-        ConfigError: shards or tokenizer cannot be read or do not fit the config, or rows do not divide.
+        UserError: shards or tokenizer cannot be read or do not fit the config, or rows do not
+            divide.
     """
     sources = config.data.sources
     text_lengths: dict[Kind, int] = {}
@@ -242,12 +266,16 @@ def make_loader(
     )
     tokenizer = _fitting_tokenizer(config) if text_lengths else None
     opened = [_open_source(source) for source in sources]
-    parts = [records_in_part(source, len(shards)) for source, shards in zip(sources, opened, strict=True)]
+    parts = [
+        records_in_part(source, len(shards)) for source, shards in zip(sources, opened, strict=True)
+    ]
     examples = [
         Examples(shards, source.kind, part)
         for source, shards, part in zip(sources, opened, parts, strict=True)
     ]
-    make_batch = MakeBatch(DrawRows(plan, parts, config.seed), examples, config, tokenizer, text_lengths)
+    make_batch = MakeBatch(
+        DrawRows(plan, parts, config.seed), examples, config, tokenizer, text_lengths
+    )
     dataset = grain.MapDataset.range(_ENDLESS).map(make_batch)
     return Loader(dataset, opened, start_step=start_step, num_workers=config.data.num_workers)
 

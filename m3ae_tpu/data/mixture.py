@@ -1,8 +1,9 @@
 """Which record stands in which row of which batch: a pure function of config, seed and step.
 
-Each source is walked in an order of its own, shuffled anew every epoch, so that every record comes once an
-epoch. Each global batch holds a fixed number of rows of every source. A process takes a contiguous part of each
-kind's rows, so the parts of all processes, one after the other, are the batch of a single process.
+Each source is walked in an order of its own, shuffled anew every epoch, so that every record comes
+once an epoch. Each global batch holds a fixed number of rows of every source. A process takes a
+contiguous part of each kind's rows, so the parts of all processes, one after the other, are the
+batch of a single process.
 """
 
 import dataclasses
@@ -10,14 +11,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig, require
+from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig
+from m3ae_tpu.errors import require
 
 
 def rows_per_source(config: PretrainConfig) -> tuple[int, ...]:
     """Apportions `batch_size` to the sources by their weights, with the largest remainders.
 
     Raises:
-        ConfigError: a source would get no row.
+        UserError: a source would get no row.
     """
     sources = config.data.sources
     total = sum(source.weight for source in sources)
@@ -37,10 +39,11 @@ def rows_per_source(config: PretrainConfig) -> tuple[int, ...]:
 
 
 def records_in_part(source: SourceConfig, count: int) -> range:
-    """Returns the indices that a source uses of its shards' `count` records; parts that meet share none.
+    """Returns the indices that a source uses of its shards' `count` records; parts that meet share
+    none.
 
     Raises:
-        ConfigError: there are none.
+        UserError: there are none.
     """
     first, end = (math.floor(count * share) for share in source.part)
     require(
@@ -51,9 +54,13 @@ def records_in_part(source: SourceConfig, count: int) -> range:
 
 
 def source_names(config: PretrainConfig) -> tuple[str, ...]:
-    """Returns a name for each source: its kind, and its number among the sources if others are of this kind."""
+    """Returns a name for each source: its kind, and its number among the sources if others are of
+    this kind.
+    """
     kinds = [source.kind for source in config.data.sources]
-    return tuple(f"{kind}_{index}" if kinds.count(kind) > 1 else kind for index, kind in enumerate(kinds))
+    return tuple(
+        f"{kind}_{index}" if kinds.count(kind) > 1 else kind for index, kind in enumerate(kinds)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +83,15 @@ def seen_after(config: PretrainConfig, records: Sequence[int], step: int) -> tup
         step: Finished steps.
     """
     return tuple(
-        Seen(name=name, rows=step * rows, distinct_records=min(step * rows, n), epochs=step * rows / n)
-        for name, rows, n in zip(source_names(config), rows_per_source(config), records, strict=True)
+        Seen(
+            name=name,
+            rows=step * rows,
+            distinct_records=min(step * rows, n),
+            epochs=step * rows / n,
+        )
+        for name, rows, n in zip(
+            source_names(config), rows_per_source(config), records, strict=True
+        )
     )
 
 
@@ -91,10 +105,17 @@ def draw_seed(seed: int, source: int, purpose: str) -> int:
 
 
 class Plan:
-    """Where the rows of one process come from: of each step's batch, (source, position in the source)."""
+    """Where the rows of one process come from: of each step's batch, (source, position in the
+    source).
+    """
 
     def __init__(
-        self, kinds: Sequence[Kind], rows: Sequence[int], *, process_index: int = 0, process_count: int = 1
+        self,
+        kinds: Sequence[Kind],
+        rows: Sequence[int],
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         """Lays out one batch.
 
@@ -105,7 +126,7 @@ class Plan:
             process_count: Number of parts.
 
         Raises:
-            ConfigError: the rows of a kind do not divide over the processes.
+            UserError: the rows of a kind do not divide over the processes.
         """
         self._rows = tuple(rows)
         self._local: list[tuple[int, int]] = []
@@ -121,11 +142,17 @@ class Plan:
             self._local += order[process_index * part : (process_index + 1) * part]
 
     def rows(self, step: int) -> list[tuple[int, int]]:
-        """Returns source and position of each row at a step, kind by kind; those of a source follow each other."""
+        """Returns source and position of each row at a step, kind by kind; those of a source follow
+        each other.
+        """
         return [(source, step * self._rows[source] + position) for source, position in self._local]
 
 
 def _interleave(rows: dict[int, int]) -> list[tuple[int, int]]:
     """Spreads the sources evenly, so that each part of a batch costs about the same to prepare."""
-    places = [((position + 0.5) / n, source, position) for source, n in rows.items() for position in range(n)]
+    places = [
+        ((position + 0.5) / n, source, position)
+        for source, n in rows.items()
+        for position in range(n)
+    ]
     return [(source, position) for _, source, position in sorted(places)]

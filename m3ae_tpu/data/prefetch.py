@@ -26,12 +26,16 @@ _PATIENCE = 10.0
 class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
     """Takes batches from a loader and puts them on the mesh in a background thread.
 
-    Every process must take the same number of batches: what it yields are the global arrays. Close it, also
-    after an error; it closes the loader.
+    Every process must take the same number of batches: what it yields are the global arrays. Close
+    it, also after an error; it closes the loader.
     """
 
     def __init__(
-        self, loader: Loader, sharding: jax.sharding.Sharding, *, timeout_seconds: float = float("inf")
+        self,
+        loader: Loader,
+        sharding: jax.sharding.Sharding,
+        *,
+        timeout_seconds: float = float("inf"),
     ):
         """Starts at once.
 
@@ -47,7 +51,9 @@ class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
         self._ready: queue.Queue[tuple[DeviceBatch, Origin] | BaseException] = queue.Queue(_DEPTH)
         self._is_closed = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._fill, args=(sharding,), name="prefetch", daemon=True)
+        self._thread = threading.Thread(
+            target=self._fill, args=(sharding,), name="prefetch", daemon=True
+        )
         self._thread.start()
 
     def __next__(self) -> tuple[DeviceBatch, Origin]:
@@ -70,7 +76,9 @@ class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
         return item
 
     def _wait(self) -> tuple[DeviceBatch, Origin] | BaseException:
-        """Waits for the next item, but not for ever: a stopped worker or a lost disk gives no error."""
+        """Waits for the next item, but not for ever: a stopped worker or a lost disk gives no
+        error.
+        """
         # Turns, not the clock: a program that was itself suspended has not waited.
         turn = min(1.0, self._timeout_seconds)
         for _ in range(math.ceil(min(self._timeout_seconds, 1e9) / turn)):
@@ -100,11 +108,13 @@ class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
         try:
             while not self._is_closed.is_set():
                 batch, origin = next(self._loader)
-                # The arrays are never written to again: on the CPU, jax may go on using their memory.
+                # The arrays are never written to again: on the CPU, jax may go on using their
+                # memory.
                 self._ready.put(
                     (
                         jax.tree.map(
-                            lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
+                            lambda rows: jax.make_array_from_process_local_data(sharding, rows),
+                            batch,
                         ),
                         origin,
                     )

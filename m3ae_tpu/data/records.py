@@ -16,16 +16,16 @@ A record is a msgpack map. Fields that say nothing are left out:
 Pre-training reads `image` and `captions` and nothing else. Shards are written with `group_size:1`:
 a single record can be read at random without decoding its neighbours.
 
-A **batch**, as the loader yields it, is a dict from kind to NumPy arrays; a kind is there only if the
-config has rows of it:
+A **batch**, as the loader yields it, is a dict from kind to NumPy arrays; a kind is there only if
+the config has rows of it:
 
     batch["paired"] = {"image": uint8 [rows, size, size, 3], "flip": bool [rows],
                        "text": int32 [rows, text_length], "text_valid": bool [rows, text_length]}
     batch["image"]  = {"image": ..., "flip": ...}
     batch["text"]   = {"text": ..., "text_valid": ...}
 
-`flip` tells the train step which images to mirror: on the device, where it costs nothing.
-Padding has id 0 and `text_valid` False; the row of a caption without a token is padding all through.
+`flip` tells the train step which images to mirror: on the device, where it costs nothing. Padding
+has id 0 and `text_valid` False; the row of a caption without a token is padding all through.
 """
 
 import bisect
@@ -45,8 +45,9 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from m3ae_tpu.config import ConfigError, Kind, require
-from m3ae_tpu.files import in_one_piece
+from m3ae_tpu.config import Kind
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import atomic_path
 
 VERSION = 1
 STARTER = pathlib.Path(__file__).parent / "starter"
@@ -81,14 +82,16 @@ class DamagedRecordError(RuntimeError):
 def encode_record(record: Record) -> bytes:
     """Packs a record; equal records give equal bytes."""
     fields = ((name, getattr(record, name)) for name in _FIELDS)
-    return msgpack.Packer().pack({"version": VERSION, **{name: value for name, value in fields if value}})
+    return msgpack.Packer().pack(
+        {"version": VERSION, **{name: value for name, value in fields if value}}
+    )
 
 
 def decode_record(data: bytes) -> Record:
     """Unpacks a record. Fields unknown to this version's table are ignored.
 
     Raises:
-        ConfigError: the record has another version.
+        UserError: the record has another version.
         ValueError: the bytes are no record; `UnicodeDecodeError` if a text in it is not UTF-8.
     """
     try:
@@ -123,7 +126,7 @@ def resolve(pattern: str) -> list[str]:
     """Returns the files that a glob names, sorted; `starter/...` names the set in the package.
 
     Raises:
-        ConfigError: no file matches, or a shard of a numbered set is missing.
+        UserError: no file matches, or a shard of a numbered set is missing.
     """
     path = locate(pattern)
     # The package may be installed in a folder whose name looks like a glob.
@@ -140,7 +143,9 @@ def resolve(pattern: str) -> list[str]:
 
 
 def _require_whole_set(pattern: str, paths: Sequence[str]) -> None:
-    """Refuses a set of `NAME-00000-of-0000N` files with some missing, unless the pattern itself chooses among them."""
+    """Refuses a set of `NAME-00000-of-0000N` files with some missing, unless the pattern itself
+    chooses among them.
+    """
     if re.search(r"-\d|\[", os.path.basename(pattern)):
         return
     found: dict[tuple[str, str], set[int]] = {}
@@ -152,7 +157,7 @@ def _require_whole_set(pattern: str, paths: Sequence[str]) -> None:
         missing = sorted(set(range(int(total))) - numbers)
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ConfigError(
+            raise UserError(
                 f"shards = {pattern} lacks {name}-{missing[0]:05d}-of-{total}{more}. Copy or make it again, or name "
                 "the ones that you mean (train-0000[0-3]-of-00008*)."
             )
@@ -219,7 +224,9 @@ class Shards:
                 yield self[index]
 
     def _require_unchanged(self, index: int, error: RuntimeError | ValueError) -> None:
-        """Raises unless a failed read is of damaged bytes: what a disk or another program did is no damage."""
+        """Raises unless a failed read is of damaged bytes: what a disk or another program did is no
+        damage.
+        """
         shard = bisect.bisect_right(self._ends, index)
         path, size = self.paths[shard], self._sizes[shard]
         try:
@@ -234,7 +241,8 @@ class Shards:
                 f"{path} has {now:,} bytes now, {size:,} at the start: it was changed meanwhile. "
                 "Put the old file back, and start again."
             )
-        # ArrayRecord has one class for all; these are the words for bytes that do not fit their checksum.
+        # ArrayRecord has one class for all; these are the words for bytes that do not fit their
+        # checksum.
         if isinstance(error, RuntimeError) and not str(error).startswith(("Corrupted", "Invalid")):
             raise RuntimeError(
                 f"{path} cannot be read ({str(error)[:120]}). Look after the disk, and start again."
@@ -242,7 +250,9 @@ class Shards:
 
     def name_counts(self) -> list[list[str | int]]:
         """Returns file name and number of records of each shard, ready for JSON."""
-        return [[os.path.basename(path), n] for path, n in zip(self.paths, self.counts, strict=True)]
+        return [
+            [os.path.basename(path), n] for path, n in zip(self.paths, self.counts, strict=True)
+        ]
 
     def starts(self) -> list[int]:
         """Returns the index of each shard's first record."""
@@ -258,7 +268,8 @@ def open_shards(pattern: str) -> Shards:
     """Opens the shards that a glob names, after a look into each.
 
     Raises:
-        ConfigError: no file matches; or files are no ArrayRecord, cut short, empty, or of another record
+        UserError: no file matches; or files are no ArrayRecord, cut short, empty, or of another
+            record
             version. Names them.
     """
     paths = resolve(pattern)
@@ -271,11 +282,13 @@ def open_shards(pattern: str) -> Shards:
                 faults.append(f"{path} holds no records. Remove it, or make it again.")
             else:
                 _require_records(source)
-        except ConfigError as error:
+        except UserError as error:
             faults.append(f"{path}: {error}")
         except (RuntimeError, ValueError) as error:
             # Which of these it is, ArrayRecord cannot tell; at times it says nothing at all.
-            reason = str(error).partition("\n")[0].partition(";")[0] or "no readable index at its end"
+            reason = (
+                str(error).partition("\n")[0].partition(";")[0] or "no readable index at its end"
+            )
             reason = textwrap.shorten(reason, 80, placeholder=" ...")
             faults.append(
                 f"{path} is no ArrayRecord shard, or was cut short ({reason}). Copy it or make it again, "
@@ -287,7 +300,7 @@ def open_shards(pattern: str) -> Shards:
             if len(faults) > 2
             else []
         )
-        raise ConfigError("\n".join([*faults[:2], *more]))
+        raise UserError("\n".join([*faults[:2], *more]))
     return Shards(paths, counts)
 
 
@@ -298,7 +311,7 @@ def _require_records(source: ArrayRecordDataSource) -> None:
         try:
             decode_record(source[index])
             return
-        except ConfigError:
+        except UserError:
             raise
         except (RuntimeError, ValueError) as error:
             first = first or error
@@ -316,14 +329,17 @@ def write_shards(
     paths = []
     for shard in range(num_shards):
         path = folder / f"{name}-{shard:05d}-of-{num_shards:05d}.array_record"
-        part = records[shard * len(records) // num_shards : (shard + 1) * len(records) // num_shards]
+        part = records[
+            shard * len(records) // num_shards : (shard + 1) * len(records) // num_shards
+        ]
         write_shard(path, part, "group_size:1,zstd:19")
         paths.append(str(path))
     return paths
 
 
 def write_shard(path: pathlib.Path, records: Iterable[Record], options: str) -> int:
-    """Writes one shard, in order, and returns its number of records; complete under its name, or not there.
+    """Writes one shard, in order, and returns its number of records; complete under its name, or
+    not there.
 
     Args:
         path: The shard's file.
@@ -331,7 +347,7 @@ def write_shard(path: pathlib.Path, records: Iterable[Record], options: str) -> 
         options: Of ArrayRecord's writer.
     """
     count = 0
-    with in_one_piece(path) as unfinished:
+    with atomic_path(path) as unfinished:
         writer = ArrayRecordWriter(str(unfinished), options)
         for record in records:
             writer.write(encode_record(record))

@@ -1,4 +1,6 @@
-"""What stands in each row of a batch, and all that is random about it: a pure function of seed and step."""
+"""What stands in each row of a batch, and all that is random about it: a pure function of seed and
+step.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -36,7 +38,9 @@ class DrawRows:
         self._augment_seeds = [draw_seed(seed, source, "augment") for source in range(len(parts))]
 
     def __call__(self, step: int) -> list[Row]:
-        """Draws what is random in the rows: a source's row p has the p-th stretch of the source's random numbers."""
+        """Draws what is random in the rows: a source's row p has the p-th stretch of the source's
+        random numbers.
+        """
         places, rows = self._plan.rows(step), dict[int, Iterator[Row]]()
         for source in dict.fromkeys(source for source, _ in places):
             positions = [position for other, position in places if other == source]
@@ -53,5 +57,7 @@ class DrawRows:
         crops = draws[:, 2:num_draws].reshape(-1, *CROP_DRAWS)
         return [
             Row(source, part[record], wording, flip, crop)
-            for record, (wording, flip), crop in zip(records, draws[:, :2].tolist(), crops, strict=True)
+            for record, (wording, flip), crop in zip(
+                records, draws[:, :2].tolist(), crops, strict=True
+            )
         ]

@@ -1,7 +1,8 @@
-"""An order of a source's records, shuffled anew every epoch, of which any stretch is computed by itself.
+"""An order of a source's records, shuffled anew every epoch, of which any stretch is computed by
+itself.
 
-Nothing is kept or walked through: a run goes on at any step, and a billion records need no memory. Grain's shuffle
-gives as much, one record at a time, and at 0.3 ms a record for a set of a hundred.
+Nothing is kept or walked through: a run goes on at any step, and a billion records need no memory.
+Grain's shuffle gives as much, one record at a time, and at 0.3 ms a record for a set of a hundred.
 """
 
 import math
@@ -10,16 +11,21 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 _ROUNDS = 6
-"""From six on, no statistic that was tried tells the orders of even eight records from drawn ones."""
+"""From six on, no statistic that was tried tells the orders of even eight records from drawn ones.
+"""
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-def shuffled(positions: Int64[np.ndarray, " rows"], count: int, seed: int) -> Int64[np.ndarray, " rows"]:
-    """Returns which of `count` records stand at some positions of an endless walk, each record once an epoch.
+def shuffled(
+    positions: Int64[np.ndarray, " rows"], count: int, seed: int
+) -> Int64[np.ndarray, " rows"]:
+    """Returns which of `count` records stand at some positions of an endless walk, each record once
+    an epoch.
 
-    The places of an epoch are laid out as a table about as wide as high. Columns are shifted by a hash of their row,
-    rows by a hash of their new column, some times over: that maps the table onto itself. Where it ends in a cell
-    beyond the last record, it is mapped again (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains").
+    The places of an epoch are laid out as a table about as wide as high. Columns are shifted by a
+    hash of their row, rows by a hash of their new column, some times over: that maps the table onto
+    itself. Where it ends in a cell beyond the last record, it is mapped again (Black and Rogaway
+    2002, "Ciphers with Arbitrary Finite Domains").
 
     Args:
         positions: In the walk, from 0 on.

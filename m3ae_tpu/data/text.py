@@ -9,8 +9,8 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int32
 
-from m3ae_tpu.config import ConfigError, require
 from m3ae_tpu.data.records import locate
+from m3ae_tpu.errors import UserError, require
 
 PAD_ID = 0
 
@@ -25,13 +25,14 @@ class Tokenizer:
         """Reads a SentencePiece model; `starter/...` names a file of the package.
 
         Raises:
-            ConfigError: the file is missing, is no SentencePiece model, or pads with another id than 0.
+            UserError: the file is missing, is no SentencePiece model, or pads with another id than
+                0.
         """
         try:
             with open(locate(path), "rb") as file:
                 model = file.read()
         except OSError as error:
-            raise ConfigError(
+            raise UserError(
                 f"data.tokenizer = {path} cannot be read ({error.strerror}). Check the path, or use "
                 "'starter/tokenizer.model', the one that ships with the package."
             ) from None
@@ -42,7 +43,7 @@ class Tokenizer:
             # No bytes at all would count as a model here, and fail at the first text.
             processor = sentencepiece.SentencePieceProcessor(model_proto=model or b"no model")
         except RuntimeError:
-            raise ConfigError(
+            raise UserError(
                 f"data.tokenizer = {path} is no SentencePiece model, or a damaged one. "
                 "Copy it again, or make one: python -m pipelines.train_tokenizer."
             ) from None
@@ -89,7 +90,8 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterator[str], *, vocab_size: int, max_texts: int = 5_000_000) -> bytes:
-    """Returns a SentencePiece model of `texts`: unigram pieces, with bytes for what they do not cover.
+    """Returns a SentencePiece model of `texts`: unigram pieces, with bytes for what they do not
+    cover.
 
     Ids: padding 0, unknown 1, begin 2, end 3. The same texts in the same order give the same bytes.
 

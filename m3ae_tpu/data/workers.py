@@ -41,7 +41,11 @@ def _end_with_parent() -> None:
 
 def _workers() -> list[multiprocessing.process.BaseProcess]:
     # Grain keeps its processes to itself, but gives them a name.
-    return [child for child in multiprocessing.active_children() if child.name.startswith("grain-process")]
+    return [
+        child
+        for child in multiprocessing.active_children()
+        if child.name.startswith("grain-process")
+    ]
 
 
 def describe_workers() -> str:

@@ -1,4 +1,6 @@
-"""All figures of a trained run: probes of its features beside baselines, and the pre-training task on held-out data."""
+"""All figures of a trained run: probes of its features beside baselines, and the pre-training task
+on held-out data.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +31,16 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Measures a run and returns a flat dictionary, ready for JSON. Shares are of 1.
 
-    - `linear_probe/pretrained`, `.../untrained` (same config and seed, no step), `.../raw_pixels`, and
-      `linear_probe/pooling`, chosen for the pretrained encoder on train and used for both; `knn/...` the same.
-    - `linear_probe_image_and_text/pretrained`, `.../untrained`, `.../bag_of_words`, `.../pooling`: for pictures
-      with captions. Only for runs with pairs.
-    - `cross_validation/linear_probe/...`: accuracy on train, each fold classified by the others: to tune by.
+    - `linear_probe/pretrained`, `.../untrained` (same config and seed, no step), `.../raw_pixels`,
+      and `linear_probe/pooling`, chosen for the pretrained encoder on train and used for both;
+      `knn/...` the same.
+    - `linear_probe_image_and_text/pretrained`, `.../untrained`, `.../bag_of_words`, `.../pooling`:
+      for images with captions. Only for runs with pairs.
+    - `cross_validation/linear_probe/...`: accuracy on train, each fold classified by the others: to
+      tune by.
     - `balanced/...`: the linear probes' accuracy as the mean over classes.
-    - `poolings/...`: the pretrained encoder's test accuracy by pooling, for the curious; nothing is chosen by it.
+    - `poolings/...`: the pretrained encoder's test accuracy by pooling, for the curious; nothing is
+      chosen by it.
     - `heldout/...`: see `heldout.heldout_reconstruction`.
     - `examples/train`, `examples/test`, `run/step`, `run/num_parameters`.
 
@@ -46,7 +51,7 @@ def evaluate_run(
         test_shards: Labelled shards that everything is scored on; decide nothing.
 
     Raises:
-        ConfigError: shards that cannot be read or have no labels.
+        UserError: shards that cannot be read or have no labels.
     """
     tell("reading labelled examples")
     train, test = read_evaluation_examples(run, train_shards, test_shards)
@@ -74,7 +79,7 @@ def read_evaluation_examples(
     """Reads the labelled examples that probes learn from and those that all is scored on.
 
     Raises:
-        ConfigError: shards that cannot be read or have no labels.
+        UserError: shards that cannot be read or have no labels.
     """
     train = read_examples(run, train_shards)
     return train, read_examples(run, test_shards, label_names=train.label_names)
@@ -86,7 +91,7 @@ def read_examples(
     """Reads labelled examples at the run's image size and text length.
 
     Raises:
-        ConfigError: shards that cannot be read or have no labels.
+        UserError: shards that cannot be read or have no labels.
     """
     # As pairs were trained, where there are any: texts alone may be longer.
     length_by_kind = {source.kind: source.text_length for source in run.config.data.sources}
@@ -116,14 +121,16 @@ def _image_probes(
 ) -> dict[str, Any]:
     def features(model: M3AE) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         known, asked = (
-            image_features(model, part.image, mean=config.data.image_mean, std=config.data.image_std)
+            image_features(
+                model, part.image, mean=config.data.image_mean, std=config.data.image_std
+            )
             for part in (train, test)
         )
         return known, asked
 
-    tell("features of pictures, pretrained encoder")
+    tell("features of images, pretrained encoder")
     known, asked = features(pretrained)
-    tell("probes of pictures, pretrained encoder")
+    tell("probes of images, pretrained encoder")
     folds = probes.assign_folds(train.group)
     scores = {pooling: _linear(known[pooling], asked[pooling], train, test) for pooling in known}
     near = {pooling: _knn(known[pooling], asked[pooling], train, test) for pooling in known}
@@ -176,9 +183,9 @@ def _pair_probes(
         return known, asked
 
     prefix = "linear_probe_image_and_text"
-    tell("features of pictures with captions, pretrained encoder")
+    tell("features of images with captions, pretrained encoder")
     known, asked = features(pretrained)
-    tell("probes of pictures with captions, pretrained encoder")
+    tell("probes of images with captions, pretrained encoder")
     scores = {pooling: _linear(known[pooling], asked[pooling], train, test) for pooling in known}
     pooling = probes.choose_pooling(scores)
     tell("the same, untrained encoder")
@@ -186,7 +193,9 @@ def _pair_probes(
     of_untrained = _linear(known[pooling], asked[pooling], train, test)
     tell("probe of the captions' words")
     folds = probes.assign_folds(train.group)
-    of_words = probes.bag_of_words_probe(train.caption, train.label, test.caption, test.label, folds)
+    of_words = probes.bag_of_words_probe(
+        train.caption, train.label, test.caption, test.label, folds
+    )
     results: dict[str, Any] = {f"{prefix}/pooling": pooling}
     for name, score in (
         ("pretrained", scores[pooling]),
@@ -203,8 +212,12 @@ def _pair_probes(
 def _linear(
     known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples
 ) -> probes.ProbeScore:
-    return probes.linear_probe(known, train.label, asked, test.label, probes.assign_folds(train.group))
+    return probes.linear_probe(
+        known, train.label, asked, test.label, probes.assign_folds(train.group)
+    )
 
 
-def _knn(known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples) -> float:
+def _knn(
+    known: np.ndarray, asked: np.ndarray, train: LabelledExamples, test: LabelledExamples
+) -> float:
     return float(np.mean(probes.predict_neighbors(known, train.label, asked) == test.label))

@@ -1,4 +1,6 @@
-"""Frozen features of whole examples: nothing is hidden, nothing is random, the same bits every time."""
+"""Frozen features of whole examples: nothing is hidden, nothing is random, the same bits every
+time.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,8 +20,8 @@ IMAGE_POOLINGS = {
     "layers": "mean of the patches after each block from the middle on",
     "cls_mean_max": "class token, the middle block's mean, mean and largest value of the patches",
 }
-"""How a picture's tokens become one vector. Where no block is named, the last one with the final norm is meant;
-the middle block of n is number (n + 1) // 2, counted from 1."""
+"""How a image's tokens become one vector. Where no block is named, the last one with the final norm
+is meant; the middle block of n is number (n + 1) // 2, counted from 1."""
 
 PAIR_POOLINGS = {
     "cls": "the class token",
@@ -27,7 +29,7 @@ PAIR_POOLINGS = {
     "layers": "means of the patches and of the words after each block from the middle on",
     "all": "class token, both means of the middle block, means and largest values of patches and words",
 }
-"""The same for a picture and its caption, encoded together."""
+"""The same for a image and its caption, encoded together."""
 
 type Poolings = dict[str, Float32[np.ndarray, "examples features"]]
 
@@ -40,7 +42,7 @@ def image_features(
     std: Sequence[float],
     batch_size: int = 64,
 ) -> Poolings:
-    """Computes every pooling of `IMAGE_POOLINGS` for pictures alone.
+    """Computes every pooling of `IMAGE_POOLINGS` for images alone.
 
     Args:
         model: In any dtype; features are float32.
@@ -63,7 +65,7 @@ def pair_features(
     std: Sequence[float],
     batch_size: int = 64,
 ) -> Poolings:
-    """Computes every pooling of `PAIR_POOLINGS` for pictures with captions, encoded together.
+    """Computes every pooling of `PAIR_POOLINGS` for images with captions, encoded together.
 
     Args:
         model: One with text parameters.
@@ -81,7 +83,9 @@ def pair_features(
 def raw_pixels(
     images: UInt8[np.ndarray, "examples height width 3"], side: int = 32
 ) -> Float32[np.ndarray, "examples features"]:
-    """Returns colour thumbnails as features on a scale of 0 to 1: what a probe reaches without any encoder."""
+    """Returns colour thumbnails as features on a scale of 0 to 1: what a probe reaches without any
+    encoder.
+    """
     shape = (images.shape[0], side, side, 3)
     return np.asarray(_resize(images, shape)).reshape(images.shape[0], -1)
 
@@ -137,7 +141,13 @@ def _pool_pairs(
         "means": _join(means[-1], text_means[-1]),
         "layers": _join(*means[first:], *text_means[first:]),
         "all": _join(
-            cls, means[first], text_means[first], means[-1], text_means[-1], patches.max(axis=1), largest_word
+            cls,
+            means[first],
+            text_means[first],
+            means[-1],
+            text_means[-1],
+            patches.max(axis=1),
+            largest_word,
         ),
     }
 
@@ -159,7 +169,9 @@ def _in_batches(
         rows = [array[start : start + batch_size] for array in arrays]
         num_rows = len(rows[0])
         padding = batch_size - num_rows
-        padded = [np.concatenate([row, np.zeros((padding, *row.shape[1:]), row.dtype)]) for row in rows]
+        padded = [
+            np.concatenate([row, np.zeros((padding, *row.shape[1:]), row.dtype)]) for row in rows
+        ]
         results.append((pool(*padded), num_rows))
     return {
         name: np.concatenate([np.asarray(result[name])[:num_rows] for result, num_rows in results])

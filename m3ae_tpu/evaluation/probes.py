@@ -1,8 +1,9 @@
 """Probes of frozen features: k nearest neighbours and a linear classifier. NumPy and SciPy only.
 
-The linear probe standardises features, keeps their 256 largest principal components and fits a multinomial
-logistic regression. How strongly it is regularised is chosen by cross-validation on the training examples,
-whole near-duplicate groups at a time; so is the pooling. The test examples decide nothing.
+The linear probe standardises features, keeps their 256 largest principal components and fits a
+multinomial logistic regression. How strongly it is regularised is chosen by cross-validation on the
+training examples, whole near-duplicate groups at a time; so is the pooling. The test examples
+decide nothing.
 """
 
 import dataclasses
@@ -40,15 +41,19 @@ class ProbeScore:
     balanced_accuracy: float
     """Mean over classes of the share that was classified right."""
     validation_accuracy: float
-    """Training examples that were classified right by a fit on the other folds: what choices are made by."""
+    """Training examples that were classified right by a fit on the other folds: what choices are
+    made by.
+    """
     strength: float
     """The chosen one of `STRENGTHS`."""
 
 
 def assign_folds(groups: Sequence[str]) -> Folds:
-    """Returns each example's fold, 0 to 4, for cross-validation: a near-duplicate group lies in one fold.
+    """Returns each example's fold, 0 to 4, for cross-validation: a near-duplicate group lies in one
+    fold.
 
-    Of a group that ends in six hexadecimal digits their value modulo 5 decides, of any other name a hash.
+    Of a group that ends in six hexadecimal digits their value modulo 5 decides, of any other name a
+    hash.
     """
     return np.array([_group_number(group) % NUM_FOLDS for group in groups], np.int32)
 
@@ -65,7 +70,9 @@ def standard_error(accuracy: float, num_examples: int) -> float:
 
 def balanced_accuracy(predicted: Labels, labels: Labels) -> float:
     """Returns the mean over the classes in `labels` of the share that was predicted right."""
-    return float(np.mean([np.mean(predicted[labels == label] == label) for label in np.unique(labels)]))
+    return float(
+        np.mean([np.mean(predicted[labels == label] == label) for label in np.unique(labels)])
+    )
 
 
 def linear_probe(
@@ -97,7 +104,8 @@ def bag_of_words_probe(
     test_labels: TestLabels,
     folds: Folds,
 ) -> ProbeScore:
-    """Scores a linear classifier of which words a caption has: what the text gives away without any encoder.
+    """Scores a linear classifier of which words a caption has: what the text gives away without any
+    encoder.
 
     Counts the words of at least two training captions, in lower case; no principal components, so
     weaker regularisation is tried.
@@ -107,10 +115,20 @@ def bag_of_words_probe(
     for caption_words in words[: len(train)]:
         for word in caption_words:
             seen[word] = seen.get(word, 0) + 1
-    columns = {word: column for column, word in enumerate(sorted(word for word, n in seen.items() if n > 1))}
-    entries = [(row, columns[word]) for row, ws in enumerate(words) for word in sorted(ws) if word in columns]
+    columns = {
+        word: column
+        for column, word in enumerate(sorted(word for word, n in seen.items() if n > 1))
+    }
+    entries = [
+        (row, columns[word])
+        for row, ws in enumerate(words)
+        for word in sorted(ws)
+        if word in columns
+    ]
     rows, cols = np.array(entries, np.int64).reshape(-1, 2).T
-    matrix = scipy.sparse.csr_array((np.ones(len(rows)), (rows, cols)), shape=(len(words), len(columns)))
+    matrix = scipy.sparse.csr_array(
+        (np.ones(len(rows)), (rows, cols)), shape=(len(words), len(columns))
+    )
     strengths = (1.0, 10.0)
     return _choose_and_fit(
         matrix[: len(train)], train_labels, matrix[len(train) :], test_labels, folds, strengths
@@ -130,7 +148,9 @@ def _choose_and_fit(
     for fold in np.unique(folds):
         is_out, fitted = folds == fold, None
         for row, strength in enumerate(strengths):
-            fitted = fit_logistic(train[~is_out], train_labels[~is_out], num_classes, strength, start=fitted)
+            fitted = fit_logistic(
+                train[~is_out], train_labels[~is_out], num_classes, strength, start=fitted
+            )
             guessed[row, is_out] = fitted.predict(train[is_out])
     scores = np.mean(guessed == train_labels, axis=1)
     best = int(np.argmax(scores))
@@ -154,7 +174,9 @@ def standardize(train: Features, test: TestFeatures) -> tuple[Features, TestFeat
 def principal_components(
     train: Features, test: TestFeatures, num_components: int = NUM_COMPONENTS
 ) -> tuple[Float[np.ndarray, "examples components"], Float[np.ndarray, "test_examples components"]]:
-    """Standardises and projects on the largest principal components of train; exact, nothing random."""
+    """Standardises and projects on the largest principal components of train; exact, nothing
+    random.
+    """
     train, test = standardize(train, test)
     # Of fewer examples than features the examples' products give the same directions for less work.
     has_few_examples = train.shape[0] < train.shape[1]
@@ -184,14 +206,21 @@ class LinearClassifier:
 
 
 def fit_logistic(
-    features, labels: Labels, num_classes: int, strength: float, *, start: LinearClassifier | None = None
+    features,
+    labels: Labels,
+    num_classes: int,
+    strength: float,
+    *,
+    start: LinearClassifier | None = None,
 ) -> LinearClassifier:
     """Minimises strength * (sum of cross-entropies) + |weights|² / 2 by L-BFGS.
 
-    The bias is not penalised. Weights and sums are float64, products are taken in the features' dtype.
+    The bias is not penalised. Weights and sums are float64, products are taken in the features'
+    dtype.
 
     Args:
-        features: Array or sparse array [examples, features]. Nearly uncorrelated ones converge fastest.
+        features: Array or sparse array [examples, features]. Nearly uncorrelated ones converge
+            fastest.
         labels: Classes from 0 on.
         num_classes: More than any label.
         strength: `C` in scikit-learn.
@@ -208,7 +237,9 @@ def fit_logistic(
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = flat.reshape(num_classes, num_features + 1) * scale
         weights = parameters[:, :-1]
-        scores = (weights.astype(features.dtype) @ features.T) + parameters[:, -1:].astype(features.dtype)
+        scores = (weights.astype(features.dtype) @ features.T) + parameters[:, -1:].astype(
+            features.dtype
+        )
         scores -= scores.max(axis=0)
         exponentials = np.exp(scores)
         sums = exponentials.sum(axis=0)
@@ -223,20 +254,25 @@ def fit_logistic(
     if start is not None:
         first = np.column_stack([start.weights.T, start.bias]) / scale
     options = {"maxiter": 500, "gtol": 1e-3 * np.sqrt(strength), "ftol": 1e-7}
-    found = scipy.optimize.minimize(objective, first.ravel(), jac=True, method="L-BFGS-B", options=options)
+    found = scipy.optimize.minimize(
+        objective, first.ravel(), jac=True, method="L-BFGS-B", options=options
+    )
     parameters = found.x.reshape(num_classes, num_features + 1) * scale
     return LinearClassifier(parameters[:, :-1].T, parameters[:, -1])
 
 
 def choose_pooling(scores: dict[str, ProbeScore]) -> str:
-    """Returns the pooling with the best accuracy in cross-validation on train, of equal ones the first."""
+    """Returns the pooling with the best accuracy in cross-validation on train, of equal ones the
+    first.
+    """
     return max(scores, key=lambda name: scores[name].validation_accuracy)
 
 
 def predict_neighbors(
     train: Features, train_labels: Labels, test: TestFeatures, *, num_neighbors: int = NUM_NEIGHBORS
 ) -> TestLabels:
-    """Classifies by the weighted vote of the nearest training examples, by cosine of standardised features.
+    """Classifies by the weighted vote of the nearest training examples, by cosine of standardised
+    features.
 
     Holds the similarities of 512 test examples at a time.
     """
@@ -254,7 +290,9 @@ def predict_neighbors(
 
 
 def cross_validate_neighbors(train: Features, train_labels: Labels, folds: Folds) -> float:
-    """Returns the share of training examples that their neighbours in the other folds classify right."""
+    """Returns the share of training examples that their neighbours in the other folds classify
+    right.
+    """
     guessed = np.empty_like(train_labels)
     for fold in np.unique(folds):
         is_out = folds == fold

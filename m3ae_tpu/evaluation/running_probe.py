@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from m3ae_tpu.config import PretrainConfig, require
+from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.errors import require
 from m3ae_tpu.evaluation.features import image_features
 from m3ae_tpu.evaluation.probes import assign_folds, predict_neighbors
 from m3ae_tpu.model.m3ae import M3AE
@@ -22,11 +23,12 @@ def knn_accuracy(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> float:
-    """Returns the share of `test` that the mean of the patches classifies right by its neighbours in `train`.
+    """Returns the share of `test` that the mean of the patches classifies right by its neighbours
+    in `train`.
 
     Args:
         model: In training; it is only read.
-        train: Labelled pictures.
+        train: Labelled images.
         test: Others, with the same classes.
         mean: Of each channel, on a scale of 0 to 1.
         std: Like `mean`.
@@ -37,10 +39,11 @@ def knn_accuracy(
 
 
 def make_probe(config: PretrainConfig) -> Callable[[M3AE], dict[str, float]] | None:
-    """Returns what scores a model as `config.probe` asks, as metrics; None where it asks for nothing.
+    """Returns what scores a model as `config.probe` asks, as metrics; None where it asks for
+    nothing.
 
     Raises:
-        ConfigError: shards that cannot be read or have no labels.
+        UserError: shards that cannot be read or have no labels.
     """
     if config.probe.every_steps == 0:
         return None
@@ -55,7 +58,7 @@ def read_probe_examples(
     """Reads what `config.probe` names: examples to learn from and to be scored on.
 
     Raises:
-        ConfigError: shards that cannot be read or have no labels.
+        UserError: shards that cannot be read or have no labels.
     """
     probe = config.probe
     how = {

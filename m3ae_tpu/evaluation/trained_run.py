@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 
-from m3ae_tpu.config import ConfigError, PretrainConfig
+from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.errors import UserError
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.train.checkpoint import CheckpointReader
+from m3ae_tpu.run.checkpoint import CheckpointReader
+from m3ae_tpu.run.workdir import TOKENIZER, load_config, require_tokenizer_fits
 from m3ae_tpu.train.step import init_model
-from m3ae_tpu.train.workdir import TOKENIZER, load_config, require_tokenizer_fits
 
 EVALUATION = "evaluation.json"
 
@@ -31,10 +32,11 @@ class TrainedRun:
 
 
 def load_trained_run(workdir: pathlib.Path) -> TrainedRun:
-    """Loads config, tokenizer and the model of the newest undamaged checkpoint, onto the first device.
+    """Loads config, tokenizer and the model of the newest undamaged checkpoint, onto the first
+    device.
 
     Raises:
-        ConfigError: the folder holds no run or no checkpoint, or they do not fit together.
+        UserError: the folder holds no run or no checkpoint, or they do not fit together.
     """
     config = load_config(workdir)
     abstract = jax.eval_shape(lambda: init_model(config))
@@ -43,7 +45,9 @@ def load_trained_run(workdir: pathlib.Path) -> TrainedRun:
     tokenizer = Tokenizer(str(copy) if copy.exists() else config.data.tokenizer)
     if copy.exists():
         require_tokenizer_fits(run, str(copy), tokenizer.model)
-    return TrainedRun(config=config, step=step, model=model, tokenizer=tokenizer, versions=run["versions"])
+    return TrainedRun(
+        config=config, step=step, model=model, tokenizer=tokenizer, versions=run["versions"]
+    )
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -55,7 +59,7 @@ def read_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
     """Returns `evaluation.json`, empty before the run is evaluated.
 
     Raises:
-        ConfigError: the file is damaged.
+        UserError: the file is damaged.
     """
     path = workdir / EVALUATION
     if not path.exists():
@@ -63,4 +67,6 @@ def read_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise ConfigError(f"{path} is no JSON. Make it again: python -m pipelines.evaluate.") from None
+        raise UserError(
+            f"{path} is no JSON. Make it again: python -m pipelines.evaluate."
+        ) from None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from m3ae_tpu.kernels.reference import CrossEntropy
+from m3ae_tpu.kernels.cross_entropy.reference import CrossEntropy
 
 type CrossEntropyFunction = Callable[
     [
@@ -35,7 +35,8 @@ class TokenLoss(NamedTuple):
 def patch_loss(
     prediction: Float[Array, "batch patches values"], target: Float[Array, "batch patches values"]
 ) -> Float[Array, ""]:
-    """Computes the mean squared error over all patches given: pass the hidden ones (Geng et al. 2022, §3.2).
+    """Computes the mean squared error over all patches given: pass the hidden ones (Geng et al.
+    2022, §3.2).
 
     Computed in float32, or wider where the inputs are. 0 for no patches.
     """

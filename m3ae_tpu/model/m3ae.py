@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from m3ae_tpu.config import ModelConfig
-from m3ae_tpu.kernels import reference
+from m3ae_tpu.kernels.attention import reference
+from m3ae_tpu.kernels.cross_entropy import reference as ce_reference
 from m3ae_tpu.model.losses import CrossEntropyFunction
 from m3ae_tpu.model.masking import Selection
 from m3ae_tpu.model.patches import patchify
@@ -79,7 +80,7 @@ class M3AE(eqx.Module):
         *,
         key: Key[Array, ""],
         attention_fn: AttentionFunction = reference.attention,
-        cross_entropy_fn: CrossEntropyFunction = reference.cross_entropy,
+        cross_entropy_fn: CrossEntropyFunction = ce_reference.cross_entropy,
     ):
         """Draws a model's initial values as the paper's code does.
 
@@ -108,7 +109,11 @@ class M3AE(eqx.Module):
         self.image_head = Linear(decoder_width, values, key=next(keys), dtype=dtype)
         self.decoder_input = Linear(width, decoder_width, key=next(keys), dtype=dtype)
         stack = functools.partial(
-            Transformer, attention_fn=attention_fn, remat=config.remat, unroll=config.unroll, dtype=dtype
+            Transformer,
+            attention_fn=attention_fn,
+            remat=config.remat,
+            unroll=config.unroll,
+            dtype=dtype,
         )
         self.encoder = stack(config.encoder, key=next(keys))
         self.decoder = stack(config.decoder, key=next(keys))
@@ -120,7 +125,9 @@ class M3AE(eqx.Module):
             jax.random.normal(next(keys), (config.vocab_size, width), dtype) if has_text else None
         )
         self.text_head = (
-            Linear(decoder_width, config.vocab_size, key=next(keys), dtype=dtype) if has_text else None
+            Linear(decoder_width, config.vocab_size, key=next(keys), dtype=dtype)
+            if has_text
+            else None
         )
         self.patch_size = config.patch_size
         self.compute_dtype = jnp.dtype(config.compute_dtype)
@@ -135,7 +142,8 @@ class M3AE(eqx.Module):
         """Computes the features of whole images, whole texts, or both; nothing is hidden.
 
         Args:
-            images: Normalised pixels (`patches.normalize_images`); sides are multiples of `patch_size`.
+            images: Normalised pixels (`patches.normalize_images`); sides are multiples of
+                `patch_size`.
             text: int32, piece ids, padded at the end.
             text_valid: True for words, False for padding; None with a text: all are words.
 
@@ -151,7 +159,9 @@ class M3AE(eqx.Module):
         text: Int[Array, "batch length"] | None = None,
         text_valid: Bool[Array, "batch length"] | None = None,
     ) -> Features:
-        """Computes `encode`'s features after every block, on a leading axis; the last has the final norm."""
+        """Computes `encode`'s features after every block, on a leading axis; the last has the final
+        norm.
+        """
         x, valid = self.embed(images, text, text_valid)
         return self._features(self.encoder.all_layers(x, valid), images, text, text_valid)
 
@@ -165,7 +175,9 @@ class M3AE(eqx.Module):
         text: Int[Array, "batch length"] | None = None,
         text_valid: Bool[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"] | None]:
-        """Returns the encoder's input for whole examples, and which of its tokens are valid (None: all)."""
+        """Returns the encoder's input for whole examples, and which of its tokens are valid (None:
+        all).
+        """
         return self.embed_visible(images, None, text, text_valid, None)
 
     def embed_visible(
@@ -176,7 +188,8 @@ class M3AE(eqx.Module):
         text_valid: Bool[Array, "batch length"] | None,
         text_selection: Selection | None,
     ) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"] | None]:
-        """Returns the encoder's input [class, visible patches, visible text] and which tokens are valid.
+        """Returns the encoder's input [class, visible patches, visible text] and which tokens are
+        valid.
 
         Patches are gathered before they are embedded. A selection of None leaves all visible.
         """
@@ -189,19 +202,31 @@ class M3AE(eqx.Module):
             patches = patchify(images, self.patch_size)
             if image_selection is not None:
                 patches = _gather(patches, image_selection.visible)
-            x = self.image_embedding(patches.astype(dtype)) + positions + _row(self.encoder_image_type, dtype)
+            x = (
+                self.image_embedding(patches.astype(dtype))
+                + positions
+                + _row(self.encoder_image_type, dtype)
+            )
             parts.append(x)
             valid_parts.append(jnp.ones(x.shape[:2], bool))
         if text is not None:
             if self.text_embedding is None:
-                raise ValueError("The model has vocab_size = 0 and takes no text. Leave the text out.")
+                raise ValueError(
+                    "The model has vocab_size = 0 and takes no text. Leave the text out."
+                )
             positions = self._positions(
                 text_positions(text.shape[1], self.cls_token.shape[0]), text_selection
             )
             if text_selection is not None:
                 text = _gather(text, text_selection.visible)
-                text_valid = None if text_valid is None else _gather(text_valid, text_selection.visible)
-            x = self.text_embedding[text].astype(dtype) + positions + _row(self.encoder_text_type, dtype)
+                text_valid = (
+                    None if text_valid is None else _gather(text_valid, text_selection.visible)
+                )
+            x = (
+                self.text_embedding[text].astype(dtype)
+                + positions
+                + _row(self.encoder_text_type, dtype)
+            )
             parts.append(x)
             valid_parts.append(jnp.ones(x.shape[:2], bool) if text_valid is None else text_valid)
         if not parts:
@@ -221,7 +246,9 @@ class M3AE(eqx.Module):
         text: Int[Array, "batch length"] | None,
         text_valid: Bool[Array, "batch length"] | None,
         text_selection: Selection | None,
-    ) -> tuple[Float[Array, "batch all_tokens decoder_width"], Bool[Array, "batch all_tokens"] | None]:
+    ) -> tuple[
+        Float[Array, "batch all_tokens decoder_width"], Bool[Array, "batch all_tokens"] | None
+    ]:
         """Returns the decoder's input [class, visible and hidden patches, visible and hidden text].
 
         Attention knows no order and every token carries its own position code, so tokens are never
@@ -264,7 +291,8 @@ class M3AE(eqx.Module):
         text_valid: Bool[Array, "batch length"] | None,
         text_selection: Selection | None,
     ) -> HiddenTokens:
-        """Encodes the visible tokens and decodes all; returns the hidden ones, which the heads run on.
+        """Encodes the visible tokens and decodes all; returns the hidden ones, which the heads run
+        on.
 
         Args:
             images: Normalised pixels of whole images, or None without an image.
@@ -286,7 +314,10 @@ class M3AE(eqx.Module):
         hidden_patches = hidden_text = None
         start = 1
         if image_selection is not None:
-            num_visible, num_hidden = image_selection.visible.shape[1], image_selection.hidden.shape[1]
+            num_visible, num_hidden = (
+                image_selection.visible.shape[1],
+                image_selection.hidden.shape[1],
+            )
             hidden_patches = x[:, start + num_visible : start + num_visible + num_hidden]
             start += num_visible + num_hidden
         if text_selection is not None:
@@ -303,7 +334,7 @@ class M3AE(eqx.Module):
     ) -> Reconstruction:
         """Guesses the hidden tokens from the visible ones; arguments are those of `decode_hidden`.
 
-        Holds all logits: for pictures and evaluation. Training takes `cross_entropy_fn`.
+        Holds all logits: for images and evaluation. Training takes `cross_entropy_fn`.
         """
         hidden = self.decode_hidden(images, image_selection, text, text_valid, text_selection)
         guessed_patches = None if hidden.patches is None else self.image_head(hidden.patches)
@@ -326,8 +357,12 @@ class M3AE(eqx.Module):
         if text is not None:
             is_word = jnp.ones(text.shape, bool) if text_valid is None else text_valid
             weights = is_word.astype(tokens.dtype)
-            weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), jnp.ones((), tokens.dtype))
-            text_mean = jnp.einsum("...td,...t->...d", tokens[..., num_tokens - num_text :, :], weights)
+            weights = weights / jnp.maximum(
+                weights.sum(axis=1, keepdims=True), jnp.ones((), tokens.dtype)
+            )
+            text_mean = jnp.einsum(
+                "...td,...t->...d", tokens[..., num_tokens - num_text :, :], weights
+            )
         return Features(tokens[..., 0, :], image_mean, text_mean, tokens)
 
 

@@ -14,7 +14,7 @@ from m3ae_tpu.config import MaskingConfig
 class Selection(NamedTuple):
     """The tokens of each example that the encoder sees, and those that the decoder rebuilds.
 
-    Given permutations (parity tests, pictures) enter by `Selection.from_order`.
+    Given permutations (parity tests, images) enter by `Selection.from_order`.
     """
 
     visible: Int[Array, "batch visible"]
@@ -43,11 +43,15 @@ def num_visible(num_tokens: int, mask_ratio: float) -> int:
 
 
 def row_keys(key: Key[Array, ""], rows: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """Returns one key for each row, by its place in the global batch: neither devices nor processes change it."""
+    """Returns one key for each row, by its place in the global batch: neither devices nor processes
+    change it.
+    """
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
-def select_patches(keys: Key[Array, " batch"], num_patches: int, config: MaskingConfig) -> Selection:
+def select_patches(
+    keys: Key[Array, " batch"], num_patches: int, config: MaskingConfig
+) -> Selection:
     """Draws the visible and hidden patches of each row uniformly (Geng et al. 2022, §3.1).
 
     Args:
@@ -78,7 +82,9 @@ def select_tokens(
     noise = _noise(keys, num_tokens, config)
     if config.text_positions == "valid":
         # Sorted by class first: visible words, padding, hidden words. noise is in [0, 1).
-        counts = np.array([num_visible(n, config.text_mask_ratio) for n in range(num_tokens + 1)], np.int32)
+        counts = np.array(
+            [num_visible(n, config.text_mask_ratio) for n in range(num_tokens + 1)], np.int32
+        )
         word_noise = jnp.where(valid, noise, jnp.inf)
         rank = jnp.argsort(jnp.argsort(word_noise, axis=1), axis=1)
         is_visible = rank < jnp.asarray(counts)[valid.sum(axis=1)][:, None]

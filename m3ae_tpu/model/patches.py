@@ -57,7 +57,9 @@ def unpatchify(
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * patch_size, columns * patch_size, -1)
 
 
-def normalize_patches(patches: Float[Array, "batch patches values"]) -> Float[Array, "batch patches values"]:
+def normalize_patches(
+    patches: Float[Array, "batch patches values"],
+) -> Float[Array, "batch patches values"]:
     """Gives every patch mean 0 and variance 1 over its own values (He et al. 2022, §4.1).
 
     The variance divides by n - 1, and 1e-6 is added to it, as the MAE code does.

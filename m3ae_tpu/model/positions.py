@@ -15,11 +15,14 @@ def text_positions(num_tokens: int, width: int) -> np.ndarray:
 
 
 def image_positions(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Returns the codes of a (rows, columns) grid in row-major order: float64 [rows * columns, width].
+    """Returns the codes of a (rows, columns) grid in row-major order: float64 [rows * columns,
+    width].
 
     The first half of the channels codes the column, the second half the row (He et al. 2022, code).
     """
     rows, columns = grid
     row_codes = text_positions(rows, width // 2)
     column_codes = text_positions(columns, width // 2)
-    return np.concatenate([np.tile(column_codes, (rows, 1)), np.repeat(row_codes, columns, axis=0)], axis=1)
+    return np.concatenate(
+        [np.tile(column_codes, (rows, 1)), np.repeat(row_codes, columns, axis=0)], axis=1
+    )

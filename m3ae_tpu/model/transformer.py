@@ -23,14 +23,21 @@ class Linear(eqx.Module):
     kernel: Float[Array, "*layers inputs outputs"]
     bias: Float[Array, "*layers outputs"]
 
-    def __init__(self, inputs: int, outputs: int, *, key: Key[Array, ""], dtype: DTypeLike = jnp.float32):
-        """Draws a Xavier-uniform kernel (fan-in and fan-out of the matrix as stored) and a zero bias."""
+    def __init__(
+        self, inputs: int, outputs: int, *, key: Key[Array, ""], dtype: DTypeLike = jnp.float32
+    ):
+        """Draws a Xavier-uniform kernel (fan-in and fan-out of the matrix as stored) and a zero
+        bias.
+        """
         limit = (6 / (inputs + outputs)) ** 0.5
         self.kernel = jax.random.uniform(key, (inputs, outputs), dtype, -limit, limit)
         self.bias = jnp.zeros((outputs,), dtype)
 
-    def __call__(self, x: Float[Array, "batch tokens inputs"]) -> Float[Array, "batch tokens outputs"]:
-        # As one matrix: on CPUs a gradient that contracts batch and tokens apart takes half as long again.
+    def __call__(
+        self, x: Float[Array, "batch tokens inputs"]
+    ) -> Float[Array, "batch tokens outputs"]:
+        # As one matrix: on CPUs a gradient that contracts batch and tokens apart takes half as long
+        # again.
         rows = x.reshape(-1, x.shape[-1])
         y = rows @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)[None]
         return y.reshape(*x.shape[:2], -1)
@@ -59,9 +66,9 @@ class LayerNorm(eqx.Module):
 class Block(eqx.Module):
     """One block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    For the gradient it keeps its inputs and what matrix products and attention give. Norms and GELU are computed
-    again: all that they are made of would be four times as much to keep. A block whose arrays have one more
-    leading axis is a stack of blocks: see `Transformer`.
+    For the gradient it keeps its inputs and what matrix products and attention give. Norms and GELU
+    are computed again: all that they are made of would be four times as much to keep. A block whose
+    arrays have one more leading axis is a stack of blocks: see `Transformer`.
     """
 
     attention_norm: LayerNorm
@@ -92,7 +99,9 @@ class Block(eqx.Module):
         self.num_heads = config.num_heads
         self.attention_fn = attention_fn
 
-    def project_qkv(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens 3 width"]:
+    def project_qkv(
+        self, x: Float[Array, "batch tokens width"]
+    ) -> Float[Array, "batch tokens 3 width"]:
         """Computes the queries, keys and values that the block's attention sees."""
         return self.attention_in(self.attention_norm(x)).reshape(*x.shape[:2], 3, x.shape[2])
 
@@ -109,9 +118,10 @@ class Block(eqx.Module):
 
 
 def _keeping_inputs(function: Callable) -> Callable:
-    """Keeps the inputs of `function` for its gradient, and nothing between. A product at its end is not repeated:
-    no gradient needs its result."""
-    # A new function, as methods of modules have no hash. The loop over blocks keeps forward and backward apart.
+    """Keeps the inputs of `function` for its gradient, and nothing between. A product at its end is
+    not repeated: no gradient needs its result."""
+    # A new function, as methods of modules have no hash. The loop over blocks keeps forward and
+    # backward apart.
     return jax.checkpoint(lambda *inputs: function(*inputs), prevent_cse=False)
 
 
@@ -120,7 +130,9 @@ def _gelu(x: Float[Array, "batch tokens hidden"]) -> Float[Array, "batch tokens 
 
 
 class Transformer(eqx.Module):
-    """A stack of equal blocks and a final norm; compiled once and scanned, so compile time does not grow with depth."""
+    """A stack of equal blocks and a final norm; compiled once and scanned, so compile time does not
+    grow with depth.
+    """
 
     blocks: Block
     norm: LayerNorm

@@ -10,7 +10,7 @@ from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.model.masking import num_visible
 from m3ae_tpu.train.flops import flops_per_example
-from m3ae_tpu.train.objective import Batch
+from m3ae_tpu.train.reconstruction import Batch
 from m3ae_tpu.train.step import TrainState
 
 
@@ -33,8 +33,14 @@ def run_card(
             "  encoder, embeddings",
             f"{size(model.encoder):,}, {size((model.image_embedding, model.text_embedding)):,}",
         ),
-        ("  decoder, heads", f"{size(model.decoder):,}, {size((model.image_head, model.text_head)):,}"),
-        ("FLOPs per example", f"{flops_per_example(config, batch) / 1e9:.3g} G, forward and backward"),
+        (
+            "  decoder, heads",
+            f"{size(model.decoder):,}, {size((model.image_head, model.text_head)):,}",
+        ),
+        (
+            "FLOPs per example",
+            f"{flops_per_example(config, batch) / 1e9:.3g} G, forward and backward",
+        ),
     ]
     for source, rows, counted in zip(
         config.data.sources, rows_per_source(config), fingerprint["sources"], strict=True
@@ -53,7 +59,10 @@ def run_card(
         *card,
         ("steps", f"{config.num_steps:,}, of which {int(state.step):,} are done"),
         ("devices", f"{len(devices)} x {devices[0].device_kind}"),
-        ("dtypes", f"{config.model.compute_dtype} compute, {config.model.parameter_dtype} parameters"),
+        (
+            "dtypes",
+            f"{config.model.compute_dtype} compute, {config.model.parameter_dtype} parameters",
+        ),
     ]
 
 
@@ -63,7 +72,9 @@ def size(tree: Any) -> int:
 
 
 def tokens_seen(config: PretrainConfig, kind: str, text_length: int) -> tuple[int, int]:
-    """Returns how many tokens of one example the encoder and the decoder compute, class token included."""
+    """Returns how many tokens of one example the encoder and the decoder compute, class token
+    included.
+    """
     encoder = decoder = 1
     if kind != "text":
         patches, masking = (config.data.image_size // config.model.patch_size) ** 2, config.masking

@@ -11,19 +11,22 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from m3ae_tpu.config import Kind, PretrainConfig
-from m3ae_tpu.train.objective import Batch, reconstruction_loss
+from m3ae_tpu.train.reconstruction import Batch, reconstruction_loss
 from m3ae_tpu.train.step import init_model, step_key
 
 
 def flops_per_example(config: PretrainConfig, batch: dict[Kind, dict[str, Any]]) -> float:
-    """Returns the FLOPs of matrix products that one example costs, forward and backward, mean over a batch."""
+    """Returns the FLOPs of matrix products that one example costs, forward and backward, mean over
+    a batch.
+    """
     return sum(flops_by_scope(config, batch).values()) / config.batch_size
 
 
 def flops_by_scope(config: PretrainConfig, batch: dict[Kind, dict[str, Any]]) -> dict[str, int]:
     """Returns the FLOPs of matrix products of a batch, forward and backward, by named scope.
 
-    Those of the plain operations: what kernels or remat compute again, or need not compute, changes nothing.
+    Those of the plain operations: what kernels or remat compute again, or need not compute, changes
+    nothing.
     """
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=False))
     rows = {
@@ -40,10 +43,12 @@ def flops_by_scope(config: PretrainConfig, batch: dict[Kind, dict[str, Any]]) ->
 
 
 def matmul_flops(function: Callable[..., Any], *arguments: Any) -> dict[str, int]:
-    """Returns the multiplications and additions of all matrix products in a call of `function`, by named scope.
+    """Returns the multiplications and additions of all matrix products in a call of `function`, by
+    named scope.
 
-    Counted where they are written: the body of a scan times its length; what remat computes again twice, unless
-    nobody needs it. Elementwise work is left out, as is usual for utilisation figures.
+    Counted where they are written: the body of a scan times its length; what remat computes again
+    twice, unless nobody needs it. Elementwise work is left out, as is usual for utilisation
+    figures.
 
     Args:
         function: Traced, not run.
@@ -64,7 +69,9 @@ def _count(jaxpr: Jaxpr, scope: str, times: int, counted: dict[str, int]) -> Non
         here = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left, result = (_shape(variables[0]) for variables in (equation.invars, equation.outvars))
+            left, result = (
+                _shape(variables[0]) for variables in (equation.invars, equation.outvars)
+            )
             flops = 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
             counted[here] = counted.get(here, 0) + times * flops
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from m3ae_tpu.config import ConfigError, PretrainConfig, require
+from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.fingerprint import differences, fingerprint, record_counts
 from m3ae_tpu.data.loader import Origin, make_loader
 from m3ae_tpu.data.prefetch import Prefetcher
+from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.sharding import (
+from m3ae_tpu.parallel.mesh import (
     attention_on,
     by_example,
     cross_entropy_on,
@@ -25,26 +26,29 @@ from m3ae_tpu.sharding import (
     replicated,
     require_even_batches,
 )
+from m3ae_tpu.run.checkpoint import Checkpointer
+from m3ae_tpu.run.data_log import DataLog, RecordIdsWriter
+from m3ae_tpu.run.log import Progress, show_card
+from m3ae_tpu.run.metrics import MetricsWriter
+from m3ae_tpu.run.preemption import Preemption
+from m3ae_tpu.run.workdir import Workdir, describe_run, require_tokenizer_fits
 from m3ae_tpu.train.card import run_card
-from m3ae_tpu.train.checkpoint import Checkpointer
-from m3ae_tpu.train.data_log import DataLog, RecordIdsWriter
-from m3ae_tpu.train.metrics import MetricsWriter
-from m3ae_tpu.train.objective import Batch, Metrics
-from m3ae_tpu.train.preemption import Preemption
-from m3ae_tpu.train.progress import Progress, show_card
+from m3ae_tpu.train.reconstruction import Batch, Metrics
 from m3ae_tpu.train.step import TrainState, init_state, make_optimizer, train_step
-from m3ae_tpu.train.workdir import Workdir, describe_run, require_tokenizer_fits
 
 type Probe = Callable[[M3AE], dict[str, float]]
 type StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 _LOG = logging.getLogger(__name__)
 _IN_FLIGHT = 2
-"""Steps that the host may be ahead of the device; with more, batches would pile up in its memory."""
+"""Steps that the host may be ahead of the device; with more, batches would pile up in its memory.
+"""
 
 
 def compile_step(config: PretrainConfig, mesh: Mesh) -> StepFunction:
-    """Returns `train_step` for a mesh: state replicated and donated, batches spread over the devices."""
+    """Returns `train_step` for a mesh: state replicated and donated, batches spread over the
+    devices.
+    """
     optimizer, _ = make_optimizer(config)
     return jax.jit(
         functools.partial(train_step, config=config, optimizer=optimizer),
@@ -63,7 +67,8 @@ def train(
     log_record_ids: bool = False,
     allow_changed_data: bool = False,
 ) -> int:
-    """Trains until the last step, or until SIGTERM or Ctrl-C, and saves. Returns the number of finished steps.
+    """Trains until the last step, or until SIGTERM or Ctrl-C, and saves. Returns the number of
+    finished steps.
 
     A run that is interrupted at any time and started again has the same parameters and the same
     metrics as one that was not.
@@ -77,7 +82,7 @@ def train(
         allow_changed_data: Goes on also where the checkpoint was made with other data.
 
     Raises:
-        ConfigError: batches that do not divide over the devices, a checkpoint of other data or of
+        UserError: batches that do not divide over the devices, a checkpoint of other data or of
             another model, data that cannot be read, or a loss that is not finite.
     """
     mesh = make_mesh()
@@ -93,10 +98,15 @@ def train(
             _LOG.info("going on after step %d", start)
         workdir.record(config, tokenizer=tokenizer)
         if start >= config.num_steps:
-            _LOG.info("%s has finished its %d steps; raise --num_steps to go on", workdir.path, start)
+            _LOG.info(
+                "%s has finished its %d steps; raise --num_steps to go on", workdir.path, start
+            )
             return start
         loader = make_loader(
-            config, start_step=start, process_index=jax.process_index(), process_count=jax.process_count()
+            config,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         counted = None if changes else position.get("data_log")
         data_log = DataLog(config, loader, records=record_counts(data), step=start, state=counted)
@@ -104,14 +114,18 @@ def train(
             ids = RecordIdsWriter(workdir.path, resume_step=start) if log_record_ids else None
             if ids:
                 stack.callback(ids.close)
-            batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
+            batches = Prefetcher(
+                loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds
+            )
             stack.callback(batches.close)
             metrics = MetricsWriter(
                 workdir.path, resume_step=start, wandb_project=config.logging.wandb_project
             )
             stack.callback(metrics.close)
             description = describe_run(config, tokenizer=tokenizer)
-            run = _Run(config, checkpointer, metrics, batches, data_log, ids, data, description, probe)
+            run = _Run(
+                config, checkpointer, metrics, batches, data_log, ids, data, description, probe
+            )
             return run.go(state, compile_step(config, mesh))
     finally:
         checkpointer.close()
@@ -120,7 +134,9 @@ def train(
 def _newest_state(
     config: PretrainConfig, checkpointer: Checkpointer, mesh: Mesh, tokenizer: bytes
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns state and data position of the newest checkpoint, or the initial state where there is none."""
+    """Returns state and data position of the newest checkpoint, or the initial state where there is
+    none.
+    """
     init = jax.jit(
         functools.partial(init_state, config, attention_on(mesh), cross_entropy_on(mesh)),
         out_shardings=replicated(mesh),
@@ -163,7 +179,12 @@ class _Run:
         description: dict[str, Any],
         probe: Probe | None,
     ):
-        self._config, self._checkpointer, self._writer, self._batches = config, checkpointer, writer, batches
+        self._config, self._checkpointer, self._writer, self._batches = (
+            config,
+            checkpointer,
+            writer,
+            batches,
+        )
         self._data_log, self._ids = data_log, ids
         self._data, self._description, self._probe = data, description, probe
         self._schedule = make_optimizer(config)[1]
@@ -192,11 +213,13 @@ class _Run:
                 progress.advance(step)
                 is_last, stops = step == config.num_steps, preemption.reached(step)
                 saves = is_last or stops or step % config.checkpoint.every_steps == 0
-                probes = self._probe is not None and (is_last or step % config.probe.every_steps == 0)
+                probes = self._probe is not None and (
+                    is_last or step % config.probe.every_steps == 0
+                )
                 logs = is_last or probes or step % config.logging.every_steps == 0
                 if logs or saves:
                     self._check_finite()
-                    self._data_log.settle()
+                    self._data_log.reduce()
                 if logs:
                     scores = self._probe(state.model) if probes and self._probe is not None else {}
                     line = self._line(step, metrics) | scores
@@ -205,7 +228,11 @@ class _Run:
                     self._start_window(step)
                 if saves:
                     self._writer.flush()
-                    position = {"step": step, "fingerprint": self._data, "data_log": self._data_log.state}
+                    position = {
+                        "step": step,
+                        "fingerprint": self._data,
+                        "data_log": self._data_log.state,
+                    }
                     self._checkpointer.save(step, state, position, self._description)
                 if stops:
                     break
@@ -218,10 +245,11 @@ class _Run:
         try:
             return next(self._batches)
         except RuntimeError as error:
-            # The loader's own, of damaged data, names file and record. JAX's errors are of a class below it.
+            # The loader's own, of damaged data, names file and record. JAX's errors are of a class
+            # below it.
             if type(error) is not RuntimeError:
                 raise
-            raise ConfigError(str(error)) from error
+            raise UserError(str(error)) from error
 
     def _check_finite(self) -> None:
         """Waits for all dispatched steps and looks at each one's loss, gradient and new parameters."""
@@ -231,19 +259,26 @@ class _Run:
                 if not math.isfinite(value):
                     self._checkpointer.wait()
                     good = self._checkpointer.latest_step()
-                    last = "does not exist" if good is None else f"is {self._checkpointer.folder / str(good)}"
-                    raise ConfigError(
+                    last = (
+                        "does not exist"
+                        if good is None
+                        else f"is {self._checkpointer.folder / str(good)}"
+                    )
+                    raise UserError(
                         f"train/{name} = {value} at step {step} is not finite; the last good checkpoint {last}.\n"
                         "Lower --optimizer.base_learning_rate or set --optimizer.clip_norm=1, and start again."
                     )
         self._pending.clear()
 
     def _line(self, step: int, metrics: Metrics) -> dict[str, Any]:
-        """Returns a line of metrics: the values of this very step, and the rates and sums since the last line.
+        """Returns a line of metrics: the values of this very step, and the rates and sums since the
+        last line.
 
         The first step compiles and is no part of the rates: a line of that step alone has none.
         """
-        line: dict[str, Any] = {f"train/{name}": value.item() for name, value in sorted(metrics.items())}
+        line: dict[str, Any] = {
+            f"train/{name}": value.item() for name, value in sorted(metrics.items())
+        }
         # The rate of the step's own update, which is number step - 1.
         line["train/learning_rate"] = np.asarray(self._schedule(step - 1)).item()
         line |= self._data_log.line(step)

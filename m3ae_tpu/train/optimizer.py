@@ -9,8 +9,11 @@ from jaxtyping import PyTree
 from m3ae_tpu.config import OptimizerConfig
 
 
-def learning_rate_schedule(config: OptimizerConfig, *, batch_size: int, num_steps: int) -> optax.Schedule:
-    """Returns the rate of update 0, 1, 2, ...: from 0 to the peak in a line, then to 0 along a cosine.
+def learning_rate_schedule(
+    config: OptimizerConfig, *, batch_size: int, num_steps: int
+) -> optax.Schedule:
+    """Returns the rate of update 0, 1, 2, ...: from 0 to the peak in a line, then to 0 along a
+    cosine.
 
     The peak is `base_learning_rate * batch_size / 256`, with the batch of a whole update also where
     gradients are accumulated. The first update has rate 0 unless there is no warm-up, as in the
@@ -23,7 +26,9 @@ def learning_rate_schedule(config: OptimizerConfig, *, batch_size: int, num_step
 
 
 def adamw(
-    config: OptimizerConfig, schedule: optax.Schedule, is_decayed: PyTree | Callable[[PyTree], PyTree]
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    is_decayed: PyTree | Callable[[PyTree], PyTree],
 ) -> optax.GradientTransformation:
     """Returns AdamW with decoupled decay, after an optional clip of the gradient's global norm.
 
@@ -42,5 +47,7 @@ def adamw(
 
 
 def is_matrix(model: PyTree) -> PyTree:
-    """Marks what is decayed: kernels of linear layers. Biases, norms, tokens and embeddings are not."""
+    """Marks what is decayed: kernels of linear layers. Biases, norms, tokens and embeddings are
+    not.
+    """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name == "kernel", model)

@@ -7,19 +7,22 @@ import optax
 from jaxtyping import Array, Int, Key, PyTree
 
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.kernels import reference
+from m3ae_tpu.kernels.attention import reference
+from m3ae_tpu.kernels.cross_entropy import reference as ce_reference
 from m3ae_tpu.model.losses import CrossEntropyFunction
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.transformer import AttentionFunction
-from m3ae_tpu.train.objective import Batch, Metrics, reconstruction_loss
 from m3ae_tpu.train.optimizer import adamw, is_matrix, learning_rate_schedule
+from m3ae_tpu.train.reconstruction import Batch, Metrics, reconstruction_loss
 
 # Streams of random numbers that one seed feeds; data order has its own, in `data/mixture.py`.
 _MODEL_STREAM, _STEP_STREAM = 0, 1
 
 
 class TrainState(eqx.Module):
-    """All arrays that a checkpoint must hold to go on bit for bit; with the config and the data position."""
+    """All arrays that a checkpoint must hold to go on bit for bit; with the config and the data
+    position.
+    """
 
     step: Int[Array, ""]
     """int32, finished steps."""
@@ -30,7 +33,7 @@ class TrainState(eqx.Module):
 def init_model(
     config: PretrainConfig,
     attention_fn: AttentionFunction = reference.attention,
-    cross_entropy_fn: CrossEntropyFunction = reference.cross_entropy,
+    cross_entropy_fn: CrossEntropyFunction = ce_reference.cross_entropy,
 ) -> M3AE:
     """Draws the initial model of a run: a pure function of `config.model` and `config.seed`."""
     key = jax.random.fold_in(jax.random.key(config.seed), _MODEL_STREAM)
@@ -48,12 +51,14 @@ def make_optimizer(config: PretrainConfig) -> tuple[optax.GradientTransformation
 def init_state(
     config: PretrainConfig,
     attention_fn: AttentionFunction = reference.attention,
-    cross_entropy_fn: CrossEntropyFunction = reference.cross_entropy,
+    cross_entropy_fn: CrossEntropyFunction = ce_reference.cross_entropy,
 ) -> TrainState:
     """Returns the state before the first step."""
     model = init_model(config, attention_fn, cross_entropy_fn)
     optimizer, _ = make_optimizer(config)
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(eqx.filter(model, eqx.is_array)))
+    return TrainState(
+        jnp.zeros((), jnp.int32), model, optimizer.init(eqx.filter(model, eqx.is_array))
+    )
 
 
 def step_key(config: PretrainConfig, step: Int[Array, ""]) -> Key[Array, ""]:
@@ -62,7 +67,11 @@ def step_key(config: PretrainConfig, step: Int[Array, ""]) -> Key[Array, ""]:
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, config: PretrainConfig, optimizer: optax.GradientTransformation
+    state: TrainState,
+    batch: Batch,
+    *,
+    config: PretrainConfig,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on a global batch.
 
@@ -76,11 +85,14 @@ def train_step(
         optimizer: From `make_optimizer(config)`.
 
     Returns:
-        The state after the step, and scalars: the terms of `reconstruction_loss`, `grad_norm`, the gradient's
-        global norm before any clip, and `parameter_norm`, that of the parameters after the update.
+        The state after the step, and scalars: the terms of `reconstruction_loss`, `grad_norm`, the
+        gradient's global norm before any clip, and `parameter_norm`, that of the parameters after
+        the update.
     """
     key = step_key(config, state.step)
-    rows = {kind: jnp.arange(next(iter(arrays.values())).shape[0]) for kind, arrays in batch.items()}
+    rows = {
+        kind: jnp.arange(next(iter(arrays.values())).shape[0]) for kind, arrays in batch.items()
+    }
     gradient = jax.value_and_grad(reconstruction_loss, has_aux=True)
     parts = config.optimizer.accumulation_steps
     if parts == 1:
@@ -99,7 +111,9 @@ def train_step(
     return TrainState(state.step + 1, model, optimizer_state), metrics
 
 
-def _accumulate(gradient, model: M3AE, batch_and_rows: PyTree, key: Key[Array, ""], config, parts: int):
+def _accumulate(
+    gradient, model: M3AE, batch_and_rows: PyTree, key: Key[Array, ""], config, parts: int
+):
     """Computes the mean gradient and the metrics of a batch in equal parts, one after the other."""
 
     # Row r goes to part r % parts, so that every part lies on all devices.
@@ -117,4 +131,6 @@ def _accumulate(gradient, model: M3AE, batch_and_rows: PyTree, key: Key[Array, "
     (gradients, metrics), _ = jax.lax.scan(add, zeros, stacked)
     gradients = jax.tree.map(lambda leaf: leaf / parts, gradients)
     is_count = {name: jnp.issubdtype(value.dtype, jnp.integer) for name, value in metrics.items()}
-    return gradients, {name: value if is_count[name] else value / parts for name, value in metrics.items()}
+    return gradients, {
+        name: value if is_count[name] else value / parts for name, value in metrics.items()
+    }

@@ -1,0 +1,1 @@
+"""Attention on TPUs: the Pallas kernels and the differentiable operation around them."""

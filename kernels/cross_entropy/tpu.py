@@ -1,0 +1,300 @@
+"""Projection and cross-entropy of each token on TPUs: the Pallas kernels, and what surrounds them.
+
+A program takes a block of the vocabulary past all tokens, which stay in VMEM: no logit ever leaves
+it.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+LANES = 128
+_TOKENS, _COLUMNS, _TILE = 256, 1280, 256
+"""Tokens and ids of a block of logits, and ids of a tile: one is multiplied while the one before is
+looked at.
+"""
+_MAX_TOKENS = 8192
+_VMEM_LIMIT_BYTES = 64 * 2**20
+_LOWEST = -1e30
+"""Stands for -inf, which would make NaN of differences."""
+
+
+def unsupported_reason(tokens: int, width: int, dtype: jnp.dtype) -> str | None:
+    """Returns why the kernels do not take `x` [tokens, width], or None if they do."""
+    if dtype != jnp.bfloat16:
+        return f"x is {dtype}, not bfloat16"
+    if width % LANES or width > 1024:
+        return f"a width of {width} is no multiple of {LANES} up to 1024"
+    if tokens > _MAX_TOKENS:
+        return f"{tokens} tokens are more than {_MAX_TOKENS}"
+    return None
+
+
+def token_scores(
+    x: Float[Array, "tokens width"],
+    kernel: Float[Array, "width vocab"],
+    bias: Float[Array, " vocab"],
+    ids: Int[Array, " tokens"],
+    num_counted: Int[Array, ""],
+) -> tuple[Float[Array, " tokens"], Bool[Array, " tokens"]]:
+    """Computes what `cross_entropy_chunked.token_scores` does, for shapes that `unsupported_reason`
+    has no objection to.
+    """
+    (tokens, _), vocab = x.shape, kernel.shape[1]
+    more_tokens, more_columns = (
+        -tokens % _TOKENS,
+        -vocab % min(_COLUMNS, -(-vocab // LANES) * LANES),
+    )
+    nll, is_right = _token_scores(
+        jnp.pad(x, ((0, more_tokens), (0, 0))),
+        jnp.pad(kernel, ((0, 0), (0, more_columns))),
+        jnp.pad(bias.astype(jnp.float32), (0, more_columns), constant_values=_LOWEST)[None],
+        jnp.pad(ids.astype(jnp.int32), (0, more_tokens)),
+        num_counted,
+    )
+    return nll[:tokens], is_right[:tokens]
+
+
+@jax.custom_vjp
+def _token_scores(x, kernel, bias, ids, num_counted):
+    return _forward(x, kernel, bias, ids, num_counted)[0]
+
+
+def _forward(x, kernel, bias, ids, num_counted):
+    best, best_id, total, true = _call(
+        _forward_kernel,
+        "cross_entropy_forward",
+        num_counted,
+        whole=[x, _lanes(ids)],
+        by_column=[kernel, bias],
+        whole_out=[
+            ((x.shape[0], LANES), dtype)
+            for dtype in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)
+        ],
+        scratch=[pltpu.VMEM((kernel.shape[0], _columns(kernel)), x.dtype)],
+    )
+    largest = best.max(axis=1)
+    logsumexp = largest + jnp.log((total * jnp.exp(best - largest[:, None])).sum(axis=1))
+    guess = jnp.where(best == largest[:, None], best_id, kernel.shape[1]).min(axis=1)
+    counts = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
+    nll = jnp.where(counts, logsumexp - true.sum(axis=1), 0.0)
+    return (nll, (guess == ids) & counts), (x, kernel, bias, ids, num_counted, logsumexp)
+
+
+def _backward(saved, cotangents):
+    x, kernel, bias, ids, num_counted, logsumexp = saved
+    counts = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
+    scale = jnp.where(counts, cotangents[0], 0.0)
+    dx, dkernel, dbias = _call(
+        _backward_kernel,
+        "cross_entropy_backward",
+        num_counted,
+        whole=[x, x.T, _lanes(ids), _lanes(logsumexp), _lanes(scale)],
+        by_column=[kernel, bias],
+        whole_out=[(x.shape, jnp.float32)],
+        by_column_out=[(kernel.shape, kernel.dtype), (bias.shape, jnp.float32)],
+        scratch=[
+            pltpu.VMEM((kernel.shape[0], _columns(kernel)), dtype)
+            for dtype in (x.dtype, jnp.float32)
+        ],
+    )
+    return dx.astype(x.dtype), dkernel, dbias, None, None
+
+
+_token_scores.defvjp(_forward, _backward)
+
+
+def _lanes(vector: Array) -> Array:
+    return jnp.broadcast_to(vector[:, None], (*vector.shape, LANES))
+
+
+def _columns(kernel: Array) -> int:
+    return min(_COLUMNS, kernel.shape[1])
+
+
+def _call(
+    body, name: str, num_counted, *, whole, by_column, whole_out, by_column_out=(), scratch=()
+):
+    columns = _columns(by_column[0])
+
+    def all_of(shape):
+        return pl.BlockSpec(shape, lambda j, i, _: (0, 0))
+
+    def block_of(shape):
+        return pl.BlockSpec((shape[0], columns), lambda j, i, _: (0, j))
+
+    outputs = [*whole_out, *by_column_out]
+    return pl.pallas_call(
+        body,
+        name=name,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(by_column[0].shape[1] // columns, whole[0].shape[0] // _TOKENS),
+            in_specs=[*(all_of(x.shape) for x in whole), *(block_of(x.shape) for x in by_column)],
+            out_specs=[
+                *(all_of(s) for s, _ in whole_out),
+                *(block_of(s) for s, _ in by_column_out),
+            ],
+            scratch_shapes=list(scratch),
+        ),
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT_BYTES
+        ),
+    )(num_counted.reshape(1), *whole, *by_column)
+
+
+def _tiles(cast_ref) -> list[slice]:
+    return [
+        slice(start, min(start + _TILE, cast_ref.shape[1]))
+        for start in range(0, cast_ref.shape[1], _TILE)
+    ]
+
+
+def _logits(x_ref, rows, cast_ref, bias_ref, columns: slice) -> list[Array]:
+    """A tile's logits, by lanes."""
+    logits = jnp.dot(x_ref[rows, :], cast_ref[:, columns], preferred_element_type=jnp.float32)
+    logits = logits + bias_ref[:, columns]
+    return [logits[:, start : start + LANES] for start in range(0, logits.shape[1], LANES)]
+
+
+def _one_ahead(tiles: list[slice], compute: Callable[[slice], Any]) -> Iterator[tuple[slice, Any]]:
+    """Yields tiles and what is computed of each, the next one's computation written before: both
+    units then work.
+    """
+    ahead = compute(tiles[0])
+    for tile, following in itertools.zip_longest(tiles, tiles[1:]):
+        current, ahead = ahead, compute(following) if following else None
+        yield tile, current
+
+
+def _lane_ids(first: Array, column: int) -> Array:
+    return first + column + jax.lax.broadcasted_iota(jnp.int32, (_TOKENS, LANES), 1)
+
+
+def _place(num_counted_ref):
+    """Whether this is the first program of all, the first of its columns, has a token that counts;
+    and its rows.
+    """
+    column, block = pl.program_id(0), pl.program_id(1)
+    rows = pl.ds(pl.multiple_of(block * _TOKENS, _TOKENS), _TOKENS)
+    return (column == 0) & (block == 0), block == 0, block * _TOKENS < num_counted_ref[0], rows
+
+
+def _forward_kernel(
+    num_counted_ref,
+    x_ref,
+    ids_ref,
+    kernel_ref,
+    bias_ref,
+    best_ref,
+    best_id_ref,
+    total_ref,
+    true_ref,
+    cast_ref,
+):
+    """Keeps, for every token and lane, the largest logit, its id, the sum of exponentials, and the
+    true id's logit.
+    """
+    starts, is_new, has_tokens, rows = _place(num_counted_ref)
+    first = pl.program_id(0) * kernel_ref.shape[1]
+
+    @pl.when(starts)
+    def _():
+        best_ref[...] = jnp.full(best_ref.shape, 2 * _LOWEST, jnp.float32)
+        best_id_ref[...] = jnp.zeros(best_id_ref.shape, jnp.int32)
+        total_ref[...] = jnp.zeros(total_ref.shape, jnp.float32)
+        true_ref[...] = jnp.zeros(true_ref.shape, jnp.float32)
+
+    @pl.when(is_new)
+    def _():
+        cast_ref[...] = kernel_ref[...].astype(cast_ref.dtype)
+
+    @pl.when(has_tokens)
+    def _():
+        best, best_id, true = best_ref[rows, :], best_id_ref[rows, :], true_ref[rows, :]
+        total, wanted = total_ref[rows, :], ids_ref[rows, :]
+        logits = functools.partial(_logits, x_ref, rows, cast_ref, bias_ref)
+        for tile, parts in _one_ahead(_tiles(cast_ref), logits):
+            old_best = best
+            for number, values in enumerate(parts):
+                here = _lane_ids(first, tile.start + number * LANES)
+                is_better = values > best
+                best, best_id = (
+                    jnp.where(is_better, values, best),
+                    jnp.where(is_better, here, best_id),
+                )
+                true = true + jnp.where(here == wanted, values, 0.0)
+            total = total * jnp.exp(old_best - best)
+            for values in parts:
+                total = total + jnp.exp(values - best)
+        best_ref[rows, :], best_id_ref[rows, :], true_ref[rows, :] = best, best_id, true
+        total_ref[rows, :] = total
+
+
+def _backward_kernel(
+    num_counted_ref,
+    x_ref,
+    x_transposed_ref,
+    ids_ref,
+    logsumexp_ref,
+    scale_ref,
+    kernel_ref,
+    bias_ref,
+    dx_ref,
+    dkernel_ref,
+    dbias_ref,
+    cast_ref,
+    sum_ref,
+):
+    """Computes the logits' gradients again, and at once their products with the kernel and with the
+    tokens.
+    """
+    starts, is_new, has_tokens, rows = _place(num_counted_ref)
+    first = pl.program_id(0) * kernel_ref.shape[1]
+
+    @pl.when(starts)
+    def _():
+        dx_ref[...] = jnp.zeros(dx_ref.shape, jnp.float32)
+
+    @pl.when(is_new)
+    def _():
+        cast_ref[...] = kernel_ref[...].astype(cast_ref.dtype)
+        sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
+        dbias_ref[...] = jnp.zeros(dbias_ref.shape, jnp.float32)
+
+    @pl.when(has_tokens)
+    def _():
+        logsumexp, scale, wanted = logsumexp_ref[rows, :], scale_ref[rows, :], ids_ref[rows, :]
+        dx = dx_ref[rows, :]
+        logits = functools.partial(_logits, x_ref, rows, cast_ref, bias_ref)
+        for tile, parts in _one_ahead(_tiles(cast_ref), logits):
+            dlogits = []
+            for number, values in enumerate(parts):
+                is_true = _lane_ids(first, tile.start + number * LANES) == wanted
+                probs = jnp.exp(values - logsumexp)
+                dlogits.append(jnp.where(is_true, probs - 1.0, probs) * scale)
+            dlogits = jnp.concatenate(dlogits, axis=1)
+            dbias_ref[:, tile] += dlogits.sum(axis=0, keepdims=True)
+            dlogits = dlogits.astype(x_ref.dtype)
+            dx += jax.lax.dot_general(
+                dlogits,
+                cast_ref[:, tile],
+                (((1,), (1,)), ((), ())),
+                preferred_element_type=jnp.float32,
+            )
+            sum_ref[:, tile] += jnp.dot(
+                x_transposed_ref[:, rows], dlogits, preferred_element_type=jnp.float32
+            )
+        dx_ref[rows, :] = dx
+
+    @pl.when(pl.program_id(1) == pl.num_programs(1) - 1)
+    def _():
+        dkernel_ref[...] = sum_ref[...].astype(dkernel_ref.dtype)

@@ -1,0 +1,29 @@
+"""The settings of a run, as plain data. Imports nothing but the standard library."""
+
+from m3ae_tpu.config.data import DataConfig, Kind, SourceConfig
+from m3ae_tpu.config.evaluation import ProbeConfig
+from m3ae_tpu.config.model import Dtype, ModelConfig, TransformerConfig
+from m3ae_tpu.config.training import (
+    CheckpointConfig,
+    LoggingConfig,
+    LossConfig,
+    MaskingConfig,
+    OptimizerConfig,
+    PretrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "Dtype",
+    "Kind",
+    "LoggingConfig",
+    "LossConfig",
+    "MaskingConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "ProbeConfig",
+    "SourceConfig",
+    "TransformerConfig",
+]

@@ -1,1 +1,0 @@
-"""From collections as people have them to ArrayRecord shards: reading, cleaning, shuffling, counting."""

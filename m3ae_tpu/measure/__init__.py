@@ -1,0 +1,1 @@
+"""Measurement: costs of kernels, steps and data, scheduled, timed or compared."""

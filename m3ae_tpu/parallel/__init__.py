@@ -1,0 +1,1 @@
+"""Meshes of devices, and the operations that run on them."""

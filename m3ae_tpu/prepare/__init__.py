@@ -1,0 +1,3 @@
+"""From collections as people have them to ArrayRecord shards: reading, cleaning, shuffling,
+counting.
+"""

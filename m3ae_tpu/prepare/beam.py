@@ -1,0 +1,196 @@
+"""The whole preparation as an Apache Beam pipeline, for collections that outgrow a machine: the
+same bytes.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam  # pyright: ignore[reportMissingImports]
+from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
+
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.prepare.convert import (
+    DROPPED,
+    MANIFEST,
+    PrepareOptions,
+    Summary,
+    clean,
+    count_shards,
+    drop_lines,
+    gather_shard,
+    make_manifest,
+    require_fit,
+    require_no_empty_shard,
+    shard_name,
+    shard_of,
+)
+from m3ae_tpu.prepare.parts import Part, count_files
+from m3ae_tpu.prepare.samples import file_system, is_remote, open_file
+
+
+def prepare_with_beam(
+    parts: Sequence[Part],
+    output: str,
+    options: PrepareOptions,
+    *,
+    runner: str,
+    runner_options: Sequence[str],
+) -> dict[str, Any]:
+    """Writes shards, `manifest.json` and `dropped.jsonl` to a folder, local or remote, and returns
+    the manifest.
+
+    Cleaned records travel through the engine's own shuffle: nothing unfinished lies in `output` but
+    files under temporary names. A worker holds the records of one shard at a time.
+
+    Args:
+        parts: What to read.
+        output: Folder that workers reach, `gs://...` for example.
+        options: How to convert.
+        runner: Name of a Beam runner.
+        runner_options: Of the runner, like `--project=NAME`.
+
+    Raises:
+        UserError: `output` holds a set already; nothing was kept; a shard is empty; or an unknown
+            option.
+    """
+    require(
+        not _exists(f"{output}/{MANIFEST}"),
+        f"--output = {output} holds a prepared set already. Name another folder, or remove it.",
+    )
+    settings = PipelineOptions([f"--runner={runner}", *runner_options])
+    try:
+        with beam.Pipeline(options=settings) as pipeline:
+            _build(pipeline, parts, output, options)
+    except Exception as error:
+        # What a worker raised comes back as it was or as text, with Beam's words behind it.
+        text = f"UserError: {error}" if isinstance(error, UserError) else str(error)
+        message = re.search(r"UserError: ([^\n]*?)( \[while running|\n|$)", text)
+        if message is None:
+            raise
+        raise UserError(message[1]) from error
+    with open_file(f"{output}/{MANIFEST}") as file:
+        return json.loads(file.read())
+
+
+def _build(
+    pipeline: beam.Pipeline, parts: Sequence[Part], output: str, options: PrepareOptions
+) -> None:
+    cleaned = (
+        pipeline
+        | "Parts" >> beam.Create(list(enumerate(parts)))
+        | "Spread" >> beam.Reshuffle()
+        | "Clean" >> beam.ParDo(_Clean(options)).with_outputs("summaries", main="records")
+    )
+    num_shards = beam.pvalue.AsSingleton(
+        cleaned.summaries
+        | "Sizes" >> beam.Map(lambda numbered: (numbered[1].bytes, numbered[1].kept))
+        | "Add" >> beam.CombineGlobally(beam.combiners.TupleCombineFn(sum, sum))
+        | "Count shards"
+        >> beam.MapTuple(lambda size, records: count_shards(size, records, options))
+    )
+    lines = (
+        cleaned.records
+        | "Key" >> beam.Map(lambda record, total: (shard_of(record[0], total), record), num_shards)
+        | "Group" >> beam.GroupByKey()
+        | "Write" >> beam.Map(_write_shard, num_shards, output, options)
+    )
+    _ = (
+        pipeline
+        | "Once" >> beam.Create([None])
+        | "Finish"
+        >> beam.Map(
+            _finish,
+            beam.pvalue.AsList(cleaned.summaries),
+            beam.pvalue.AsList(lines),
+            num_shards,
+            output,
+            options,
+            count_files(parts),
+        )
+    )
+
+
+class _Clean(beam.DoFn):
+    """Yields place and bytes of a part's records and, at its end, the part's number and summary."""
+
+    def __init__(self, options: PrepareOptions):
+        self.options = options
+
+    def process(self, element: tuple[int, Part]) -> Iterator[Any]:
+        number, part = element
+        summary = Summary()
+        yield from clean(part.samples(), self.options.cleaning, self.options.seed, summary)
+        yield beam.pvalue.TaggedOutput("summaries", (number, summary))
+
+
+def _write_shard(
+    keyed: tuple[int, Iterable[tuple[bytes, bytes]]],
+    num_shards: int,
+    output: str,
+    options: PrepareOptions,
+) -> tuple[str, dict[str, Any]]:
+    name = shard_name(keyed[0], num_shards, options)
+    records = (data for _, data in sorted(keyed[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        # ArrayRecord writes local files only.
+        path = pathlib.Path(folder) / name
+        line = gather_shard(path, records, drop_duplicates=options.drop_duplicates)
+        _store(path, f"{output}/{name}")
+    return name, line
+
+
+def _finish(
+    _: None,
+    numbered: list[tuple[int, Summary]],
+    lines: list[tuple[str, dict[str, Any]]],
+    num_shards: int,
+    output: str,
+    options: PrepareOptions,
+    inputs: dict[str, Any],
+) -> None:
+    """Writes the lists, the manifest last: its presence says that all is there."""
+    summaries = [summary for _, summary in sorted(numbered, key=lambda pair: pair[0])]
+    reasons = collections.Counter(reason for part in summaries for _, reason in part.dropped)
+    require_fit(
+        sum(part.given for part in summaries), sum(part.kept for part in summaries), reasons
+    )
+    require_no_empty_shard(len(lines), num_shards)
+    manifest = make_manifest(summaries, dict(lines), options, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        dropped, finished = pathlib.Path(folder) / DROPPED, pathlib.Path(folder) / MANIFEST
+        with dropped.open("w", encoding="utf-8") as file:
+            file.writelines(drop_lines(summaries, dict(lines)))
+        _store(dropped, f"{output}/{DROPPED}")
+        finished.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _store(finished, f"{output}/{MANIFEST}")
+
+
+def _exists(url: str) -> bool:
+    if not is_remote(url):
+        return os.path.exists(url)
+    system, path = file_system(url)
+    return system.exists(path)
+
+
+def _store(path: pathlib.Path, url: str) -> None:
+    """Copies a finished file to where it belongs, in one piece: an object store shows nothing
+    before the end.
+    """
+    if is_remote(url):
+        system, remote = file_system(url)
+        system.put_file(str(path), remote)
+        return
+    folder, name = os.path.split(url)
+    os.makedirs(folder, exist_ok=True)
+    # Other attempts at the same shard may write at the same time.
+    unfinished = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    shutil.copyfile(path, unfinished)
+    os.replace(unfinished, url)

@@ -1,0 +1,262 @@
+"""Webdataset tars: samples are neighbours of one name, and what is damaged is read around."""
+
+import dataclasses
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from m3ae_tpu.prepare.samples import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    LARGEST_FILE,
+    UNREADABLE,
+    Sample,
+    as_captions,
+    as_label,
+    first_line,
+    first_of,
+    image_format,
+    is_compressed,
+    open_file,
+)
+
+_NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+"""Types of what is no member, but says something of the next one."""
+_KNOWN = {*IMAGE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, "json"}
+"""Endings that say what a member is."""
+_CUT, _DAMAGED, _UNSAFE = "archive cut short", "damaged archive header", "unsafe path"
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A file of an archive, or what is wrong with it."""
+
+    name: str
+    """Empty for what a damaged header hides."""
+    content: bytes = b""
+    fault: str = ""
+
+
+def read_tar(url: str) -> Iterator[Sample]:
+    """Yields the samples of a webdataset tar: neighbours whose names are equal up to the first dot.
+
+    Goes on behind a damaged header; what it cost shows as a sample without image or caption, or,
+    where no sample lacks anything, as one of its own. An archive without its end gives a sample
+    that says so. Members outside of the archive's folder are refused.
+    """
+    usual: set[str] = set()  # Endings of the fullest sample so far.
+    hidden = False  # Whether a damaged header is not yet laid to any sample.
+    groups = itertools.chain(_groups(_members(url)), [("", [])])
+    for (key, group), (next_key, following) in itertools.pairwise(groups):
+        endings = _by_ending(key, group).keys()
+        usual = max(usual, set(endings), set(_by_ending(next_key, following)), key=len)
+        if len(endings) < len(usual):
+            hidden = False  # Here is what the header would have named.
+        else:
+            if hidden:
+                yield Sample(place=f"{url}, behind a damaged header", fault=_DAMAGED)
+            hidden = any(not member.name for member in group)
+        if key:
+            yield _tar_sample(f"{url}, {key}", key, group)
+    if hidden:
+        yield Sample(place=f"{url}, behind a damaged header", fault=_DAMAGED)
+
+
+def _tar_sample(place: str, key: str, group: list[Member]) -> Sample:
+    fault = next((member.fault for member in group if member.name and member.fault), "")
+    if fault:
+        return Sample(place=place, fault=fault)
+    parts = _by_ending(key, group)
+    try:
+        extra = json.loads(parts.get("json", b"{}"))
+    except (ValueError, RecursionError):
+        extra = {}  # Captions beside it may do without.
+    extra = extra if isinstance(extra, dict) else {}
+    captions = {"member": first_of(parts, CAPTION_NAMES), "json": first_of(extra, CAPTION_NAMES)}
+    label = first_of(parts, LABEL_NAMES)
+    return Sample(
+        place=place,
+        image=_image(parts),
+        captions=as_captions(first_of(captions, captions)),
+        label=as_label(first_of(extra, LABEL_NAMES) if label is None else label),
+    )
+
+
+def _by_ending(key: str, group: list[Member]) -> dict[str, bytes]:
+    """Returns the contents of a sample's members by what follows its name and a dot.
+
+    Where that is `v2.jpg`, `v2.txt`, ... throughout, only what follows the last dot counts.
+    """
+    parts = {
+        member.name[len(key) + 1 :].lower(): member.content
+        for member in group
+        if member.name and not member.fault
+    }
+    last = {ending.rpartition(".")[2]: content for ending, content in parts.items()}
+    return parts if _KNOWN.intersection(parts) or len(last) < len(parts) else last
+
+
+def _image(parts: Mapping[str, bytes]) -> bytes | None:
+    """Returns the first member that is an image by its content, `jpg` and the like before others
+    (depth maps, masks).
+
+    Or by its name, so that a damaged one is named.
+    """
+    named = [parts[name] for name in IMAGE_NAMES if name in parts]
+    members = [*named, *(content for ending, content in parts.items() if ending not in _KNOWN)]
+    by_content = (content for content in members if image_format(content[:12]))
+    return next(by_content, next(iter(members), None))
+
+
+def _groups(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
+    """Yields the neighbours of one name with it; a member without a name stays with those before
+    it.
+    """
+    group: list[Member] = []
+    names: set[str] = set()
+    for member in members:
+        is_other = (
+            bool(names) and bool(member.name) and _stem(member.name) != _stem(next(iter(names)))
+        )
+        if is_other or member.name in names:
+            yield from _split(group)
+            group, names = [], set()
+        group.append(member)
+        names |= {member.name} - {""}
+    if group:
+        yield from _split(group)
+
+
+def _split(group: list[Member]) -> Iterator[tuple[str, list[Member]]]:
+    """Parts `a.1.jpg`, `a.1.txt`, `a.2.jpg` and so on at the last dot, where the first one does not
+    part samples.
+    """
+    names = [member.name for member in group if member.name]
+    last = [os.path.splitext(name)[1] for name in names]
+    if len(set(last)) == len(last):
+        yield _stem(names[0]) if names else "", group
+        return
+    by_stem: dict[str, list[Member]] = {}
+    for member in group:
+        # What has no name stays with what was before it.
+        key = os.path.splitext(member.name)[0] or next(
+            reversed(by_stem), os.path.splitext(names[0])[0]
+        )
+        by_stem.setdefault(key, []).append(member)
+    yield from by_stem.items()
+
+
+def _stem(name: str) -> str:
+    """Returns a member's name up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _members(url: str) -> Iterator[Member]:
+    """Yields the visible files of an archive; for what cannot be had, a member with its fault.
+
+    `tarfile` skips damaged headers without a word, ends at one behind a long name, and keeps all
+    headers in memory: it is left to read single headers.
+    """
+    with open_file(url) as file:
+        cut, whole = False, _has_end(file)
+        try:
+            for member in _walk(file):
+                yield member
+                cut = member.fault.startswith(_CUT)
+        except UNREADABLE as error:
+            yield Member("(end)", fault=f"{_CUT}: {first_line(error)}")
+        else:
+            if not whole and not cut:
+                yield Member("(end)", fault=_CUT)
+
+
+def _walk(file: Any) -> Iterator[Member]:
+    long_name, damaged = "", False
+    while len(block := file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE:
+        if not any(block):
+            continue
+        header = _header(block)
+        if header is None:
+            if not damaged:
+                yield Member("", fault=_DAMAGED)
+            long_name, damaged = "", True
+            continue
+        damaged, name, content = False, long_name or header.name, b""
+        if header.isreg() or header.type not in tarfile.SUPPORTED_TYPES or header.type in _NOTES:
+            try:
+                content = _content(file, header.size)
+            except UNREADABLE as error:
+                yield Member(name, fault=f"{_CUT}: {first_line(error)}")
+                return
+        if header.type == tarfile.GNUTYPE_LONGNAME:
+            long_name = content.rstrip(b"\0").decode("utf-8", "replace")
+        elif header.type == tarfile.XHDTYPE:
+            long_name = _pax_path(content)
+        elif header.type not in _NOTES:
+            if not header.isdir() and not os.path.basename(name).startswith("."):
+                yield Member(name, content, _fault(name, header))
+            long_name = ""
+
+
+def _header(block: bytes) -> tarfile.TarInfo | None:
+    """Returns what a block says as the header of a member, None for what is no header or a damaged
+    one.
+    """
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+    except (tarfile.HeaderError, ValueError):
+        return None
+    return header if header.size >= 0 else None
+
+
+def _content(file: Any, size: int) -> bytes:
+    """Reads a member and what fills its last block; a member larger than any image gives nothing.
+
+    Raises:
+        EOFError: the archive ends before.
+    """
+    kept = size if size <= LARGEST_FILE else 0
+    content, left = file.read(kept), -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE - kept
+    while left > 0 and (skipped := len(file.read(min(left, 2**20)))):
+        left -= skipped
+    if len(content) < kept or left >= tarfile.BLOCKSIZE:
+        raise EOFError("unexpected end")
+    return content
+
+
+def _fault(name: str, header: tarfile.TarInfo) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        return _UNSAFE
+    if header.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+        return "archive member is a link"
+    return "" if header.size <= LARGEST_FILE else "file too large"
+
+
+def _pax_path(content: bytes) -> str:
+    """Returns the path among the records `LENGTH NAME=VALUE` of an extended header, "" if there is
+    none.
+    """
+    while (length := content.partition(b" ")[0]).isdigit() and 0 < int(length[:9]) <= len(content):
+        name, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+        if name == b"path":
+            return value.decode("utf-8", "replace")
+        content = content[int(length) :]
+    return ""
+
+
+def _has_end(file: Any) -> bool:
+    """Returns whether an archive ends in two empty blocks; compressed ones say themselves that they
+    are cut.
+    """
+    if is_compressed(file):
+        return True
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
+    end = file.read()
+    file.seek(0)
+    return len(end) == 2 * tarfile.BLOCKSIZE and not any(end)

@@ -1,0 +1,173 @@
+"""Charts as inline SVG, coloured by the page's style sheet: no library, no script."""
+
+import dataclasses
+import html
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+WIDTH, HEIGHT = 520, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 30
+_MOST_POINTS = 150
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    """(x, y) in the order of x."""
+    is_noisy: bool = False
+    """Draw the values faintly and their running mean on top."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Level:
+    """A dashed horizontal line to compare with."""
+
+    name: str
+    value: float
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    levels: Sequence[Level] = (),
+    show: Callable[[float], str] = "{:.3g}".format,
+    starts_at_zero: bool = False,
+) -> str:
+    """Returns an SVG element; a reading appears where the pointer is.
+
+    Args:
+        series: At least one, each with at least one point.
+        levels: Drawn across, named at the right.
+        show: Formats a value for axis and readings.
+        starts_at_zero: Whether the y axis does.
+    """
+    shown = [dataclasses.replace(line, points=_thin(line.points)) for line in series]
+    xs = [x for line in shown for x, _ in line.points]
+    # The first tenth of a run would flatten all that follows, so a few high values may leave the
+    # chart.
+    ys = sorted(y for line in shown for _, y in line.points)
+    ceiling = ys[min(len(ys) - 1, math.ceil(0.98 * len(ys)))]
+    lows_and_highs = [
+        ys[0],
+        ceiling,
+        *(level.value for level in levels),
+        *([0.0] if starts_at_zero else []),
+    ]
+    ticks = nice_ticks(min(lows_and_highs), max(lows_and_highs))
+    bottom, top = ticks[0], max(ticks[-1], max(lows_and_highs))
+    first, last = min(xs), max(xs)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        along = (x - first) / ((last - first) or 1)
+        up = (min(y, top) - bottom) / ((top - bottom) or 1)
+        return (
+            round(_LEFT + along * (WIDTH - _LEFT - _RIGHT), 1),
+            round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1),
+        )
+
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    for tick in ticks:
+        _, y = at(first, tick)
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{show(tick)}</text>'
+        )
+    for tick in nice_ticks(first, last, count=5):
+        x, _ = at(tick, bottom)
+        if first <= tick <= last:
+            parts.append(
+                f'<text class="tick" x="{x}" y="{HEIGHT - 10}" text-anchor="middle">{tick:,.0f}</text>'
+            )
+    for level in levels:
+        _, y = at(first, level.value)
+        parts.append(f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+    for number, line in enumerate(shown):
+        places = [at(x, y) for x, y in line.points]
+        if line.is_noisy and len(places) > 8:
+            parts.append(f'<path class="line faint line-{number}" d="{_path(places)}"/>')
+            places = [at(x, y) for x, y in _running_mean(line.points)]
+        parts.append(f'<path class="line line-{number}" d="{_path(places)}"/>')
+        if len(places) < 13:
+            parts += [
+                f'<circle class="dot line-{number}" cx="{x}" cy="{y}" r="3"/>' for x, y in places
+            ]
+    # Names lie over the lines, with an edge in the card's colour.
+    for level in levels:
+        label = html.escape(f"{level.name} {show(level.value)}")
+        y = at(first, level.value)[1] - 5
+        parts.append(
+            f'<text class="level-name" x="{WIDTH - _RIGHT}" y="{y}" text-anchor="end">{label}</text>'
+        )
+    parts += _readings(shown, at, show)
+    return "".join([*parts, "</svg>"])
+
+
+def _readings(
+    shown: Sequence[Series], at: Callable[[float, float], tuple[float, float]], show
+) -> list[str]:
+    """Returns invisible strips that show a step's values when pointed at."""
+    values: dict[float, list[tuple[int, Series, float]]] = {}
+    for number, line in enumerate(shown):
+        for x, y in line.points:
+            values.setdefault(x, []).append((number, line, y))
+    steps = sorted(values)
+    parts = []
+    for place, step in enumerate(steps):
+        x, _ = at(step, 0.0)
+        left = (at(steps[place - 1], 0.0)[0] + x) / 2 if place else x - 6
+        right = (at(steps[place + 1], 0.0)[0] + x) / 2 if place + 1 < len(steps) else x + 6
+        said = "  ".join(f"{line.name} {show(y)}" for _, line, y in values[step])
+        text = html.escape(f"step {step:,.0f}:  {said}")
+        dots = "".join(
+            f'<circle class="line-{number}" cx="{x}" cy="{at(step, y)[1]}" r="4"/>'
+            for number, _, y in values[step]
+        )
+        parts.append(
+            f'<g class="reading"><rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{HEIGHT}"/>'
+            f'<line x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>{dots}'
+            f'<text x="{WIDTH - _RIGHT}" y="14" text-anchor="end">{text}</text></g>'
+        )
+    return parts
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Returns about `count` round numbers, from at or below `low` to at or below `high`, evenly
+    spaced.
+    """
+    if not high > low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / count
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = size * min((1, 2, 5, 10), key=lambda factor: abs(factor * size - rough))
+    start = math.floor(low / step + 1e-9)
+    return [round(number * step, 12) for number in range(start, math.floor(high / step + 1e-9) + 1)]
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns at most 150 points: means over equal stretches of longer lists."""
+    if len(points) <= _MOST_POINTS:
+        return list(points)
+    edges = [len(points) * part // _MOST_POINTS for part in range(_MOST_POINTS + 1)]
+    stretches = [points[start:end] for start, end in itertools.pairwise(edges)]
+    return [(stretch[-1][0], sum(y for _, y in stretch) / len(stretch)) for stretch in stretches]
+
+
+def _running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns points whose value is the mean over a fifteenth of the list around them, less at its
+    ends.
+    """
+    reach = max(1, len(points) // 30)
+    means = []
+    for number, (x, _) in enumerate(points):
+        near = min(reach, number, len(points) - 1 - number)
+        window = points[number - near : number + near + 1]
+        means.append((x, sum(y for _, y in window) / len(window)))
+    return means
+
+
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in places)

@@ -1,0 +1,1 @@
+"""A run's directory and what it writes: checkpoints, metrics, logs."""

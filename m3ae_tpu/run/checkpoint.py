@@ -1,0 +1,315 @@
+"""Checkpoints: all of a run's state, written in the background, complete or not there at all.
+
+A step is a folder `WORKDIR/checkpoints/STEP` with the items `model`, `optimizer` (with the step's
+number), `data` (position in the data) and `run` (what made it), and the digests of their files.
+Arrays are stored under dotted names (`encoder.blocks.mlp_in.kernel`), so that reading them needs no
+class of ours.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from m3ae_tpu.config import CheckpointConfig
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.run import digests
+
+FOLDER = "checkpoints"
+_LOG = logging.getLogger(__name__)
+ITEMS = ("model", "optimizer", "data", "run")
+
+type Arrays = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredStep:
+    """What one step holds, as plain data."""
+
+    model: dict[str, np.ndarray]
+    """Parameters by dotted name."""
+    optimizer: dict[str, np.ndarray]
+    """`step`, and the optimizer's state by dotted name."""
+    data: dict[str, Any]
+    """As given to `Checkpointer.save`."""
+    run: dict[str, Any]
+    """As given to `Checkpointer.save`."""
+
+
+class CheckpointReader:
+    """Reads the checkpoints of a workdir; touches nothing on disk, so a run may go on meanwhile."""
+
+    def __init__(self, workdir: pathlib.Path):
+        self.folder = workdir.absolute() / FOLDER
+        self._faults: dict[int, str] = {}
+
+    def steps(self) -> list[int]:
+        """Returns the steps on disk, damaged ones too, oldest first."""
+        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+
+    def fault(self, step: int) -> str:
+        """Returns which file of a step is damaged and how, or "". Reads every byte, once in this
+        object's life.
+        """
+        if step not in self._faults:
+            self._faults[step] = digests.find_damage(self.folder / str(step))
+        return self._faults[step]
+
+    def latest_step(self) -> int | None:
+        """Returns the newest undamaged step, None if there are no steps at all.
+
+        Damaged newer ones are named in a warning and passed over: what came after an older step is
+        computed again, with the same bits.
+
+        Raises:
+            UserError: there are steps, and all of them are damaged. Starting from scratch is not
+                for a program to decide.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            is_news = step not in self._faults
+            if not self.fault(step):
+                return step
+            if is_news:
+                _LOG.warning("checkpoint %d is damaged and passed over: %s", step, self.fault(step))
+        require(
+            not steps,
+            f"{self.folder} holds no undamaged checkpoint: {self.fault(steps[-1]) if steps else ''}. "
+            "Copy it again from a backup, or start over with another --workdir.",
+        )
+        return None
+
+    def restore[State](self, abstract_state: State) -> tuple[State, dict[str, Any], dict[str, Any]]:
+        """Restores the newest undamaged step.
+
+        Args:
+            abstract_state: `jax.ShapeDtypeStruct` leaves, with the shardings that the arrays shall
+                get.
+
+        Returns:
+            The state, and `data_position` and `run` as they were given to `save`.
+
+        Raises:
+            UserError: there is no undamaged step, or it holds other arrays (name, shape or dtype).
+        """
+        state: Any = abstract_state
+        restored = self._restore(
+            self._require_step(), {"model": state.model, "optimizer": _optimizer_item(state)}
+        )
+        optimizer = restored["optimizer"]
+        state = dataclasses.replace(
+            state,
+            step=optimizer["step"],
+            model=restored["model"],
+            optimizer_state=optimizer["state"],
+        )
+        return state, restored["data"], restored["run"]
+
+    def restore_model[Model](self, abstract_model: Model) -> tuple[int, Model, dict[str, Any]]:
+        """Restores the model alone: step, model, `run`. Else like `restore`.
+
+        Leaves without a sharding go to the first device.
+        """
+        step = self._require_step()
+        restored = self._restore(step, {"model": abstract_model})
+        return step, restored["model"], restored["run"]
+
+    def read(self, step: int) -> StoredStep:
+        """Reads one step to host memory, without config or model and on any devices. Looks for no
+        damage.
+        """
+        stored = self._metadata(step)
+        as_numpy = {
+            item: ocp.args.PyTreeRestore(
+                restore_args={
+                    name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored[item]
+                }
+            )
+            for item in ("model", "optimizer")
+        }
+        return StoredStep(**self._read(step, as_numpy))
+
+    def _require_step(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise UserError(
+                f"{self.folder} holds no checkpoint. Check the workdir, or let the run save first."
+            )
+        return step
+
+    def _restore(self, step: int, trees: dict[str, PyTree]) -> dict[str, Any]:
+        """Restores items into trees of the given structure, and `data` and `run` as they are."""
+        wanted = {item: _by_name(tree) for item, tree in trees.items()}
+        self._require_fit(step, wanted)
+        placed = {}
+        for item, arrays in wanted.items():
+            placed[item] = ocp.args.PyTreeRestore(
+                restore_args=ocp.checkpoint_utils.construct_restore_args(_placed(arrays))
+            )
+        result = self._read(step, placed)
+        for item, tree in trees.items():
+            leaves = [result[item][name] for name in wanted[item]]
+            result[item] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        return result
+
+    def _read(self, step: int, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Reads items of arrays by their restore arguments, and the two that are JSON."""
+        plain = {item: ocp.args.JsonRestore() for item in ("data", "run")}
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+            return dict(
+                reader.restore(self.folder / str(step), args=ocp.args.Composite(**arrays, **plain))
+            )
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
+            return dict(reader.metadata(self.folder / str(step)).item_metadata)
+
+    def _require_fit(self, step: int, wanted: dict[str, Arrays]) -> None:
+        """Raises `UserError` unless the step's arrays have the names, shapes and dtypes of
+        `wanted`.
+
+        Orbax would cast to another dtype without a word, and give structures that differ as a page.
+        """
+        metadata = self._metadata(step)
+        faults = []
+        for item, arrays in wanted.items():
+            stored = metadata[item]
+            for name in sorted(arrays.keys() | stored.keys()):
+                there, here = (
+                    _form(tree[name]) if name in tree else "missing" for tree in (stored, arrays)
+                )
+                if there != here:
+                    faults.append(f"{item} {name} is {there} there and {here} here")
+        more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
+        require(
+            not faults,
+            f"{self.folder / str(step)} does not fit the config: {'; '.join(faults[:2])}{more}. "
+            f"Set the values of {self.folder.parent / 'config.json'}, or another --workdir.",
+        )
+
+
+class Checkpointer(CheckpointReader):
+    """Saves the state of a run in the background, and reads it back. One process at a time may use
+    a workdir.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+        super().__init__(workdir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._saving: int | None = None
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=ITEMS,
+            item_handlers=_handlers(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+            ),
+        )
+
+    def save(
+        self, step: int, state: Any, data_position: dict[str, Any], run: dict[str, Any]
+    ) -> None:
+        """Starts to save a step; the arrays may be donated as soon as this returns.
+
+        Steps from `step` on that are still there (damaged ones, which `restore` passed over) are
+        removed first. Raises what the write of an earlier step raised in the background.
+
+        Args:
+            step: Finished steps.
+            state: With `step`, `model` and `optimizer_state`, see `train/step.py`.
+            data_position: JSON: where the data goes on, and their fingerprint.
+            run: JSON: what made the state, see `workdir.describe_run`.
+        """
+        self.wait()  # Orbax would wait too, but `_saving` must not change before.
+        for stale in self.steps():
+            if stale >= step:
+                # Orbax saves no step that is not newer than all others.
+                _LOG.warning("checkpoint %d is removed: the run went back before it", stale)
+                self._manager.delete(stale)
+        self._saving = step
+        self._faults.pop(step, None)
+        with self._full_disk_named():
+            is_saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.PyTreeSave(_by_name(state.model)),
+                    optimizer=ocp.args.PyTreeSave(_by_name(_optimizer_item(state))),
+                    data=ocp.args.JsonSave(data_position),
+                    run=ocp.args.JsonSave(run),
+                ),
+            )
+        if not is_saved:
+            raise RuntimeError(
+                f"Orbax did not save step {step} in {self.folder}, which has {self.steps()}."
+            )
+
+    def _write_digests(self) -> None:
+        """Runs in the background when all files of a step are written, just before its folder's
+        rename.
+        """
+        if jax.process_index() == 0:
+            unfinished = list(self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+            digests.write_digests(max(unfinished, key=lambda path: path.stat().st_mtime), ITEMS)
+
+    def wait(self) -> None:
+        """Waits until what `save` started is on disk. Raises what went wrong with it."""
+        with self._full_disk_named():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """Raises `OSError` of a full disk, which Orbax has other names for."""
+        try:
+            yield
+        except Exception as error:
+            if "No space left on device" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
+
+    def close(self) -> None:
+        """Waits, then frees threads. Raises what went wrong in the background."""
+        self.wait()
+        self._manager.close()
+
+
+def _handlers() -> dict[str, Any]:
+    arrays, plain = ocp.PyTreeCheckpointHandler, ocp.JsonCheckpointHandler
+    return {"model": arrays(), "optimizer": arrays(), "data": plain(), "run": plain()}
+
+
+def _optimizer_item(state: Any) -> dict[str, PyTree]:
+    return {"step": state.step, "state": state.optimizer_state}
+
+
+def _by_name(tree: PyTree) -> Arrays:
+    """Returns the leaves of a tree by their dotted path, in the tree's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _placed(arrays: Arrays) -> Arrays:
+    """Gives abstract arrays without a sharding the first device; Orbax would take the one they were
+    saved with.
+    """
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first
+        )
+        for name, leaf in arrays.items()
+    }
+
+
+def _form(array: Any) -> str:
+    return f"{np.dtype(array.dtype).name} {list(array.shape)}"

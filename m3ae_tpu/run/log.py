@@ -1,0 +1,124 @@
+"""What a run says while it runs: a live line on a terminal, plain lines elsewhere and in `log.txt`."""
+
+import datetime
+import logging
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich
+import rich.progress
+import rich.table
+from rich.console import Console
+from rich.logging import RichHandler
+
+FILE_NAME = "log.txt"
+_LOG = logging.getLogger("m3ae_tpu")
+_SHOWN = {
+    "train/loss": "loss",
+    "train/image_loss": "image",
+    "train/text_loss": "text",
+    "probe/knn_accuracy": "k-NN",
+}
+
+
+def start_log(workdir: pathlib.Path, console: Console | None = None) -> None:
+    """Sends what the package logs to the console and, with times, to the end of `WORKDIR/log.txt`.
+
+    Called again, for another run in the same process, it leaves the former run's file.
+
+    Args:
+        workdir: Folder of the run.
+        console: Where else to write; default: rich's, standard output.
+    """
+    console = console or rich.get_console()
+    to_file = logging.FileHandler(workdir / FILE_NAME)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    # A terminal's lines go through rich, which keeps the live line below them.
+    to_console = (
+        RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+        if console.is_terminal
+        else logging.StreamHandler(console.file)
+    )
+    to_console.addFilter(lambda record: not getattr(record, "is_shown", False))
+    for handler in list(_LOG.handlers):
+        _LOG.removeHandler(handler)
+        handler.close()
+    _LOG.addHandler(to_file)
+    _LOG.addHandler(to_console)
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False
+
+
+def show_card(rows: Sequence[tuple[str, str]], title: str, console: Console | None = None) -> None:
+    """Shows names and values: a table on a terminal, aligned lines elsewhere and in the log."""
+    console = console or rich.get_console()
+    if console.is_terminal:
+        table = rich.table.Table(title=title, show_header=False, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    width = max(len(name) for name, _ in rows)
+    for line in [title, *(f"  {name:<{width}}  {value}" for name, value in rows)]:
+        _LOG.info("%s", line, extra={"is_shown": console.is_terminal})
+
+
+class Progress:
+    """The live line of a run; to be entered around the loop."""
+
+    def __init__(self, num_steps: int, start_step: int = 0, console: Console | None = None):
+        self._num_steps = num_steps
+        self._console = console or rich.get_console()
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("step"),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.fields[metrics]}", style="progress.data.speed"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._first_report: tuple[int, float] | None = None
+        self._task = self._bar.add_task(
+            "", total=num_steps, completed=start_step, metrics="compiling"
+        )
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Says that `step` steps are finished. Cheap, for every step."""
+        self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Shows metrics of a step, named as in `metrics.jsonl`, and logs them as one line."""
+        text = _summary(metrics)
+        self._bar.update(self._task, completed=step, metrics=text)
+        line = f"step {step}/{self._num_steps}  {text}{self._time_left(step)}"
+        _LOG.info("%s", line, extra={"is_shown": self._console.is_terminal})
+
+    def _time_left(self, step: int) -> str:
+        # From the first report on: before it lies compiling.
+        if self._first_report is None:
+            self._first_report = (step, time.monotonic())
+        first_step, start = self._first_report
+        if step == first_step:
+            return ""
+        seconds = (time.monotonic() - start) / (step - first_step) * (self._num_steps - step)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
+
+
+def _summary(metrics: Mapping[str, Any]) -> str:
+    parts = [
+        f"{short} {float(metrics[name]):.4f}" for name, short in _SHOWN.items() if name in metrics
+    ]
+    if "time/examples_per_second" in metrics:
+        parts.append(f"{float(metrics['time/examples_per_second']):,.0f} examples/s")
+    if "time/data_wait_fraction" in metrics:
+        parts.append(f"{float(metrics['time/data_wait_fraction']):.0%} waiting for data")
+    return "  ".join(parts)

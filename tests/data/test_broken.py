@@ -1,0 +1,307 @@
+"""Guards that broken records cost no row and no bit: good ones stand in, all are counted, many stop
+the run.
+"""
+
+import dataclasses
+import io
+import multiprocessing
+import os
+import pathlib
+import signal
+import time
+
+import jax
+import msgpack
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig
+from m3ae_tpu.data.broken import BrokenRecords, BrokenRow
+from m3ae_tpu.data.loader import make_loader
+from m3ae_tpu.data.prefetch import Prefetcher
+from m3ae_tpu.data.records import Record, encode_record, open_shards, write_shards
+from m3ae_tpu.data.workers import explain_worker_error
+from m3ae_tpu.errors import UserError
+
+
+def png(brightness: int, size: tuple[int, int] = (12, 12), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, (brightness,) * 3 if mode == "RGB" else 0).save(file, "PNG")
+    return file.getvalue()
+
+
+def good(index: int) -> Record:
+    return Record(id=str(index), image=png(10 * index), captions=(f"number {index}",))
+
+
+def broken(name: str) -> bytes:
+    record = good(0)
+    if name == "text_not_utf8":
+        fields = {"version": 1, "id": "x", "image": png(0), "captions": [b"\xff\xfe"]}
+        return msgpack.Packer(use_bin_type=False).pack(fields)
+    return {
+        "damaged_record": b"no record",
+        "no_image": encode_record(dataclasses.replace(record, image=b"")),
+        "image_size": encode_record(
+            dataclasses.replace(record, image=png(0, (20_000, 10_000), "1"))
+        ),
+        "undecodable_image": encode_record(dataclasses.replace(record, image=png(0)[:50])),
+        "no_caption": encode_record(dataclasses.replace(record, captions=("", " "))),
+        "overlong_caption": encode_record(
+            dataclasses.replace(record, captions=("word " * 20_000,))
+        ),
+    }[name]
+
+
+def write_raw(folder: pathlib.Path, records: list[bytes]) -> pathlib.Path:
+    path = folder / "pairs-00000-of-00001.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+def config_of(folder: pathlib.Path, *, batch_size: int = 10, **data) -> PretrainConfig:
+    sources = (SourceConfig(shards=f"{folder}/pairs-*", text_length=8),)
+    options = {"sources": sources, "image_size": 8, "num_workers": 0} | data
+    model = ModelConfig(vocab_size=4000, patch_size=8)
+    return PretrainConfig(batch_size=batch_size, model=model, data=DataConfig(**options))
+
+
+FAULTS = (
+    "damaged_record",
+    "text_not_utf8",
+    "no_image",
+    "image_size",
+    "undecodable_image",
+    "no_caption",
+)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory) -> pathlib.Path:
+    """Ten records: 1 and 2 cannot be used, 5 and the last neither, 7 has too long a caption."""
+    folder = tmp_path_factory.mktemp("damaged")
+    records = [encode_record(good(index)) for index in range(10)]
+    for index, name in (
+        (1, FAULTS[0]),
+        (2, FAULTS[4]),
+        (5, FAULTS[5]),
+        (7, "overlong_caption"),
+        (9, FAULTS[1]),
+    ):
+        records[index] = broken(name)
+    write_raw(folder, records)
+    return folder
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_has_its_reason_and_the_next_record_stands_in(tmp_path, name):
+    write_raw(tmp_path, [encode_record(good(0)), broken(name), encode_record(good(2))])
+    batch, origin = make_loader(config_of(tmp_path, batch_size=3)).batch_at(0)
+    assert sorted(origin.ids["paired"]) == ["0", "2", "2"]
+    assert origin.broken == (BrokenRow(0, 1, name),)
+    # Image and caption are the substitute's too.
+    assert [round(float(image.mean()) / 10) for image in batch["paired"]["image"]] == [
+        int(id) for id in origin.ids["paired"]
+    ]
+
+
+def test_each_broken_record_is_counted_once_an_epoch_and_the_batch_stays_full(damaged):
+    loader = make_loader(config_of(damaged))
+    for step in range(3):
+        batch, origin = loader.batch_at(step)
+        assert batch["paired"]["image"].shape[0] == 10
+        assert sorted((row.index, row.fault) for row in origin.broken) == [
+            (1, "damaged_record"),
+            (2, "undecodable_image"),
+            (5, "no_caption"),
+            (7, "overlong_caption"),
+            (9, "text_not_utf8"),
+        ]
+        # 3 three times, for 1 and 2; after the last comes the first. The cut caption's record stays
+        # itself.
+        assert sorted(origin.ids["paired"]) == ["0", "0", "0", "3", "3", "3", "4", "6", "6", "8"]
+
+
+def test_workers_restarts_and_processes_see_the_same_in_place_of_broken_records(damaged):
+    whole = make_loader(config_of(damaged))
+    loader = make_loader(config_of(damaged, num_workers=2), start_step=1)
+    for step in (1, 2):
+        got, expected = next(loader), whole.batch_at(step)
+        jax.tree.map(np.testing.assert_array_equal, got[0], expected[0])
+        assert got[1] == expected[1]
+    loader.close()
+    parts = [
+        make_loader(config_of(damaged), process_index=i, process_count=2).batch_at(4)[1]
+        for i in (0, 1)
+    ]
+    expected = whole.batch_at(4)[1]
+    assert [*parts[0].ids["paired"], *parts[1].ids["paired"]] == expected.ids["paired"]
+    assert (*parts[0].broken, *parts[1].broken) == expected.broken
+
+
+def test_a_flipped_byte_costs_one_record_even_the_first(tmp_path):
+    path = pathlib.Path(write_shards(tmp_path, "pairs", [good(index) for index in range(10)])[0])
+    content = bytearray(path.read_bytes())
+    content[120] ^= 0xFF
+    path.write_bytes(content)
+    _, origin = make_loader(config_of(tmp_path)).batch_at(0)
+    assert origin.broken == (BrokenRow(0, 0, "damaged_record"),)
+
+
+def test_a_shard_that_is_cut_while_it_is_open_ends_the_run(tmp_path):
+    write_shards(
+        tmp_path, "pairs", [Record(id=str(n), image=os.urandom(40_000)) for n in range(10)]
+    )
+    [path] = tmp_path.iterdir()
+    shards = open_shards(str(path))
+    assert shards[0].id == "0"
+    os.truncate(path, 70_000)
+    with pytest.raises(RuntimeError, match=r"has 70,000 bytes now, .* at the start") as caught:
+        list(shards)
+    assert type(caught.value) is RuntimeError
+
+
+@pytest.mark.parametrize("event", ["gone", "cut"])
+def test_a_shard_that_vanishes_or_changes_ends_the_run_by_name(tmp_path, event):
+    # A worker opens the file anew; this process still holds it open from its first look.
+    loader = make_loader(config_of_two(tmp_path, num_workers=1))
+    second = tmp_path / "pairs-00001-of-00002.array_record"
+    second.unlink() if event == "gone" else os.truncate(second, 70_000)
+    expected = "is gone" if event == "gone" else "has 70,000 bytes now, .* at the start"
+    with pytest.raises(RuntimeError, match=rf"^{second} {expected}"):
+        next(loader)
+    with pytest.raises(RuntimeError, match="closed or has failed; make a new one"):
+        next(loader)
+
+
+def config_of_two(folder: pathlib.Path, **data) -> PretrainConfig:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    write_shards(
+        folder,
+        "pairs",
+        [Record(id=str(n), image=file.getvalue(), captions=("a",)) for n in range(10)],
+        num_shards=2,
+    )
+    return config_of(folder, **data)
+
+
+def counter(max_fraction: float = 0.01, state=None) -> BrokenRecords:
+    return BrokenRecords(
+        ["paired"],
+        [100],
+        max_fraction=max_fraction,
+        place=lambda source, index: f"file, record {index}",
+        state=state,
+    )
+
+
+def met(records: BrokenRecords, indices: list[int]) -> None:
+    records.name([BrokenRow(0, index, "undecodable_image") for index in indices])
+    records.add(1, [{"undecodable_image": len(indices)}], records.num_named())
+
+
+def test_too_many_broken_records_stop_the_run_with_a_summary():
+    records = counter()
+    met(records, [0, 1, 2, 3, 4])  # Of a hundred: may be chance.
+    with pytest.raises(
+        UserError,
+        match=r"source paired is broken: 10 of its last 200 rows \(5\.0%\): 10 undecodable_image.*\n.*"
+        r"file, record 0; .*\n.*--data\.max_broken_fraction",
+    ):
+        met(records, [5, 6, 7, 8, 9])
+
+
+def test_neither_one_broken_record_of_a_tiny_set_nor_bad_luck_stops_a_run():
+    records = counter()
+    for _ in range(100):
+        met(records, [7, 7, 7, 7])
+    records = counter()
+    met(records, [1, 2, 3, 4, 5])
+    for _ in range(1000):
+        met(records, [1])
+
+
+def test_a_fraction_of_zero_stops_at_the_first():
+    with pytest.raises(UserError, match="1 of its last 100 rows"):
+        met(counter(0.0), [3])
+
+
+def test_counting_goes_on_where_it_was(caplog):
+    straight, first = counter(), counter()
+    for records in (straight, first):
+        met(records, [1, 2])
+    later = counter(state=first.state)
+    caplog.clear()
+    for records in (straight, later):
+        met(records, [2])
+    assert later.state == straight.state
+    assert not caplog.records  # Named before.
+
+
+def test_the_first_few_are_named_in_the_log(caplog):
+    met(counter(max_fraction=0.5), [1, 2, 3, 4, 5, 6])
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        f"broken record (undecodable_image): file, record {index}" for index in (1, 2, 3, 4)
+    ]
+
+
+# Python 3.12 may collect a batch's shared memory within a call of its own tracker, and says so:
+# nothing is lost.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGBUS, r"/dev/shm has .* MB.*\n.*--shm-size.*num_workers"),
+        (signal.SIGKILL, "ended from outside, often for want of memory"),
+    ],
+)
+def test_the_end_of_a_worker_is_explained(tmp_path, number, message):
+    write_shards(tmp_path, "pairs", [good(index) for index in range(10)])
+    loader = make_loader(config_of(tmp_path, num_workers=1))
+    next(loader)
+    os.kill(worker_pid(), number)
+    with pytest.raises(RuntimeError, match=message):
+        take(loader, 20)
+
+
+def take(batches, n: int) -> None:
+    """Takes batches, of which the first few lie ready."""
+    for _ in range(n):
+        next(batches)
+
+
+def worker_pid() -> int:
+    [worker] = [child for child in multiprocessing.active_children() if "grain" in child.name]
+    assert worker.pid is not None
+    return worker.pid
+
+
+def test_a_stopped_worker_ends_the_run_with_its_state(tmp_path):
+    write_shards(tmp_path, "pairs", [good(index) for index in range(10)])
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    batches = Prefetcher(
+        make_loader(config_of(tmp_path, num_workers=1)), sharding, timeout_seconds=60.0
+    )
+    next(batches)
+    batches._timeout_seconds = (
+        1.0  # Starting a worker may take long, waiting for a stopped one should not.
+    )
+    pid = worker_pid()
+    os.kill(pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=rf"no batch for 1 seconds: worker {pid} is stopped"):
+        take(batches, 20)
+    batches.close()
+    assert time.monotonic() - start < 100  # It comes to an end at all.
+
+
+def test_other_errors_say_what_they_say():
+    assert explain_worker_error(RuntimeError("a shard is gone")) == "a shard is gone"

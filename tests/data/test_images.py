@@ -1,0 +1,295 @@
+"""Decoding, cropping, and which images may be mirrored."""
+
+import concurrent.futures
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from m3ae_tpu.data import images
+from m3ae_tpu.data.images import (
+    CROP_DRAWS,
+    decode_image,
+    draw_crop,
+    may_mirror,
+    random_resized_crop,
+    resize,
+    resize_and_crop_center,
+)
+from m3ae_tpu.data.records import open_shards
+
+AREA = (0.2, 1.0)
+
+
+def draws(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(CROP_DRAWS)
+
+
+def picture(height: int = 40, width: int = 60) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y * 255 // height, x * 255 // width, (x + y) % 256], axis=-1).astype(np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        file, format, **options
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {})]
+)
+def test_lossless_formats_are_read_exactly(format, options):
+    np.testing.assert_array_equal(decode_image(encoded(picture(), format, **options)), picture())
+
+
+def test_jpeg_is_read_as_pillow_reads_it_to_rounding():
+    data = encoded(picture(), "JPEG", quality=90, subsampling=0)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int32)
+    # Two versions of libjpeg-turbo may round the colour conversion differently.
+    assert np.abs(decode_image(data) - expected).max() <= 2
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = picture()[..., 0]
+    np.testing.assert_array_equal(decode_image(encoded(grey, "PNG")), np.stack([grey] * 3, axis=-1))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    np.testing.assert_array_equal(
+        decode_image(encoded(grey, "PNG"))[..., 0].ravel(), np.arange(256)
+    )
+
+
+def test_transparent_parts_become_white():
+    clear = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
+    clear[:20, :, 3] = 255
+    decoded = decode_image(encoded(clear, "PNG"))
+    np.testing.assert_array_equal(decoded[:20], picture()[:20])
+    assert np.all(decoded[20:] == 255)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.6])
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
+def test_a_damaged_image_is_an_error_not_a_grey_area(format, keep):
+    data = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), format)
+    with pytest.raises(ValueError, match=": "):
+        decode_image(data[: int(len(data) * keep) if keep < 1 else keep])
+
+
+def test_whatever_a_decoder_fails_with_is_a_value_error():
+    jpeg = bytearray(encoded(picture(), "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 11] = (
+        0x14  # A subsampling that simplejpeg has no name for: KeyError.
+    )
+    tiff = encoded(picture(), "TIFF")
+    # An entry of another type in its directory: TypeError, SyntaxError, ...
+    directory = int.from_bytes(tiff[4:8], "little")
+    damaged = [
+        tiff[: directory + 4 + 12 * n] + b"\7\0" + tiff[directory + 6 + 12 * n :] for n in range(8)
+    ]
+    failed = 0
+    for data in (bytes(jpeg), *damaged):
+        try:
+            decode_image(data)
+        except ValueError:
+            failed += 1
+    assert failed > 4
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.linspace(0, 1, 64, dtype=np.float32), "fractions"),
+        (np.linspace(0, 2**20, 64, dtype=np.int32), "more than 16 bits"),
+    ],
+)
+def test_pixels_of_no_known_scale_are_refused(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        decode_image(encoded(pixels.reshape(8, 8), "TIFF"))
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded():
+    with pytest.raises(ValueError, match="image of 9000 x 9000 pixels"):
+        decode_image(encoded(Image.new("1", (9000, 9000)), "PNG"))
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_a_crop_lies_within_the_image(height, width, seed):
+    left, top, right, bottom = draw_crop(height, width, AREA, draws(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_crops_have_the_area_and_aspect_of_the_paper():
+    boxes = np.array([draw_crop(1000, 1000, AREA, draws(seed)) for seed in range(2000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, aspect = width * height / 1e6, width / height
+    assert 0.199 < area.min() < 0.21
+    assert 0.95 < area.max() <= 1
+    assert 0.745 < aspect.min() < 0.76
+    assert 1.31 < aspect.max() < 1.34
+    assert abs(np.log(aspect).mean()) < 0.01
+    assert abs(boxes[:, :2].mean() - (1000 - boxes[:, 2:].mean())) < 10
+
+
+def test_an_image_too_long_for_any_crop_gives_its_centre():
+    assert draw_crop(10, 1000, (1.0, 1.0), draws(0)) == (493, 0, 506, 10)
+
+
+def pillow_resize(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def with_fourth_byte(image: np.ndarray) -> np.ndarray:
+    return np.dstack(
+        [image, np.arange(image[..., 0].size).reshape(image.shape[:2]).astype(np.uint8)]
+    )
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    out = np.zeros((size, size, 3), np.uint8)
+    resize(with_fourth_byte(image), (0, 0, image.shape[1], image.shape[0]), out)
+    return out
+
+
+def cropped(image: np.ndarray, size: int, seed: int) -> np.ndarray:
+    out = np.zeros((size, size, 3), np.uint8)
+    random_resized_crop(with_fourth_byte(image), out, area=AREA, draws=draws(seed))
+    return out
+
+
+@pytest.mark.parametrize("box", [(5, 3, 45, 33), (20, 10, 60, 40), (0, 0, 60, 40), (7, 39, 8, 40)])
+def test_no_pixel_outside_of_a_crop_takes_part(box):
+    left, top, right, bottom = box
+    got, expected = np.zeros((32, 32, 3), np.uint8), resized(picture()[top:bottom, left:right], 32)
+    resize(with_fourth_byte(picture()), box, got)
+    np.testing.assert_array_equal(got, expected)
+    outside = np.full_like(picture(), 255)
+    outside[top:bottom, left:right] = picture()[top:bottom, left:right]
+    resize(with_fourth_byte(outside), box, got)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_random_crop_is_the_box_that_was_drawn():
+    left, top, right, bottom = draw_crop(40, 60, AREA, draws(5))
+    expected = resized(picture()[top:bottom, left:right], 32)
+    np.testing.assert_array_equal(cropped(picture(), 32, seed=5), expected)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
+def test_a_fourth_byte_changes_no_colour(format):
+    data = encoded(picture(), format)
+    decoded = decode_image(data, "RGBX")
+    assert decoded.shape == (40, 60, 4)
+    np.testing.assert_array_equal(decoded[..., :3], decode_image(data))
+
+
+def test_threads_do_not_mix_their_crops_up():
+    seeds = range(64)
+    expected = [cropped(picture(), 32, seed) for seed in seeds]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda seed: cropped(picture(), 32, seed), seeds))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("size", [24, 64, 96, 200])
+def test_crops_are_resized_as_pillow_does_with_antialiasing(size):
+    shards = open_shards("starter/train-*")
+    errors = []
+    for index in range(0, 3800, 50):
+        image = decode_image(shards[index].image)
+        left, top, right, bottom = draw_crop(image.shape[0], image.shape[1], AREA, draws(index))
+        crop = image[top:bottom, left:right]
+        errors.append(np.mean((resized(crop, size).astype(float) - pillow_resize(crop, size)) ** 2))
+    decibels = 10 * np.log10(255**2 / np.maximum(errors, 1e-9))
+    assert decibels.mean() >= 50
+    assert decibels.min() >= 45
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_any_crop_can_be_resized_to_any_size(height, width, size):
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    difference = np.abs(resized(image, size).astype(int) - pillow_resize(image, size))
+    # In noise single pixels differ more: values are clipped between the two passes.
+    assert difference.mean() <= 2
+
+
+@pytest.mark.skipif(not images._HAS_FAST_RESIZER, reason="there is no such wheel for this platform")
+def test_every_processor_resizes_to_the_same_bits():
+    from cykooz_resizer import CpuExtensions, ImageData, PixelType, Resizer
+
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    slowest = Resizer()
+    slowest.cpu_extensions = CpuExtensions.none
+    square = ImageData(64, 64, PixelType.U8x3)
+    slowest.resize(ImageData(70, 90, PixelType.U8x3, image.tobytes()), square, images._BICUBIC)
+    assert square.get_buffer() == resized(image, 64).tobytes()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (33, 100), (32, 32)])
+def test_the_test_transform_keeps_the_middle(height, width):
+    bar = np.zeros((height, width, 3), np.uint8)
+    bar[height // 2 - 2 : height // 2 + 2, width // 2 - 2 : width // 2 + 2] = 255
+    got = resize_and_crop_center(bar, 32)
+    assert got.shape == (32, 32, 3)
+    rows, columns = np.nonzero(got[..., 0] > 128)
+    assert abs(rows.mean() - 15.5) <= 1
+    assert abs(columns.mean() - 15.5) <= 1
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    np.testing.assert_array_equal(resize_and_crop_center(picture(32, 32), 32), picture(32, 32))
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A left arrow.",
+        "LEFT and right",
+        "A down-right arrow, related to direction.",
+        "The flag of France: a republic.",
+        'A Japanese "vacancy" button.',
+        "A flat drawing of a SOON arrow.",
+        "A 3D rendering of three o'clock.",
+        "A 3D rendering of twelve-thirty.",
+        "An alarm clock.",
+        "A keycap 7.",
+        "A sign that says stop",
+        "Clockwise vertical arrows.",
+        "A map of Denmark.",
+    ],
+)
+def test_a_caption_that_mirroring_would_falsify_keeps_its_image(caption):
+    assert not may_mirror(caption)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "A cat.",
+        "A 3D rendering of a mosquito.",
+        "A bright red car.",
+        "A signal tower.",
+        "Leftovers in a box.",
+    ],
+)
+def test_other_images_may_be_mirrored(caption):
+    assert may_mirror(caption)
+
+
+def test_no_flag_and_few_others_of_the_starter_set_stay_unmirrored():
+    records = list(open_shards("starter/train-*"))
+    kept = [record for record in records if not may_mirror(record.captions[0])]
+    assert {record.id for record in records if record.label_name == "flags"} <= {
+        record.id for record in kept
+    }
+    assert 0.1 < len(kept) / len(records) < 0.3

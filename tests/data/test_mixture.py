@@ -1,0 +1,124 @@
+"""The plan of the batches: exact shares, every record once an epoch, nothing changed by processes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from m3ae_tpu.config import DataConfig, PretrainConfig, SourceConfig
+from m3ae_tpu.data.mixture import Plan, draw_seed, rows_per_source
+from m3ae_tpu.errors import UserError
+
+
+def config(weights: Sequence[float], batch_size: int) -> PretrainConfig:
+    sources = tuple(SourceConfig(weight=float(weight)) for weight in weights)
+    return PretrainConfig(batch_size=batch_size, data=DataConfig(sources=sources))
+
+
+@pytest.mark.parametrize(
+    ("weights", "batch_size", "rows"),
+    [
+        ((1,), 7, (7,)),
+        ((2, 1, 1), 512, (256, 128, 128)),
+        ((1, 1, 1), 8, (3, 3, 2)),
+        ((0.6, 0.3, 0.1), 8, (5, 2, 1)),
+        ((3, 1), 6, (5, 1)),
+    ],
+)
+def test_rows_go_to_the_largest_remainders(weights, batch_size, rows):
+    assert rows_per_source(config(weights, batch_size)) == rows
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(6, 500))
+def test_shares_are_within_one_row_of_the_weights_and_add_up(weights, batch_size):
+    shares = [batch_size * weight / sum(weights) for weight in weights]
+    assume(min(shares) >= 1)
+    rows = rows_per_source(config(weights, batch_size))
+    assert sum(rows) == batch_size
+    assert all(abs(n - share) < 1 for n, share in zip(rows, shares, strict=True))
+
+
+def test_a_source_without_a_row_is_refused():
+    with pytest.raises(
+        UserError, match=r"weight = 0\.01 of source starter/train-\* gives it no row .* of 8"
+    ):
+        rows_per_source(config((1, 0.01), 8))
+
+
+@st.composite
+def layouts(draw):
+    count = draw(st.sampled_from([1, 2, 3, 4]))
+    kinds = draw(st.lists(st.sampled_from(["paired", "image", "text"]), min_size=1, max_size=4))
+    rows = [draw(st.integers(1, 12)) for _ in kinds]
+    for kind in set(kinds):
+        assume(sum(n for other, n in zip(kinds, rows, strict=True) if other == kind) % count == 0)
+    return kinds, rows, count
+
+
+def rows_of_kinds(plan: Plan, kinds: list[str], step: int) -> dict[str, list[tuple[int, int]]]:
+    return {kind: [row for row in plan.rows(step) if kinds[row[0]] == kind] for kind in kinds}
+
+
+@given(layouts(), st.integers(0, 1000))
+def test_the_parts_of_all_processes_are_the_batch_of_one(layout, step):
+    kinds, rows, count = layout
+    whole = rows_of_kinds(Plan(kinds, rows), kinds, step)
+    parts = [
+        rows_of_kinds(Plan(kinds, rows, process_index=index, process_count=count), kinds, step)
+        for index in range(count)
+    ]
+    assert whole == {kind: [row for part in parts for row in part[kind]] for kind in whole}
+    assert all(len(part[kind]) == len(whole[kind]) // count for part in parts for kind in whole)
+
+
+@given(layouts(), st.integers(1, 5))
+def test_each_source_is_walked_without_gaps_or_repeats(layout, num_steps):
+    kinds, rows, _ = layout
+    plan = Plan(kinds, rows)
+    seen = [row for step in range(num_steps) for row in plan.rows(step)]
+    for source, n in enumerate(rows):
+        positions = [position for other, position in seen if other == source]
+        assert sorted(positions) == list(range(num_steps * n))
+
+
+def test_rows_that_do_not_divide_over_processes_are_refused():
+    with pytest.raises(
+        UserError, match=r"5 rows of kind 'paired' in a batch do not divide over 2 processes"
+    ):
+        Plan(["paired", "text"], [5, 4], process_count=2)
+
+
+def test_seeds_differ_by_run_source_and_purpose_and_fit_into_64_bits():
+    seeds = {
+        draw_seed(seed, source, purpose)
+        for seed in (0, 1, 2**32 - 1)
+        for source in range(3)
+        for purpose in ("order", "augment")
+    }
+    assert len(seeds) == 18
+    assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_order_does_not_hang_on_where_the_shards_lie():
+    here = config((1, 2), 12)
+    there = dataclasses.replace(
+        here,
+        data=dataclasses.replace(
+            here.data,
+            sources=tuple(
+                dataclasses.replace(source, shards="/there/*") for source in here.data.sources
+            ),
+        ),
+    )
+    assert rows_per_source(here) == rows_per_source(there)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("weight", float("inf")), ("weight", float("nan")), ("part", (0.5, 0.5))],
+)
+def test_sources_that_mean_nothing_are_refused_by_name(field, value):
+    with pytest.raises(UserError, match=f"{field} = .* of source starter/train"):
+        SourceConfig(**{field: value})

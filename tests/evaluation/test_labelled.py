@@ -1,0 +1,52 @@
+"""Labelled examples: every field belongs to the same record, and classes are the same in train and
+test.
+"""
+
+import numpy as np
+import pytest
+
+from m3ae_tpu.data.images import decode_image, resize_and_crop_center
+from m3ae_tpu.data.labelled import read_labelled
+from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.errors import UserError
+
+TOKENIZER = Tokenizer("starter/tokenizer.model")
+
+
+def read(pattern: str = "starter/heldout-*", **options):
+    return read_labelled(pattern, image_size=24, tokenizer=TOKENIZER, text_length=16, **options)
+
+
+def test_fields_are_those_of_the_records_in_order():
+    shards, examples = open_shards("starter/heldout-*"), read(limit=20)
+    for index in range(20):
+        record = shards[index]
+        assert examples.id[index] == record.id
+        assert examples.title[index] == record.title
+        assert examples.group[index] == record.group
+        assert examples.label_names[examples.label[index]] == record.label_name
+        assert examples.caption[index] == record.captions[0]
+        ids, valid, _ = TOKENIZER.encode(record.captions[:1], 16)
+        np.testing.assert_array_equal(examples.text[index], ids[0])
+        np.testing.assert_array_equal(examples.text_valid[index], valid[0])
+        image = resize_and_crop_center(decode_image(record.image), 24)
+        np.testing.assert_array_equal(examples.image[index], image)
+
+
+def test_classes_are_sorted_and_can_be_given():
+    assert read(limit=40).label_names == tuple(sorted(read(limit=40).label_names))
+    names = ("z", *sorted({record.label_name for record in open_shards("starter/heldout-*")}))
+    examples = read(limit=3, label_names=names)
+    assert examples.label_names == names
+    assert examples.label.min() > 0
+
+
+def test_a_class_that_train_lacks_is_refused():
+    with pytest.raises(UserError, match=r"hold the label .* not among the 1 known ones"):
+        read(limit=20, label_names=("flags",))
+
+
+def test_shards_without_labels_are_refused():
+    with pytest.raises(UserError, match=r"starter/images-\* hold a record without label or image"):
+        read("starter/images-*")

@@ -1,0 +1,121 @@
+"""Guards what the benchmark of train steps measures: real steps, and FLOPs and traffic by part
+without a rest.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from m3ae_tpu.configs import debug
+from m3ae_tpu.data.mixture import rows_per_source
+from m3ae_tpu.kernels.attention.implementations import fastest_on_gpu
+from m3ae_tpu.measure.hlo_text import NotCountedError, operations
+from m3ae_tpu.measure.step_compile import batch_shapes
+from m3ae_tpu.measure.step_cost import PARTS, flops_by_part, part_of
+from m3ae_tpu.measure.step_timing import images_per_step, random_batch, timed_step
+from m3ae_tpu.train.flops import flops_per_example
+
+
+def test_steps_run_and_take_time():
+    timing = timed_step(debug.CONFIG, "xla", rounds=2)
+    assert timing.seconds > 0
+    assert timing.temporary_bytes
+    assert images_per_step(debug.CONFIG) == sum(rows_per_source(debug.CONFIG))
+
+
+def test_random_batch_has_the_shapes_that_a_run_has():
+    batch = random_batch(debug.CONFIG)
+    want = jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), batch_shapes(debug.CONFIG))
+    assert jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), batch) == want
+    text = batch["paired"]["text"]
+    assert text.max() < debug.CONFIG.model.vocab_size
+
+
+def test_every_product_belongs_to_a_part():
+    parts = flops_by_part(debug.CONFIG)
+    assert (
+        sum(parts.values())
+        == flops_per_example(debug.CONFIG, batch_shapes(debug.CONFIG)) * debug.CONFIG.batch_size
+    )
+    assert parts["rest"] == parts["optimizer"] == parts["encoder: norms"] == 0
+    assert all(
+        parts[f"{stack}: {part}"]
+        for stack in ("encoder", "decoder")
+        for part in ("attention", "MLP")
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "part"),
+    [
+        (
+            "jit(train_step)/transpose(jvp(encoder))/while/body/mlp/mlp/checkpoint/norm/mul",
+            "encoder: norms",
+        ),
+        (
+            "jit(train_step)/jvp(decoder)/while/body/attention/cond/branch_0_fun/pallas_call",
+            "decoder: attention",
+        ),
+        ("jit(train_step)/jvp(decoder)/while/body/dot_general", "decoder: projections"),
+        ("jit(train_step)/optimizer/mul", "optimizer"),
+        ("", "rest"),
+    ],
+)
+def test_scopes_name_parts(scope, part):
+    assert part_of(scope) == part
+    assert part in PARTS
+
+
+PROGRAM = """HloModule step
+
+%body (arg.1: (s32[], f32[5,8,128])) -> (s32[], f32[5,8,128]) {
+  %arg.1 = (s32[]{:T(128)}, f32[5,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
+  %stack.1 = f32[5,8,128]{2,1,0:T(8,128)} get-tuple-element(%arg.1), index=1
+  %new.1 = f32[5,8,128]{2,1,0:T(8,128)} fusion(%stack.1, %i.1), kind=kLoop, calls=%fused.1
+  ROOT %out.1 = (s32[]{:T(128)}, f32[5,8,128]{2,1,0:T(8,128)}) tuple(%i.1, %new.1)
+}
+
+%inner.1 (p.3: f32[5,8,128], p.4: s32[]) -> f32[1,8,128] {
+  %p.3 = f32[5,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p.4 = s32[]{:T(128)} parameter(1)
+  ROOT %cut.1 = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p.3, %p.4, %p.4, %p.4), dynamic_slice_sizes={1,8,128}
+}
+
+%fused.1 (p.0: f32[5,8,128], p.1: s32[]) -> f32[5,8,128] {
+  %p.0 = f32[5,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p.1 = s32[]{:T(128)} parameter(1)
+  %slice.1 = f32[1,8,128]{2,1,0:T(8,128)} fusion(%p.0, %p.1), kind=kLoop, calls=%inner.1
+  ROOT %put.1 = f32[5,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%p.0, %slice.1, %p.1, %p.1, %p.1)
+}
+
+%condition (arg.2: (s32[], f32[5,8,128])) -> pred[] {
+  %limit.1 = s32[]{:T(128)} constant(5)
+  %arg.2 = (s32[]{:T(128)}, f32[5,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%arg.2), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i.2, %limit.1), direction=LT
+}
+
+ENTRY %main (p.2: (s32[], f32[5,8,128])) -> (s32[], f32[5,8,128]) {
+  %p.2 = (s32[]{:T(128)}, f32[5,8,128]{2,1,0:T(8,128)}) parameter(0)
+  ROOT %loop.1 = (s32[]{:T(128)}, f32[5,8,128]{2,1,0:T(8,128)}) while(%p.2), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_over_a_stack_counts_the_slices_that_it_touches():
+    (operation,) = operations(PROGRAM)
+    slice_bytes = 8 * 128 * 4
+    assert operation.times == 5
+    assert abs(operation.hbm_bytes - 2 * slice_bytes) <= 4 * 128  # Beside the counter's tile.
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    with pytest.raises(NotCountedError, match=r"loop\.1: how often the loop turns is not known"):
+        operations(PROGRAM.replace("direction=LT", "direction=NE"))
+
+
+def test_a_gpu_that_was_not_measured_takes_what_the_measured_one_takes():
+    measured = fastest_on_gpu("NVIDIA H100 80GB HBM3", 81, masked=True)
+    assert fastest_on_gpu("another", 81, masked=True) == measured
+    assert fastest_on_gpu("another", 5_000, masked=True) == "xla"

@@ -1,0 +1,189 @@
+"""Guards the report: one page that needs nothing else, for every kind of run and any part that is
+missing.
+"""
+
+import html.parser
+import re
+
+import pytest
+
+from m3ae_tpu.config import DataConfig, Kind, PretrainConfig, SourceConfig
+from m3ae_tpu.evaluation.trained_run import read_evaluation
+from m3ae_tpu.report.charts import Level, Series, line_chart, nice_ticks
+from m3ae_tpu.report.examples import Picture, Word
+from m3ae_tpu.report.page import write_report
+
+DOT = "data:image/png;base64,iVBORw0KGgo="
+PICTURE = Picture(
+    title="salt & <pepper>",
+    label="food_drink",
+    original=DOT,
+    masked=DOT,
+    reconstructed=DOT,
+    words=(
+        Word(text=" salt", guesses=((" salt", 0.5), (" <b>", 0.2)), heat=DOT),
+        Word(text="y", guesses=(), heat=DOT),
+    ),
+    looking=0,
+)
+METRICS = [
+    {
+        "step": step,
+        "train/loss": 3.0 / step,
+        "train/image_loss": 1.0 / step,
+        "time/examples_per_second": 100.0,
+    }
+    for step in range(1, 400)
+]
+EVALUATION = {
+    "run/step": 399,
+    "run/num_parameters": 2_000_000,
+    "examples/train": 4_000,
+    "examples/test": 1_000,
+    "linear_probe/pretrained": 0.5,
+    "linear_probe/untrained": 0.4,
+    "linear_probe/raw_pixels": 0.41,
+    "linear_probe/pooling": "mean_max",
+    "heldout/image_loss": 0.5,
+    "heldout/image_loss_of_visible_mean": 1.0,
+}
+
+
+def page(
+    tmp_path, *, kind: Kind = "paired", metrics=METRICS, evaluation=EVALUATION, pictures=(PICTURE,)
+):
+    config = PretrainConfig(num_steps=400, data=DataConfig(sources=(SourceConfig(kind=kind),)))
+    path = write_report(
+        tmp_path,
+        config,
+        metrics=metrics,
+        evaluation=evaluation,
+        pictures=pictures,
+        versions={"jax": "0.11.2"},
+    )
+    return path.read_text()
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects links and checks that what is opened is closed."""
+
+    VOID = frozenset({"meta", "link", "img", "input"})
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [
+            value for name, value in attrs if name in {"src", "href", "srcset", "action"}
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in {"src", "href", "xlink:href"}]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_needs_nothing_but_itself(tmp_path):
+    text = page(tmp_path)
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert [link for link in checker.links if not link.startswith("data:")] == []
+    assert not re.search(r"https?://|@import|url\((?!data:)", text)
+
+
+def test_page_shows_the_figures_with_their_errors(tmp_path):
+    text = page(tmp_path)
+    assert "50.0\u202f%" in text
+    assert "50.0\u202f% ± 1.6\u202f%" in text
+    assert "mean and largest value of the patches" in text
+    assert "0.50<small>" in text
+
+
+def test_text_from_data_cannot_become_markup(tmp_path):
+    text = page(tmp_path)
+    assert "<pepper>" not in text
+    assert "salt &amp; &lt;pepper&gt;" in text
+    assert "&lt;b&gt; 20%" in text
+
+
+def test_parts_that_a_run_lacks_are_said_to_be_missing(tmp_path):
+    text = page(tmp_path, metrics=[], evaluation={}, pictures=None)
+    assert text.count('class="missing"') == 6
+    assert "pipelines.evaluate" in text
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_runs_of_one_modality_have_a_page(tmp_path, kind):
+    keys = ("run/step", "run/num_parameters", "examples/train", "examples/test")
+    evaluation = {key: EVALUATION[key] for key in keys} | {"heldout/text_accuracy": 0.25}
+    words = PICTURE.words if kind == "text" else ()
+    plain = tuple(Word(text=word.text, guesses=word.guesses, heat="") for word in words)
+    image = DOT if kind == "image" else ""
+    picture = Picture(
+        title="t",
+        label="l",
+        original=image,
+        masked=image,
+        reconstructed=image,
+        words=plain,
+        looking=0,
+    )
+    text = page(tmp_path, kind=kind, evaluation=evaluation, pictures=(picture,))
+    assert "Only a run with pairs" in text
+    assert ("reconstructed" in text) == (kind == "image")
+
+
+def test_values_that_were_not_finite_are_left_out_of_charts(tmp_path):
+    metrics = [*METRICS[:3], {"step": 4, "train/loss": None}]
+    assert "nan" not in page(tmp_path, metrics=metrics).lower()
+
+
+def test_chart_of_a_long_run_stays_small():
+    series = [
+        Series(
+            name="loss",
+            points=[(float(step), 1 / step) for step in range(1, 20_001)],
+            is_noisy=True,
+        )
+    ]
+    chart = line_chart(series, levels=[Level(name="held out", value=0.5)])
+    assert len(chart) < 100_000
+    assert "held out 0.5" in chart
+    assert "step 20,000" in chart
+
+
+def test_chart_of_one_constant_point_is_drawn():
+    assert "<circle" in line_chart([Series(name="loss", points=[(1.0, 0.0)])])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.37, 0.42), (1e-6, 3e-3), (5.0, 5.0), (-2.0, 30_000.0)]
+)
+def test_ticks_are_few_and_cover_the_range(low, high):
+    ticks = nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 8
+    assert ticks[0] <= low
+    assert high < ticks[-1] + 2 * (ticks[1] - ticks[0])
+
+
+def test_evaluation_that_is_not_there_is_empty(tmp_path):
+    assert read_evaluation(tmp_path) == {}
+
+
+def test_the_page_says_what_was_seen_of_each_source_and_what_was_cut(tmp_path):
+    seen = {"data/rows/paired": 1_600_000, "data/epochs/paired": 400.0}
+    cut = {"data/truncated_texts/paired": 2, "data/broken/undecodable_image": 1}
+    metrics = [line | seen | cut for line in METRICS[-3:]]
+    text = page(tmp_path, metrics=metrics)
+    table = re.search(r'<section id="data">.*?</section>', text, re.DOTALL)
+    assert table is not None
+    shown = re.sub(r"<[^>]+>", " ", table[0])
+    # Rows of a batch, rows seen, distinct records, epochs.
+    assert re.search(r"paired\s+starter/train-\*\s+4,096\s+1,600,000\s+4,000\s+400\.0", shown)
+    assert "6 rows whose text was cut (paired)" in shown
+    assert "3 rows met a broken record (undecodable image)" in shown

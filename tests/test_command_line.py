@@ -1,0 +1,244 @@
+"""Guards command lines: what a user may type, and what a mistake says."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from m3ae_tpu.command_line import config_names, field_types, load_config, override
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAM = '''"""Prints the settings that it was given."""
+
+import sys
+from absl import flags
+from m3ae_tpu.command_line import load_config, override, run_program
+
+_CONFIG = flags.DEFINE_string("config", "debug", "Named config.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
+
+def main(argv):
+    config = override(load_config(_CONFIG.value), argv[1:])
+    print(_WORKDIR.value, config.num_steps, config.model.encoder.num_layers, "jax" in sys.modules)
+
+if __name__ == "__main__":
+    run_program(main)
+'''
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "program.py"
+    path.write_text(PROGRAM)
+
+    def run(*args):
+        command = [sys.executable, path, *args]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env=env, check=False
+        )
+
+    return run
+
+
+def test_flags_and_fields_mix_in_any_order(launch):
+    done = launch(
+        "--num_steps", "7", "--config=quickstart", "--model.encoder.num_layers=3", "--workdir", "w"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("w 7 3 False\n", "", 0)
+
+
+def test_full_disk_is_named_without_a_traceback(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from m3ae_tpu.command_line import run_program\n"
+        "def main(argv):\n    open('/dev/full', 'w', buffering=1).write('a line\\n')\n"
+        "run_program(main)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=120, env=env, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: No space left on device. Free: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_flagfile_may_hold_fields(launch, tmp_path):
+    file = tmp_path / "flags.txt"
+    file.write_text("--workdir=w\n--num_steps=9\n")
+    assert launch(f"--flagfile={file}").stdout == "w 9 2 False\n"
+
+
+def test_help_lists_launch_flags_and_the_fields_of_the_config_named_beside_it(launch):
+    done = launch("--help", "--config=m3ae_huge")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Prints the settings that it was given.")
+    for text in (
+        "--workdir",
+        "Folder of this run.",
+        "--model.encoder.width INT",
+        "1280",
+        "Blocks in the",
+    ):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--workdri=w"],
+            "--workdri is neither a launch flag nor a field of the config. Did you mean --work",
+        ),
+        ([], "Flag --workdir must have a value other than None."),
+        (["--workdir=w", "--config=quickstrt"], "Did you mean quickstart?"),
+        (
+            ["--workdir=w", "--model.encoder.num_layer=3"],
+            "Did you mean --model.encoder.num_layers?",
+        ),
+        (
+            ["--workdir=w", "--masking.text_mask_ratio=1.2"],
+            "masking.text_mask_ratio = 1.2 is not in [0, 1].",
+        ),
+    ],
+)
+def test_program_ends_mistakes_in_a_short_message_without_traceback(launch, args, message):
+    done = launch(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") < 5
+
+
+DEBUG = load_config("debug")
+
+
+@pytest.mark.parametrize(
+    ("args", "field", "value"),
+    [
+        (["--model.encoder.num_layers=3"], lambda config: config.model.encoder.num_layers, 3),
+        (["--model.encoder.num-layers", "3"], lambda config: config.model.encoder.num_layers, 3),
+        (
+            ["--optimizer.base_learning_rate=2e-4"],
+            lambda config: config.optimizer.base_learning_rate,
+            2e-4,
+        ),
+        (["--loss.norm_pix_loss=True"], lambda config: config.loss.norm_pix_loss, True),
+        (["--data.crop_area", "0.5", "0.9"], lambda config: config.data.crop_area, (0.5, 0.9)),
+        (["--data.sources.0.weight=0.5"], lambda config: config.data.sources[0].weight, 0.5),
+        (["--data.sources.0.shards=a b=c"], lambda config: config.data.sources[0].shards, "a b=c"),
+        (["--model.compute_dtype=bfloat16"], lambda config: config.model.compute_dtype, "bfloat16"),
+        (["--seed=1", "--seed=2"], lambda config: config.seed, 2),
+    ],
+)
+def test_override_changes_the_named_field_and_nothing_else(args, field, value):
+    changed = override(DEBUG, args)
+    assert field(changed) == value
+    name = args[0].lstrip("-").partition("=")[0]
+    back = args[0].startswith(f"--{name}=") and len(args) == 1 and name != "data.sources.0.shards"
+    if back:
+        assert override(changed, [f"--{name}={field(DEBUG)}"]) == DEBUG
+
+
+def test_fields_that_depend_on_each_other_change_together():
+    config = override(DEBUG, ["--model.encoder.width=36", "--model.encoder.num_heads=3"])
+    assert (config.model.encoder.width, config.model.encoder.num_heads) == (36, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--num_layers=3"],
+            r"--num_layers is neither .* Did you mean --model\.encoder\.num_layers\?",
+        ),
+        (["--bach_size=3"], r"Did you mean --batch_size\?"),
+        (
+            ["--model.encoder.num_layers=four"],
+            r"num_layers = four is no whole number\. The config has 2",
+        ),
+        (["--optimizer.beta1=x"], r"--optimizer\.beta1 = x is no number\. The config has 0\.9"),
+        (["--masking.draw=some"], r"--masking\.draw = some is no choice of per_example, per_batch"),
+        (["--loss.norm_pix_loss=yes"], r"norm_pix_loss = yes is no True or False"),
+        (["--data.crop_area=0.1"], r"--data\.crop_area = 0\.1 is no row of 2 numbers"),
+        (["--num_steps"], r"--num_steps = \(nothing\) is no whole number"),
+        (["--optimizer.clip_norm", "-1e-4"], r"optimizer\.clip_norm = -0\.0001 is negative"),
+        (["--model.encoder.width=30"], r"^model\.encoder: width = 30 .* Set width = 32"),
+        (["--data.sources.0.weight=0"], r"^data\.sources\.0: weight = 0"),
+        (["--data.sources.1.weight=1"], r"Did you mean --data\.sources\.0\.weight\?"),
+        (
+            ["--data.image_size=33"],
+            r"data\.image_size = 33 is no multiple of model\.patch_size = 8.*=32\.",
+        ),
+        (["quickstart"], r"argument 'quickstart' belongs to no flag\. Write --config=quickstart"),
+    ],
+)
+def test_override_refuses_with_field_value_and_fix(args, message):
+    with pytest.raises(UserError, match=message) as caught:
+        override(DEBUG, args)
+    assert str(caught.value).count("\n") < 4
+
+
+def test_config_may_be_a_file_of_the_users(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import dataclasses\nfrom m3ae_tpu.configs import debug\n"
+        "CONFIG = dataclasses.replace(debug.CONFIG, num_steps=5)\n"
+    )
+    assert load_config(str(path)) == override(DEBUG, ["--num_steps=5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "\nx = 1 / 0\n",
+            r"mine\.py raises ZeroDivisionError: division by zero \(.*mine\.py, line 2\)",
+        ),
+        (
+            "CONFIG = (\n",
+            r"mine\.py raises SyntaxError: .* was never closed \(.*mine\.py, line 1\)",
+        ),
+        ("import no_such_module\n", r"raises ModuleNotFoundError: .*no_such_module.* line 1\)"),
+        ("X = 1\n", r"mine\.py has no CONFIG\. Write: CONFIG = PretrainConfig"),
+        ("CONFIG = 3\n", r"mine\.py has a CONFIG of type int"),
+        (
+            "from m3ae_tpu.config import PretrainConfig\nCONFIG = PretrainConfig(num_steps=0)\n",
+            r"UserError: num_steps = 0 is not positive.* line 2\)",
+        ),
+    ],
+)
+def test_config_file_that_cannot_be_used_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(str(path))
+    assert str(caught.value).count("\n") < 4
+
+
+@pytest.mark.parametrize("name", ["no/such/file.py", "nothing_like_it", "", "__init__"])
+def test_config_that_does_not_exist_lists_those_that_do(name):
+    with pytest.raises(UserError, match=rf"--config = {name} .*debug, m3ae_base, .*starter_long"):
+        load_config(name)
+
+
+def test_every_leaf_of_the_tree_has_a_type_and_no_other_name_has():
+    names = set(field_types(PretrainConfig()))
+    assert {
+        "seed",
+        "model.encoder.num_heads",
+        "data.sources.0.weight",
+        "checkpoint.every_steps",
+    } <= names
+    assert not {"model", "data.sources", "model.encoder"} & names
+
+
+def test_config_names_are_the_files_of_the_folder():
+    assert {"debug", "quickstart", "starter_long", "mae_base"} <= set(config_names())
