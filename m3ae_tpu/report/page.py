@@ -8,10 +8,10 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from m3ae_tpu.charts import Level, Series, line_chart
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.files import atomic_write
 from m3ae_tpu.report import sections
-from m3ae_tpu.report.charts import Level, Series, line_chart
 from m3ae_tpu.report.examples import Picture
 
 FILE_NAME = "report.html"

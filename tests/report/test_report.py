@@ -7,9 +7,9 @@ import re
 
 import pytest
 
+from m3ae_tpu.charts import Level, Series, line_chart, nice_ticks
 from m3ae_tpu.config import DataConfig, Kind, PretrainConfig, SourceConfig
 from m3ae_tpu.evaluation.trained_run import read_evaluation
-from m3ae_tpu.report.charts import Level, Series, line_chart, nice_ticks
 from m3ae_tpu.report.examples import Picture, Word
 from m3ae_tpu.report.page import write_report
 
