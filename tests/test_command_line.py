@@ -175,7 +175,7 @@ def test_fields_that_depend_on_each_other_change_together():
         (["--data.sources.1.weight=1"], r"Did you mean --data\.sources\.0\.weight\?"),
         (
             ["--data.image_size=33"],
-            r"data\.image_size = 33 is no multiple of model\.patch_size = 8.*=32\.",
+            r"data\.image_size = 33 is not a multiple of model\.patch_size = 8.*=32\.",
         ),
         (["quickstart"], r"argument 'quickstart' belongs to no flag\. Write --config=quickstart"),
     ],

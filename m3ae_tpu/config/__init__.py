@@ -3,13 +3,12 @@
 from m3ae_tpu.config.data import DataConfig, Kind, SourceConfig
 from m3ae_tpu.config.evaluation import ProbeConfig
 from m3ae_tpu.config.model import Dtype, ModelConfig, TransformerConfig
+from m3ae_tpu.config.pretraining import LossConfig, MaskingConfig, PretrainConfig
 from m3ae_tpu.config.training import (
     CheckpointConfig,
     LoggingConfig,
-    LossConfig,
-    MaskingConfig,
     OptimizerConfig,
-    PretrainConfig,
+    RunConfig,
 )
 
 __all__ = [
@@ -24,6 +23,7 @@ __all__ = [
     "OptimizerConfig",
     "PretrainConfig",
     "ProbeConfig",
+    "RunConfig",
     "SourceConfig",
     "TransformerConfig",
 ]
