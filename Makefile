@@ -1,6 +1,7 @@
 # Sets up and runs everything; `make` alone lists the targets.
 #
-# ACCELERATOR   cpu (default), tpu or cuda13: which JAX is installed. Later calls keep what is installed.
+# ACCELERATOR   cpu (default), tpu or cuda13: which JAX is installed.
+#               Later calls keep what is installed.
 # PYTHON        A Python 3.12 to use instead of the first one found.
 
 VENV := .venv
@@ -14,6 +15,14 @@ endif
 comma := ,
 EXTRAS := dev,prepare$(addprefix $(comma),$(filter-out cpu,$(ACCELERATOR)))
 
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+  PIP_INSTALL := uv pip install --quiet --python $(RUN)
+else
+  PIP_INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
+endif
+PIP_INSTALL += --constraint constraints.txt
+
 # Compiled programs stay in the user's cache: a second run starts without compiling.
 export JAX_COMPILATION_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/m3ae-tpu/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
@@ -21,7 +30,7 @@ ifeq ($(ACCELERATOR),cpu)
   export JAX_PLATFORMS ?= cpu
 endif
 
-# Each is run, not only looked up: a pyenv shim exists for versions that it then refuses to start.
+# Each candidate is run: a pyenv shim exists also for versions that it refuses to start.
 ifeq ($(origin PYTHON),command line)
   CANDIDATES := $(PYTHON)
 else
@@ -31,14 +40,17 @@ else
     /usr/bin/python3.12 /usr/local/bin/python3.12 /opt/homebrew/bin/python3.12
 endif
 
-.PHONY: help install compile-tpu quickstart test lint
+.PHONY: help install compile-tpu quickstart test lint map
 
 help:
-	@echo "make quickstart   set up, pre-train on the starter set, evaluate, write runs/quickstart/report.html"
+	@echo "make quickstart   set up, pre-train on the starter set, evaluate,"
+	@echo "                  write runs/quickstart/report.html"
 	@echo "make test         set up, run the tests"
-	@echo "make lint         set up, check style and types"
+	@echo "make lint         set up, check style and types of the files that git tracks"
+	@echo "make map          set up, write the list of files in WORKSPACE.md"
 	@echo "make install      set up only: .venv with the versions of constraints.txt"
-	@echo "make compile-tpu  set up, with the compiler for TPUs (221 MB): kernels can then be compiled without one"
+	@echo "make compile-tpu  set up, and install the TPU compiler (221 MB): it compiles for TPUs on"
+	@echo "                  a machine without one, and 'make test' then runs the tests that need it"
 	@echo "ACCELERATOR=tpu or ACCELERATOR=cuda13 behind any of them installs JAX for a TPU or a GPU."
 
 # A quarter of a batch at a time stays in a CPU's caches: a fifth less time, the same update.
@@ -49,24 +61,28 @@ quickstart: install
 	$(RUN) -m pipelines.report runs/quickstart
 	@echo "report: $(CURDIR)/runs/quickstart/report.html"
 
-# Whole files go to a process, as tests of one file share what they compiled.
-test: compile-tpu
+# All tests of a file run in one process: they share what they compiled.
+test: install
 	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# Its wheels are for Linux on x86-64; elsewhere the tests that need it say so and are left out.
 compile-tpu: install
-	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then exit 0; fi; \
-	$(RUN) -c 'import libtpu' 2>/dev/null || \
-	if command -v uv >/dev/null 2>&1; then \
-	  uv pip install --quiet --python $(RUN) --constraint constraints.txt libtpu; \
-	else \
-	  $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt libtpu; \
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+	  echo "the TPU compiler (libtpu) exists for Linux on x86-64 only: nothing was installed"; \
+	elif ! $(RUN) -c 'import libtpu' 2>/dev/null; then \
+	  $(PIP_INSTALL) libtpu; \
 	fi
 
+# Only files that git tracks are checked: a user's own files here may have another style.
+# Without git, all files are.
+CHECKED = $(or $(shell git ls-files '*.py' 2>/dev/null),configs kernels m3ae_tpu pipelines tests)
+
 lint: install
-	$(RUN) -m ruff check
-	$(RUN) -m ruff format --check
-	$(RUN) -m pyright --pythonpath $(RUN)
+	@echo "ruff check";          $(RUN) -m ruff check $(CHECKED)
+	@echo "ruff format --check"; $(RUN) -m ruff format --check $(CHECKED)
+	@echo "pyright";             $(RUN) -m pyright --pythonpath $(RUN) $(CHECKED)
+
+map: install
+	$(RUN) tests/workspace_map.py
 
 install: $(INSTALLED)
 
@@ -83,18 +99,14 @@ $(INSTALLED): constraints.txt pyproject.toml
 	  fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	  echo "error: no Python 3.12 found. Install one, or run: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12" >&2; \
+	  echo "error: no Python 3.12 was found. Install one, or run:" \
+	    "make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12" >&2; \
 	  exit 1; \
 	fi; \
 	set -e; \
 	rm -rf $(VENV); \
-	if command -v uv >/dev/null 2>&1; then \
-	  echo "installing into $(VENV) for $(ACCELERATOR) with uv and $$python ..."; \
-	  uv venv --quiet --python "$$(command -v "$$python")" $(VENV); \
-	  uv pip install --quiet --python $(RUN) --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
-	else \
-	  echo "installing into $(VENV) for $(ACCELERATOR) with pip and $$python: about 0.9 GB, a minute or more ..."; \
-	  "$$python" -m venv $(VENV); \
-	  $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
-	fi; \
+	echo "installing into $(VENV) for $(ACCELERATOR) with $$python:" \
+	  "about 0.9 GB, a minute or more ..."; \
+	$(if $(UV),uv venv --quiet --python "$$(command -v "$$python")","$$python" -m venv) $(VENV); \
+	$(PIP_INSTALL) --editable '.[$(EXTRAS)]'; \
 	echo $(ACCELERATOR) > $(INSTALLED)

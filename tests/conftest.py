@@ -11,7 +11,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import importlib.util
+
 import jax
+import pytest
 from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -21,6 +24,26 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
 
 
+WITHOUT_COMPILER = "needs the TPU compiler, which is not installed"
+
+
 def pytest_collection_modifyitems(items):
-    """Puts the longest file first: processes that share the suite then end at about the same time."""
+    """Skips what needs the TPU compiler where it is missing, and puts the longest file first:
+    processes that share the suite then end at about the same time.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("tpu_compiler"):
+                item.add_marker(pytest.mark.skip(reason=WITHOUT_COMPILER))
     items.sort(key=lambda item: item.path.name != "test_pretrain.py")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says how many tests were left out for want of the TPU compiler, and how to run them."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    number = sum(WITHOUT_COMPILER in str(report.longrepr) for report in skipped)
+    if number:
+        terminalreporter.write_line(
+            f"Left out: {number} tests that compile for TPUs. "
+            "To run them, install the TPU compiler: make compile-tpu"
+        )

@@ -13,15 +13,21 @@ import pathlib
 
 import pytest
 from absl import flags
+from repository import ROOT, tracked_files
 
 from m3ae_tpu.command_line import config_names, field_types, load_config
 from m3ae_tpu.config import PretrainConfig
 
-ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
+# A user's own file in configs/ has no text on file until the texts are written anew.
+NAMES = (
+    config_names()
+    if os.environ.get("UPDATE_GOLDEN")
+    else sorted(path.stem for path in GOLDEN.iterdir())
+)
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_named_config_is_the_one_on_file(name):
     text = json.dumps(dataclasses.asdict(load_config(name)), indent=2) + "\n"
     path = GOLDEN / f"{name}.txt"
@@ -31,11 +37,15 @@ def test_named_config_is_the_one_on_file(name):
     assert text == path.read_text()
 
 
-def test_every_text_on_file_has_a_config():
-    assert sorted(path.stem for path in GOLDEN.iterdir()) == config_names()
+def test_every_tracked_config_has_a_text_on_file():
+    tracked = tracked_files("configs/*.py")
+    if tracked is None:
+        pytest.skip("this folder is not a git checkout")
+    names = {path.stem for path in tracked} - {"__init__"}
+    assert sorted(names - {path.stem for path in GOLDEN.iterdir()}) == []
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_docstring_says_the_command(name):
     doc = (
         ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()), clean=False)
@@ -61,9 +71,7 @@ def test_sizes_are_the_papers():
     }
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in config_names() if name.startswith(("m3ae_", "mae_"))]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("m3ae_", "mae_"))])
 def test_papers_hyper_parameters(name):
     config = load_config(name)
     decoder = config.model.decoder

@@ -1,43 +1,43 @@
-"""Guards the map of the repository, `WORKSPACE.md`, and the size of its files."""
+"""Guards the map of the repository: WORKSPACE.md lists what git tracks, and documents name files
+that exist.
+"""
 
 import pathlib
 import re
-import subprocess
 
 import pytest
+from repository import ROOT, tracked_files
+from workspace_map import WORKSPACE, map_of, with_map
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def listed(*options):
-    command = ["git", "ls-files", "-z", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    return [pathlib.PurePosixPath(name) for name in done.stdout.split("\0") if name]
+DOCUMENTS = ["README.md", "WORKSPACE.md", "CONTRIBUTING.md", "BENCHMARKS.md", "FIDELITY.md"]
 
 
 @pytest.fixture(scope="module")
-def files():
-    """Files that git has or would take, links included."""
-    paths = listed() + listed("--others", "--exclude-standard")
-    return [path for path in paths if (ROOT / path).exists()]
+def tracked():
+    paths = tracked_files()
+    if paths is None:
+        pytest.skip("the map lists what git tracks, and this folder is not a git checkout")
+    return paths
 
 
-def test_map_names_every_folder_and_file_and_no_other(files):
-    folders = {f"{folder}/" for path in files for folder in path.parents if folder.name}
-    named = re.findall(r"^- `([^`]+)`", (ROOT / "WORKSPACE.md").read_text(), re.MULTILINE)
-    there = folders | {str(path) for path in files}
-    missing, gone = sorted(there - set(named)), sorted(set(named) - there)
-    assert (missing, gone) == ([], []), "WORKSPACE.md lacks the first and has the second too many"
-    assert len(named) == len(set(named)), "WORKSPACE.md names something twice"
+def test_map_is_what_make_map_writes(tracked):
+    text = WORKSPACE.read_text()
+    assert text == with_map(text, tracked), "WORKSPACE.md is out of date. Run: make map"
 
 
-def test_no_file_is_too_long_to_read_at_once(files):
-    written = {".py", ".md", ".js", ".css", ".html", ".toml", ""}
-    lengths = {
-        str(path): len((ROOT / path).read_text().splitlines())
-        for path in files
-        if path.suffix in written and (ROOT / path).is_file()
-    }
-    assert {name: length for name, length in lengths.items() if length > 350} == {}
+def test_a_file_that_nothing_describes_is_refused(tracked):
+    with pytest.raises(ValueError, match=r"^notes\.csv is not described\. Give it a line in"):
+        map_of([*tracked, pathlib.PurePosixPath("notes.csv")])
+
+
+def test_a_description_of_nothing_is_refused(tracked):
+    others = [path for path in tracked if path.name != "constraints.txt"]
+    with pytest.raises(ValueError, match=r"describes what does not exist: \['constraints.txt'\]"):
+        map_of(others)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_name_files_that_exist(document):
+    folders = "configs|docs|kernels|m3ae_tpu|pipelines|tests"
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", (ROOT / document).read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []

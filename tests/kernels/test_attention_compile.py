@@ -19,7 +19,7 @@ from m3ae_tpu.kernels.attention.shapes import ATTENTION
 from m3ae_tpu.kernels.attention.tpu import call as attention_tpu
 from m3ae_tpu.measure import tpu_schedule
 
-pytest.importorskip("libtpu", reason="needs libtpu: pip install -e '.[compile-tpu]'")
+pytestmark = pytest.mark.tpu_compiler
 
 ROOT = pathlib.Path(__file__).parents[2]
 CYCLES = {"forward": 1282, "forward + backward": 3707}

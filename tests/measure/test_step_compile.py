@@ -9,7 +9,7 @@ import pytest
 from m3ae_tpu.configs import debug
 from m3ae_tpu.measure.step_compile import collectives, compile_for, described_mesh
 
-pytest.importorskip("libtpu", reason="needs libtpu: pip install -e '.[compile-tpu]'")
+pytestmark = pytest.mark.tpu_compiler
 
 
 def test_kernels_are_inside_and_devices_exchange_nothing_more():
