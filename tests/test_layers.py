@@ -1,44 +1,56 @@
-"""Guards the layering: imports point one way, kernels <- m3ae_tpu <- configs <- pipelines."""
+"""Guards the layering: every room imports only from the rooms below it."""
 
 import ast
 
 import pytest
 from repository import ROOT, tracked_files
 
-# What the files of a folder must not import. The first match of a file counts, so inner folders
-# come first.
-FORBIDDEN = {
-    "kernels": ["m3ae_tpu"],
-    "m3ae_tpu/model": [
-        "m3ae_tpu.data",
-        "m3ae_tpu.train",
-        "m3ae_tpu.evaluation",
-        "m3ae_tpu.command_line",
-    ],
-    "m3ae_tpu/data": [
-        "m3ae_tpu.model",
-        "m3ae_tpu.train",
-        "m3ae_tpu.evaluation",
-        "m3ae_tpu.command_line",
-    ],
-    "m3ae_tpu/train": ["m3ae_tpu.evaluation", "m3ae_tpu.command_line"],
-    "m3ae_tpu/evaluation": ["m3ae_tpu.command_line"],
-    "m3ae_tpu": [],
-    "configs": [f"m3ae_tpu.{name}" for name in ("kernels", "model", "data", "train", "evaluation")],
-    "pipelines": ["m3ae_tpu.pipelines"],
-    "tests": [],
+# The rooms of m3ae_tpu/, lowest layer first. Rooms of one layer do not import each other.
+LAYERS = [
+    "kernels errors",
+    "files charts",
+    "config",
+    "batch parallel",
+    "model data",
+    "run",
+    "train",
+    "evaluation",
+    "report",
+]
+# Rooms beside the layers, and what they may import.
+BESIDE = {
+    "command_line": "errors files config",
+    "configs": "config",
+    "prepare": "errors files config batch data",
+    "measure": "kernels errors files charts config batch parallel model data train",
 }
-UPWARDS = ["m3ae_tpu.configs", "m3ae_tpu.pipelines"]
 # Second copies of modules that already have a name below m3ae_tpu.
-SECOND_NAMES = ["configs", "kernels", "pipelines"]
+SECOND_NAMES = {"configs", "kernels", "pipelines"}
 
 
-def files():
-    folders = [folder for folder in FORBIDDEN if "/" not in folder]
-    paths = tracked_files(*(f"{folder}/*.py" for folder in folders))
-    if paths is None:  # Not a git checkout.
-        return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+def allowed():
+    """Maps every room to the set of rooms that it may import."""
+    rooms, below = {}, set()
+    for layer in LAYERS:
+        rooms |= dict.fromkeys(layer.split(), frozenset(below))
+        below |= set(layer.split())
+    return rooms | {room: frozenset(names.split()) for room, names in BESIDE.items()}
+
+
+ALLOWED = allowed()
+
+
+def files(folder):
+    """Lists the tracked Python files below a folder; without git, all of them."""
+    paths = tracked_files(f"{folder}/*.py")
+    if paths is None:
+        return sorted((ROOT / folder).rglob("*.py"))
     return [ROOT / path for path in paths]
+
+
+def files_of(room):
+    folder = ROOT / room if room in SECOND_NAMES else ROOT / "m3ae_tpu" / room
+    return files(folder.relative_to(ROOT)) if folder.is_dir() else [folder.with_suffix(".py")]
 
 
 def imported_names(path):
@@ -50,51 +62,73 @@ def imported_names(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_only_kernels_import_each_other_by_relative_names():
-    # They know nothing of the package that they are a part of.
-    wrong = [
-        str(path.relative_to(ROOT))
-        for path in files()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.level > (folder_of(path) == "kernels")
-    ]
-    assert wrong == []
+def rooms_imported(path):
+    """Returns the rooms of m3ae_tpu that a file imports from."""
+    names = [name.split(".") for name in imported_names(path)]
+    return {name[1] for name in names if name[0] == "m3ae_tpu" and len(name) > 1}
 
 
-def is_below(name, prefix):
-    return name == prefix or name.startswith(f"{prefix}.")
+def test_every_room_has_a_layer():
+    names = {path.relative_to(ROOT).parts[1] for path in files("m3ae_tpu")}
+    rooms = {name.removesuffix(".py") for name in names} - {"__init__"}
+    assert rooms | {"kernels", "configs"} == set(ALLOWED)
 
 
-def folder_of(path):
-    return next(folder for folder in FORBIDDEN if path.is_relative_to(ROOT / folder))
-
-
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_imports_point_one_way(folder):
-    is_below_configs = folder == "kernels" or folder.startswith("m3ae_tpu")
-    forbidden = [*FORBIDDEN[folder], *SECOND_NAMES, *(UPWARDS if is_below_configs else [])]
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_from_rooms_below_it(room):
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
-        for path in files()
-        if folder_of(path) == folder
-        for name in imported_names(path)
-        if any(is_below(name, prefix) for prefix in forbidden)
+        for path in files_of(room)
+        for name in sorted(rooms_imported(path) - ALLOWED[room] - {room})
     ]
     assert wrong == []
 
 
-@pytest.mark.parametrize(
-    "name", ["m3ae_tpu/__init__.py", "m3ae_tpu/config/__init__.py", "m3ae_tpu/command_line.py"]
-)
-def test_what_runs_before_the_flags_are_read_does_not_import_arrays(name):
-    slow = ["jax", "numpy", "equinox", "optax", "grain", "orbax", "m3ae_tpu.model", "m3ae_tpu.data"]
-    names = list(imported_names(ROOT / name))
-    assert [name for name in names if any(is_below(name, prefix) for prefix in slow)] == []
+def test_programs_do_not_import_each_other():
+    wrong = [path.name for path in files("pipelines") if "pipelines" in rooms_imported(path)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", ["kernels", "m3ae_tpu", "configs", "pipelines", "tests"])
+def test_every_module_has_one_name(folder):
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files(folder)
+        for name in imported_names(path)
+        if name.split(".")[0] in SECOND_NAMES
+    ]
+    assert wrong == []
+
+
+def test_only_kernels_import_each_other_by_relative_names():
+    # They know nothing of the package that they are a part of, and do not reach out of their own.
+    wrong = []
+    for folder in ("kernels", "m3ae_tpu", "configs", "pipelines", "tests"):
+        for path in files(folder):
+            depth = len(path.relative_to(ROOT / folder).parts) if folder == "kernels" else 0
+            levels = [
+                node.level
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ImportFrom)
+            ]
+            wrong += [str(path.relative_to(ROOT))] if any(n > depth for n in levels) else []
+    assert wrong == []
+
+
+def test_what_runs_before_the_flags_are_read_does_not_import_arrays():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for room in ("errors", "files", "config", "command_line", "configs")
+        for path in [*files_of(room), ROOT / "m3ae_tpu" / "__init__.py"]
+        for name in imported_names(path)
+        if name.split(".")[0] in {"jax", "numpy", "equinox", "optax", "grain", "orbax"}
+    ]
+    assert wrong == []
 
 
 def test_programs_import_arrays_only_inside_functions():
     wrong = []
-    for path in [path for path in files() if folder_of(path) == "pipelines"]:
+    for path in files("pipelines"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 text = ast.unparse(node)
