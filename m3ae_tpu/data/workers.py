@@ -23,7 +23,7 @@ _STATES = {
 def set_up_worker(index: int, count: int) -> None:
     """Ties a worker process to its parent, and lets glibc keep image-sized buffers."""
     del index, count
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         # They would be mapped and faulted in anew for every row.
@@ -31,12 +31,19 @@ def set_up_worker(index: int, count: int) -> None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
-def _end_with_parent() -> None:
-    """Ends this worker when its parent was killed: it would wait for ever for room in its queue."""
+def end_with_parent() -> None:
+    """Has this worker process exit when its parent dies, instead of waiting for ever or working
+    beside the workers of the next start.
+    """
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is None:
+        return
+
+    def wait() -> None:
         parent.join()
         os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _workers() -> list[multiprocessing.process.BaseProcess]:

@@ -12,15 +12,14 @@ import glob
 import hashlib
 import json
 import multiprocessing
-import os
 import pathlib
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from m3ae_tpu.data.workers import end_with_parent
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_path, atomic_write
 from m3ae_tpu.prepare.cleaning import CleaningOptions
@@ -230,7 +229,7 @@ def _pool(num_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         return
     context = multiprocessing.get_context("spawn")
     executor = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_end_with_parent
+        num_workers, mp_context=context, initializer=end_with_parent
     )
     try:
         yield executor.map
@@ -241,17 +240,3 @@ def _pool(num_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed: it would go on beside the workers of the next
-    start.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

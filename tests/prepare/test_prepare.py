@@ -71,7 +71,7 @@ def test_two_workers_and_an_interruption_change_no_byte(pairs, prepared, tmp_pat
     write_tars(tmp_path / "given", pairs)
     run(tmp_path / "given", tmp_path / "two", workers=2)
     assert shard_bytes(tmp_path / "two") == shard_bytes(prepared / "set")
-    from m3ae_tpu.prepare import prepare as module
+    from m3ae_tpu.prepare import local as module
 
     calls = []
 
