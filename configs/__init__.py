@@ -1,4 +1,4 @@
-"""Named runs, one a file: plain values under a docstring that says what they cost and give."""
+"""Named runs, one a file: plain values, under a docstring with their cost and expected score."""
 
-if __name__ == "configs":  # A second copy of every module would come with this name.
+if __name__ == "configs":  # This name would load a second copy of every module.
     raise ImportError("write: from m3ae_tpu.configs import ...")

@@ -4,8 +4,8 @@
 
 Data: 12 million pairs as shards data/cc12m/train-* and a SentencePiece model of 32,000 pieces
 beside them (`python -m pipelines.train_tokenizer`).
-Needs: 64 TPU v4 chips for 2.5 hours. That is an estimate, not a measurement: 101 GFLOP per example
-forward and backward, 146,000 steps of 4,096, 40 % of the chips' peak. On one chip: 150 hours.
+Needs: 64 TPU v4 chips for 2.5 hours, or one chip for 150. An estimate, not a measurement: 101 GFLOP
+per example forward and backward, 146,000 steps of 4,096, at 40 % of the chips' peak.
 Score to expect: 58.2 % ImageNet linear probe, top 1 (Geng et al. 2022, read off Figure 4).
 """
 

@@ -1,10 +1,10 @@
-"""ViT-H/16, a size beyond the paper's: `m3ae_base` with an encoder of 32 blocks of 1,280 channels.
+"""ViT-H/16, larger than the paper's: `m3ae_base` with an encoder of 32 blocks of 1,280 channels.
 
     python -m pipelines.pretrain --config=m3ae_huge --workdir=runs/m3ae_huge
 
-Needs: 128 TPU v4 chips for 6 hours. An estimate, not a measurement: 368 GFLOP per example forward
-and backward and another 123 to recompute the blocks, at 40 % of the chips' peak. On one chip: 740
-hours. Score to expect: none is known; the paper does not train this size.
+Needs: 128 TPU v4 chips for 6 hours, or one chip for 740. An estimate, not a measurement: 368 GFLOP
+per example forward and backward, and 123 to recompute the blocks, at 40 % of the chips' peak.
+Score to expect: unknown; the paper does not train this size.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
     python -m pipelines.pretrain --config=m3ae_large --workdir=runs/m3ae_large
 
-Needs: 64 TPU v4 chips for 5 hours. An estimate, not a measurement: 208 GFLOP per example forward
-and backward, at 40 % of the chips' peak. On one chip: 315 hours.
+Needs: 64 TPU v4 chips for 5 hours, or one chip for 315. An estimate, not a measurement: 208 GFLOP
+per example forward and backward, at 40 % of the chips' peak.
 Score to expect: 64.1 % ImageNet linear probe, top 1 (Geng et al. 2022, read off Figure 4).
 """
 

@@ -2,8 +2,8 @@
 
     python -m pipelines.pretrain --config=m3ae_small --workdir=runs/m3ae_small
 
-Needs: 64 TPU v4 chips for 1.7 hours. An estimate, not a measurement: 70 GFLOP per example forward
-and backward, of which the decoder is most, at 40 % of the chips' peak. On one chip: 105 hours.
+Needs: 64 TPU v4 chips for 1.7 hours, or one chip for 105. An estimate, not a measurement: 70 GFLOP
+per example forward and backward, most of it the decoder's, at 40 % of the chips' peak.
 Score to expect: 38.2 % ImageNet linear probe, top 1 (Geng et al. 2022, read off Figure 4).
 """
 

@@ -1,13 +1,14 @@
 """The quick start's model, trained on the starter set for up to an hour on two cores.
 
     python -m pipelines.pretrain --config=starter_long --workdir=runs/starter_long
-    --optimizer.accumulation_steps=4 python -m pipelines.evaluate runs/starter_long python -m
-    pipelines.report runs/starter_long
+    python -m pipelines.evaluate runs/starter_long
+    python -m pipelines.report runs/starter_long
 
-Score to expect: 0.53 in the linear probe of held-out images; the same encoder untrained 0.43, raw
-pixels 0.42. Needs: 30 to 50 minutes on two cores, an estimate from the time of a step; the score is
-of runs on a GPU. Data: the starter set, as for the quick start; in parts of a quarter batch only
-for the caches of CPUs.
+Data: the starter set, as for the quick start.
+Needs: two CPU cores for 30 to 50 minutes, an estimate from the time of a step. Add
+--optimizer.accumulation_steps=4 on CPUs: a quarter of a batch fits their caches.
+Score to expect: 0.53 in the linear probe of held-out images, measured on a GPU; 0.43 with the
+untrained encoder, 0.42 with raw pixels.
 """
 
 import dataclasses

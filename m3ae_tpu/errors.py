@@ -1,4 +1,4 @@
-"""What is raised for the user to mend. Imports nothing."""
+"""Errors that a user can correct. Imports nothing."""
 
 
 class UserError(ValueError):
@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class DataError(UserError):
-    """Data of a run that cannot be read or made: names the shard, the record or the worker process."""
+    """Data of a run that cannot be read or made; names the shard, record or worker process."""
 
 
 def require(holds: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their digests. Imports nothing but the standard library."""
+"""Atomic writes of files, and their digests. Imports only the standard library."""
 
 import contextlib
 import hashlib
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields where to write instead; at the end that file becomes `path`. A kill leaves the old one
-    or the new one.
+    """Yields a temporary path to write to, which is renamed to `path` at the end.
 
-    An error leaves nothing of the new one, which may be what fills the disk.
+    A kill leaves either the old file or the new one. An error removes the temporary file, which may
+    be what fills the disk.
     """
-    # A leading dot keeps an unfinished file out of every glob.
+    # Globs do not match a leading dot.
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         yield unfinished
@@ -25,7 +25,7 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def atomic_write(path: pathlib.Path, content: bytes | str) -> None:
-    """Writes a file in one piece. Text is UTF-8."""
+    """Writes a file atomically. Text is UTF-8."""
     with atomic_path(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.command_line import run_program
+from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.errors import require
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.overrides import load_named_config, override
 
 if TYPE_CHECKING:
     from m3ae_tpu.measure.data_rates import Rates
@@ -105,7 +107,7 @@ def as_json(rates: "Rates", examples_per_second: float) -> str:
 
 def main(argv: list[str]) -> None:
     """Measures the config that the command line describes, with a progress bar."""
-    config = override(load_config(_CONFIG.value), argv[1:])
+    config = override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:])
     path = pathlib.Path(_JSON.value)
     require(
         not _JSON.value or path.parent.is_dir(),

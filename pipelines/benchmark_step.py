@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.overrides import load_named_config, override
 
 if TYPE_CHECKING:
     from m3ae_tpu.measure.step_cost import StepCost
@@ -179,7 +180,9 @@ def _show_parts(config: PretrainConfig, costs: dict[str, "StepCost"], chip: str)
 
 def main(argv: list[str]) -> None:
     """Prints the table, and writes the figures where `--json` says."""
-    config = override(load_config(_CONFIG.value), [*argv[1:], f"--batch_size={_ROWS.value}"])
+    config = override(
+        load_named_config(_CONFIG.value, PretrainConfig), [*argv[1:], f"--batch_size={_ROWS.value}"]
+    )
     if _STATIC.value:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax

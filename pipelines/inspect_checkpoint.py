@@ -1,11 +1,11 @@
-"""Prints what the checkpoints of a run hold, with digests to compare runs by.
+"""Prints the contents of a run's checkpoints, with digests to compare runs by.
 
     python -m pipelines.inspect_checkpoint runs/quickstart
     python -m pipelines.inspect_checkpoint runs/quickstart --json
 
-Two runs went the same way if their digests are equal: they cover names, dtypes, shapes and bits,
-however the arrays are spread over devices and files. Needs neither the config nor an accelerator,
-and may look at a run that goes on.
+Equal digests mean equal runs: they cover names, dtypes, shapes and bits of all arrays, however they
+are spread over devices and files. Needs neither the config nor an accelerator. The run may be
+training meanwhile.
 """
 
 import json
@@ -27,11 +27,11 @@ _JSON = flags.DEFINE_bool(
 
 
 def inspect(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns what each kept step holds, oldest first, ready for JSON.
+    """Returns the contents of each kept step, oldest first, ready for JSON.
 
-    Keys: `step`; `damage`, which file is damaged and how, or null; and, null in a damaged step,
-    `parameters` and `parameter_bytes` of the model, `model_sha256`, `optimizer_sha256` (the step's
-    number counts too), `data_sha256` of the data position, `tokenizer_sha256`, `versions` and the
+    Keys: `step`; `damage`, the damaged file and its damage, or null; and, null in a damaged step,
+    `parameters` and `parameter_bytes` of the model, `model_sha256`, `optimizer_sha256` (covers the
+    number of steps too), `data_sha256` of the data state, `tokenizer_sha256`, `versions` and the
     `config` that made it.
 
     Raises:
@@ -41,7 +41,7 @@ def inspect(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
     require(
         workdir.is_dir(),
-        f"WORKDIR = {workdir} is no folder. Name the workdir of a run, such as runs/quickstart.",
+        f"WORKDIR = {workdir} is not a folder. Name the workdir of a run, such as runs/quickstart.",
     )
     reader = CheckpointReader(workdir)
     steps = reader.steps()
@@ -94,12 +94,12 @@ def _as_text(description: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the checkpoints of the workdir that is named on the command line."""
+    """Prints the checkpoints of the workdir named on the command line."""
     if len(argv) != 2:
         raise UserError(
             "Name one workdir: python -m pipelines.inspect_checkpoint WORKDIR [--json]."
         )
-    # Reading needs no accelerator, which a run may be holding.
+    # An accelerator may be held by a run that is training.
     os.environ["JAX_PLATFORMS"] = "cpu"
     descriptions = inspect(pathlib.Path(argv[1]))
     if _JSON.value:

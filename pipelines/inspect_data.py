@@ -15,10 +15,11 @@ from typing import Any
 
 from absl import flags
 
-from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import DataConfig, PretrainConfig
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_path
+from m3ae_tpu.overrides import load_named_config, override
 
 _CONFIG = flags.DEFINE_string(
     "config", "", "Named config, or path of a file like it; instead of a DIR."
@@ -161,7 +162,9 @@ def main(argv: list[str]) -> None:
         sources = sources_of(folders[0], read_manifest(folders[0]))
         config = override(PretrainConfig(batch_size=96, data=DataConfig(sources=sources)), argv[2:])
     else:
-        config = override(load_config(_CONFIG.value or "quickstart"), argv[1:])
+        config = override(
+            load_named_config(_CONFIG.value or "quickstart", PretrainConfig), argv[1:]
+        )
         folders = manifest_folders(config)
         require(
             bool(folders) or not _VERIFY.value, "--verify finds no manifest.json beside the shards."

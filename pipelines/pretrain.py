@@ -13,8 +13,9 @@ import pathlib
 
 from absl import flags
 
-from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.overrides import load_named_config, override
 
 _CONFIG = flags.DEFINE_string(
     "config", "quickstart", "Named config to start from, or path of a file like it."
@@ -71,9 +72,9 @@ def pretrain(
 
 
 def main(argv: list[str]) -> None:
-    """Reads the command line; everything else is `pretrain`."""
+    """Reads the command line and calls `pretrain`."""
     pretrain(
-        override(load_config(_CONFIG.value), argv[1:]),
+        override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:]),
         pathlib.Path(_WORKDIR.value),
         log_record_ids=_LOG_RECORD_IDS.value,
         allow_changed_data=_ALLOW_CHANGED_DATA.value,

@@ -25,14 +25,15 @@ def report(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
     """Writes the page and returns its path."""
     import rich
 
+    from m3ae_tpu.config import PretrainConfig
     from m3ae_tpu.evaluation.evaluate import read_examples
     from m3ae_tpu.evaluation.trained_run import has_checkpoint, load_trained_run, read_evaluation
     from m3ae_tpu.report.examples import make_pictures
     from m3ae_tpu.report.page import write_report
     from m3ae_tpu.run.metrics import read_metrics
-    from m3ae_tpu.run.workdir import load_config
+    from m3ae_tpu.run.workdir import load_run_config
 
-    config = load_config(workdir)
+    config = load_run_config(workdir, PretrainConfig)
     pictures, versions = None, {}
     with rich.get_console().status("reconstructing some held-out examples"):
         if has_checkpoint(workdir):

@@ -7,22 +7,24 @@ import sys
 
 import pytest
 
-from m3ae_tpu.command_line import config_names, field_types, load_config, override
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.overrides import config_names, load_named_config, override
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = '''"""Prints the settings that it was given."""
 
 import sys
 from absl import flags
-from m3ae_tpu.command_line import load_config, override, run_program
+from m3ae_tpu.command_line import run_program
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.overrides import load_named_config, override
 
 _CONFIG = flags.DEFINE_string("config", "debug", "Named config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
 
 def main(argv):
-    config = override(load_config(_CONFIG.value), argv[1:])
+    config = override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:])
     print(_WORKDIR.value, config.num_steps, config.model.encoder.num_layers, "jax" in sys.modules)
 
 if __name__ == "__main__":
@@ -38,9 +40,7 @@ def launch(tmp_path_factory):
     def run(*args):
         command = [sys.executable, path, *args]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env=env, check=False
-        )
+        return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
     return run
 
@@ -61,7 +61,7 @@ def test_full_disk_is_named_without_a_traceback(tmp_path):
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, timeout=120, env=env, check=False
+        [sys.executable, program], capture_output=True, text=True, env=env, check=False
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: No space left on device. Free: ")
@@ -117,7 +117,7 @@ def test_program_ends_mistakes_in_a_short_message_without_traceback(launch, args
     assert done.stderr.count("\n") < 5
 
 
-DEBUG = load_config("debug")
+DEBUG = load_named_config("debug", PretrainConfig)
 
 
 @pytest.mark.parametrize(
@@ -162,16 +162,19 @@ def test_fields_that_depend_on_each_other_change_together():
         (["--bach_size=3"], r"Did you mean --batch_size\?"),
         (
             ["--model.encoder.num_layers=four"],
-            r"num_layers = four is no whole number\. The config has 2",
+            r"num_layers = four is not a whole number\. The config has 2",
         ),
-        (["--optimizer.beta1=x"], r"--optimizer\.beta1 = x is no number\. The config has 0\.9"),
-        (["--masking.draw=some"], r"--masking\.draw = some is no choice of per_example, per_batch"),
-        (["--loss.norm_pix_loss=yes"], r"norm_pix_loss = yes is no True or False"),
-        (["--data.crop_area=0.1"], r"--data\.crop_area = 0\.1 is no row of 2 numbers"),
-        (["--num_steps"], r"--num_steps = \(nothing\) is no whole number"),
-        (["--optimizer.clip_norm", "-1e-4"], r"optimizer\.clip_norm = -0\.0001 is negative"),
-        (["--model.encoder.width=30"], r"^model\.encoder: width = 30 .* Set width = 32"),
-        (["--data.sources.0.weight=0"], r"^data\.sources\.0: weight = 0"),
+        (["--optimizer.beta1=x"], r"--optimizer\.beta1 = x is not a number\. The config has 0\.9"),
+        (["--masking.draw=some"], r"--masking\.draw = some is not one of per_example, per_batch"),
+        (["--loss.norm_pix_loss=yes"], r"norm_pix_loss = yes is not True or False"),
+        (["--data.crop_area=0.1"], r"--data\.crop_area = 0\.1 is not a sequence of 2 numbers"),
+        (["--num_steps"], r"--num_steps = \(nothing\) is not a whole number"),
+        (
+            ["--optimizer.clip_norm", "-1e-4"],
+            r"optimizer\.clip_norm = -0\.0001 is not in \[0, inf\)\. Set 0\.0, the default",
+        ),
+        (["--model.encoder.width=30"], r"^model\.encoder\.width = 30 .* Set 32"),
+        (["--data.sources.0.weight=0"], r"^data\.sources\.0\.weight = 0\.0 is not positive"),
         (["--data.sources.1.weight=1"], r"Did you mean --data\.sources\.0\.weight\?"),
         (
             ["--data.image_size=33"],
@@ -192,7 +195,7 @@ def test_config_may_be_a_file_of_the_users(tmp_path):
         "import dataclasses\nfrom m3ae_tpu.configs import debug\n"
         "CONFIG = dataclasses.replace(debug.CONFIG, num_steps=5)\n"
     )
-    assert load_config(str(path)) == override(DEBUG, ["--num_steps=5"])
+    assert load_named_config(str(path), PretrainConfig) == override(DEBUG, ["--num_steps=5"])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_config_may_be_a_file_of_the_users(tmp_path):
         ("CONFIG = 3\n", r"mine\.py has a CONFIG of type int"),
         (
             "from m3ae_tpu.config import PretrainConfig\nCONFIG = PretrainConfig(num_steps=0)\n",
-            r"UserError: num_steps = 0 is not positive.* line 2\)",
+            r"FieldError: num_steps = 0 is not positive.* line 2\)",
         ),
     ],
 )
@@ -219,25 +222,14 @@ def test_config_file_that_cannot_be_used_is_named_with_its_line(tmp_path, text, 
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        load_config(str(path))
+        load_named_config(str(path), PretrainConfig)
     assert str(caught.value).count("\n") < 4
 
 
 @pytest.mark.parametrize("name", ["no/such/file.py", "nothing_like_it", "", "__init__"])
 def test_config_that_does_not_exist_lists_those_that_do(name):
     with pytest.raises(UserError, match=rf"--config = {name} .*debug, m3ae_base, .*starter_long"):
-        load_config(name)
-
-
-def test_every_leaf_of_the_tree_has_a_type_and_no_other_name_has():
-    names = set(field_types(PretrainConfig()))
-    assert {
-        "seed",
-        "model.encoder.num_heads",
-        "data.sources.0.weight",
-        "checkpoint.every_steps",
-    } <= names
-    assert not {"model", "data.sources", "model.encoder"} & names
+        load_named_config(name, PretrainConfig)
 
 
 def test_config_names_are_the_files_of_the_folder():

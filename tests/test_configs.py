@@ -1,6 +1,6 @@
-"""Guards the named runs: a default that changes shows in the text of every run that it touches.
+"""Guards the named runs: a changed default shows in the text of every run that it touches.
 
-After a change on purpose, write the texts anew and read the diff:
+After an intended change, write the texts again and read the diff:
 
     UPDATE_GOLDEN=1 python -m pytest tests/test_configs.py
 """
@@ -15,11 +15,12 @@ import pytest
 from absl import flags
 from repository import ROOT, tracked_files
 
-from m3ae_tpu.command_line import config_names, field_types, load_config
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config.tree import leaves
+from m3ae_tpu.overrides import config_names, load_named_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
-# A user's own file in configs/ has no text on file until the texts are written anew.
+# A user's own file in configs/ has no text on file until the texts are written again.
 NAMES = (
     config_names()
     if os.environ.get("UPDATE_GOLDEN")
@@ -29,7 +30,7 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_named_config_is_the_one_on_file(name):
-    text = json.dumps(dataclasses.asdict(load_config(name)), indent=2) + "\n"
+    text = json.dumps(dataclasses.asdict(load_named_config(name, PretrainConfig)), indent=2) + "\n"
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def test_every_tracked_config_has_a_text_on_file():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_docstring_says_the_command(name):
+def test_docstring_contains_the_command(name):
     doc = (
         ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()), clean=False)
         or ""
@@ -55,13 +56,13 @@ def test_docstring_says_the_command(name):
 
 
 def test_no_field_is_hidden_by_a_launch_flag():
-    assert not set(field_types(PretrainConfig())) & set(flags.FLAGS)
+    assert not set(leaves(PretrainConfig())) & set(flags.FLAGS)
 
 
 def test_sizes_are_the_papers():
     sizes = {}
     for name in ("small", "base", "large", "huge"):
-        encoder = load_config(f"m3ae_{name}").model.encoder
+        encoder = load_named_config(f"m3ae_{name}", PretrainConfig).model.encoder
         sizes[name] = (encoder.width, encoder.num_layers, encoder.num_heads)
     assert sizes == {
         "small": (384, 12, 6),
@@ -73,7 +74,7 @@ def test_sizes_are_the_papers():
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("m3ae_", "mae_"))])
 def test_papers_hyper_parameters(name):
-    config = load_config(name)
+    config = load_named_config(name, PretrainConfig)
     decoder = config.model.decoder
     assert (config.model.patch_size, config.data.image_size, config.batch_size) == (16, 256, 4096)
     assert (decoder.width, decoder.num_layers, decoder.num_heads) == (512, 8, 16)

@@ -19,7 +19,8 @@ LAYERS = [
 ]
 # Rooms beside the layers, and what they may import.
 BESIDE = {
-    "command_line": "errors files config",
+    "command_line": "errors",
+    "overrides": "errors config command_line",
     "configs": "config",
     "prepare": "errors files config batch data",
     "measure": "kernels errors files charts config batch parallel model data train",

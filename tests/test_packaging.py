@@ -16,10 +16,11 @@ from m3ae_tpu.data.records import open_shards
 
 FORWARD = """
 import jax, numpy as np
-from m3ae_tpu.command_line import load_config
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.overrides import load_named_config
 from m3ae_tpu.model.m3ae import M3AE
 
-model = M3AE(load_config("debug").model, key=jax.random.key(0))
+model = M3AE(load_named_config("debug", PretrainConfig).model, key=jax.random.key(0))
 images = np.zeros((2, 32, 32, 3), np.float32)
 text, text_valid = np.ones((2, 24), np.int32), np.ones((2, 24), bool)
 print("features", jax.jit(lambda model: model.encode(images, text, text_valid).cls)(model).shape)

@@ -1,4 +1,4 @@
-"""The settings of a run, as plain data. Imports nothing but the standard library."""
+"""The settings of a run, as plain data. Imports only the standard library."""
 
 from m3ae_tpu.config.data import DataConfig, Kind, SourceConfig
 from m3ae_tpu.config.evaluation import ProbeConfig

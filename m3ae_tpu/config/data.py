@@ -1,10 +1,14 @@
 """Settings of the data: where examples come from and how they are prepared."""
 
 import dataclasses
-import math
-from typing import Literal, get_args
+from typing import Literal
 
-from m3ae_tpu.errors import require
+from m3ae_tpu.config.checks import (
+    require_choice,
+    require_field,
+    require_positive,
+    require_within,
+)
 
 type Kind = Literal["paired", "image", "text"]
 
@@ -14,33 +18,23 @@ class SourceConfig:
     """A set of shards of one kind, and its share of each batch."""
 
     kind: Kind = "paired"
-    """`paired` gives images with captions, `image` images alone, `text` texts alone."""
+    """Content that is used of a record: an image with its caption (`paired`), or one of the two."""
     shards: str = "starter/train-*"
     """Glob of ArrayRecord shards; `starter/...` names the set that ships with the package."""
     weight: float = 1.0
     """Share of a batch's rows, relative to the other sources' weights."""
     text_length: int = 64
-    """Tokens of a text; longer ones are cut, shorter ones padded."""
+    """Tokens per text; longer texts are cut, shorter ones padded."""
     part: tuple[float, float] = (0.0, 1.0)
-    """Which of the shards' records, from share to share in their order. The same shards as `paired`
-    with (0, 0.25), as `image` and as `text` with (0.25, 1) leave a quarter of the pairs together.
+    """Fraction of the records to use, as (start, end) in shard order: (0, 0.25) is the first
+    quarter.
     """
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.part[0] < self.part[1] <= 1,
-            f"part = {self.part} of source {self.shards} is no range within [0, 1]. Set (0.0, 1.0) for all records.",
-        )
-        kinds = get_args(Kind.__value__)
-        has_weight = 0 < self.weight < math.inf
-        require(
-            self.kind in kinds, f"kind = {self.kind} of source {self.shards} is none of {kinds}."
-        )
-        require(
-            has_weight,
-            f"weight = {self.weight} of source {self.shards} is no positive number. Set 1.",
-        )
-        require(self.text_length >= 1, f"text_length = {self.text_length} is not positive. Set 64.")
+        require_choice(self, "kind")
+        require_positive(self, "weight", "text_length")
+        start, end = self.part
+        require_field(self, "part", 0 <= start < end <= 1, "is not a range within [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +42,7 @@ class DataConfig:
     """Where examples come from and how they are prepared."""
 
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
-    """Shard sets of which each batch holds a fixed number of rows."""
+    """Sets of shards; each batch holds a fixed number of rows of each."""
     tokenizer: str = "starter/tokenizer.model"
     """SentencePiece model; `starter/tokenizer.model` names the one that ships with the package."""
     image_size: int = 256
@@ -58,44 +52,27 @@ class DataConfig:
     image_std: tuple[float, float, float] = (0.3207, 0.3169, 0.3307)
     """Standard deviation of the channels, on a scale of 0 to 1. Default: CC12M."""
     crop_area: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image that a random crop keeps."""
+    """Smallest and largest fraction of the image's area that a random crop keeps."""
     flip_probability: float = 0.5
-    """Chance that an image without text or direction words is mirrored; see `data/images.py`."""
+    """Probability that an image is mirrored. Images whose text has a word of direction, such as
+    "left", never are.
+    """
     num_workers: int = 2
-    """Processes that read and decode; 0 does it in the training process. Changes no bit."""
+    """Processes that read and decode; 0 does it in the training process. Does not change a bit."""
     max_broken_fraction: float = 0.01
-    """Share of a source's records that may be broken before the run stops; 0 stops at the first
+    """Fraction of a source's records that may be broken before the run stops; 0 stops at the first
     one.
     """
     timeout_seconds: float = 120.0
-    """A run that waits for a batch for so long stops: a worker hangs, or the disk."""
+    """Longest wait for a batch. After it the run stops: a worker process or the disk hangs."""
 
     def __post_init__(self) -> None:
-        require(
-            self.image_size >= 1, f"data.image_size = {self.image_size} is not positive. Set 256."
-        )
-        require(len(self.sources) >= 1, "data.sources is empty. Name at least one set of shards.")
-        require(
-            all(deviation > 0 for deviation in self.image_std),
-            f"data.image_std = {self.image_std} is not positive throughout. Set (0.3207, 0.3169, 0.3307).",
-        )
-        require(
-            0 < self.crop_area[0] <= self.crop_area[1] <= 1,
-            f"data.crop_area = {self.crop_area} is no range within (0, 1]. Set (0.2, 1.0).",
-        )
-        require(
-            0 <= self.flip_probability <= 1,
-            f"data.flip_probability = {self.flip_probability} is not in [0, 1]. Set 0.5.",
-        )
-        require(
-            0 <= self.max_broken_fraction <= 1,
-            f"data.max_broken_fraction = {self.max_broken_fraction} is not in [0, 1]. Set 0.01.",
-        )
-        require(
-            self.timeout_seconds > 0,
-            f"data.timeout_seconds = {self.timeout_seconds} is not positive. Set 120.",
-        )
-        require(
-            self.num_workers >= 0,
-            f"data.num_workers = {self.num_workers} is negative. Set 0 or more.",
-        )
+        require_field(self, "sources", len(self.sources) >= 1, "has no set of shards", "Name one.")
+        require_positive(self, "image_size", "timeout_seconds")
+        is_spread = all(deviation > 0 for deviation in self.image_std)
+        require_field(self, "image_std", is_spread, "has a channel that is not positive")
+        smallest, largest = self.crop_area
+        is_range = 0 < smallest <= largest <= 1
+        require_field(self, "crop_area", is_range, "is not a range within (0, 1]")
+        require_within(self, "[0, 1]", "flip_probability", "max_broken_fraction")
+        require_within(self, "[0, inf)", "num_workers")

@@ -1,31 +1,25 @@
-"""Settings of what is scored while a run goes on."""
+"""Settings of the scores that are computed during a run."""
 
 import dataclasses
 
-from m3ae_tpu.errors import require
+from m3ae_tpu.config.checks import require_within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """A k-NN probe of frozen features while the run goes on."""
+    """A k-NN probe of frozen features during training."""
 
     every_steps: int = 0
-    """Steps between two probes; 0 for none."""
+    """Steps between two probes; 0 turns them off."""
     train_shards: str = "starter/train-*"
-    """Labelled shards that the probe learns from."""
+    """Labelled shards whose records are the neighbours."""
     test_shards: str = ""
-    """Labelled shards that it is scored on; empty: a fifth of `train_shards`, whole duplicate
-    groups at a time.
+    """Labelled shards whose records are classified; empty: a fifth of `train_shards`, whole groups
+    of duplicates at a time.
     """
     max_examples: int = 4_000
-    """Examples read from each; bounds the probe's time."""
+    """Examples read of each of the two; bounds the probe's time."""
 
     def __post_init__(self) -> None:
-        require(
-            self.every_steps >= 0,
-            f"probe.every_steps = {self.every_steps} is negative. Set 0 for no probe.",
-        )
-        require(
-            self.max_examples >= 50,
-            f"probe.max_examples = {self.max_examples} is below 50. Set 4000.",
-        )
+        require_within(self, "[0, inf)", "every_steps")
+        require_within(self, "[50, inf)", "max_examples")

@@ -3,7 +3,12 @@
 import dataclasses
 from typing import Literal
 
-from m3ae_tpu.errors import require
+from m3ae_tpu.config.checks import (
+    require_choice,
+    require_field,
+    require_positive,
+    require_within,
+)
 
 type Dtype = Literal["float32", "bfloat16", "float64"]
 
@@ -22,21 +27,21 @@ class TransformerConfig:
     """Hidden channels of a block's MLP, in units of `width`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "width", "num_heads", "mlp_ratio"):
-            require(
-                getattr(self, name) >= 1,
-                f"{name} = {getattr(self, name)} is not positive. Set 1 or more.",
-            )
+        require_positive(self, "num_layers", "width", "num_heads", "mlp_ratio")
         near = max(1, round(self.width / self.num_heads)) * self.num_heads
-        require(
+        require_field(
+            self,
+            "width",
             self.width % self.num_heads == 0,
-            f"width = {self.width} is no multiple of num_heads = {self.num_heads}. "
-            f"Set width = {near}, or another num_heads.",
+            f"is not a multiple of num_heads = {self.num_heads}",
+            f"Set {near}, or another num_heads.",
         )
-        require(
+        require_field(
+            self,
+            "width",
             self.width % 4 == 0,
-            f"width = {self.width} is no multiple of 4, which 2-D position codes need. "
-            f"Set width = {4 * max(1, self.width // 4)}.",
+            "is not a multiple of 4, which 2-D position codes need",
+            f"Set {4 * max(1, self.width // 4)}.",
         )
 
 
@@ -49,28 +54,23 @@ class ModelConfig:
     vocab_size: int = 32_000
     """Pieces of the tokenizer; 0 builds a model without text parameters."""
     encoder: TransformerConfig = TransformerConfig()
-    """What a run is for: its features are the product."""
+    """Transformer over the visible tokens; its features are what a run is for."""
     decoder: TransformerConfig = TransformerConfig(num_layers=8, width=512, num_heads=16)
-    """Rebuilds what was hidden; thrown away after pre-training."""
+    """Transformer that predicts the hidden tokens; only pre-training uses it."""
     compute_dtype: Dtype = "bfloat16"
     """Dtype of activations. Norms, softmax and losses are float32 or wider in any case."""
     parameter_dtype: Dtype = "float32"
-    """Dtype in which parameters and optimizer moments are kept."""
+    """Dtype of parameters and optimizer moments."""
     remat: bool = False
-    """Keep only each block's input for the backward pass and compute blocks again: a third more
-    work, less memory.
+    """Keep only each block's input for the backward pass and compute the blocks again: less memory,
+    a third more work.
     """
     unroll: int = 1
-    """Blocks in one turn of the loop over layers: more to compile, fewer copies. Pays on CPUs and
-    GPUs.
+    """Blocks per iteration of the loop over layers. More take longer to compile and copy less: pays
+    on CPUs and GPUs.
     """
 
     def __post_init__(self) -> None:
-        require(
-            self.patch_size >= 1, f"model.patch_size = {self.patch_size} is not positive. Set 16."
-        )
-        require(self.unroll >= 1, f"model.unroll = {self.unroll} is not positive. Set 1.")
-        require(
-            self.vocab_size >= 0,
-            f"model.vocab_size = {self.vocab_size} is negative. Set 0 for no text.",
-        )
+        require_positive(self, "patch_size", "unroll")
+        require_within(self, "[0, inf)", "vocab_size")
+        require_choice(self, "compute_dtype", "parameter_dtype")

@@ -3,72 +3,57 @@
 import dataclasses
 from typing import Literal
 
+from m3ae_tpu.config.checks import FieldError, require_choice, require_field, require_within
 from m3ae_tpu.config.evaluation import ProbeConfig
 from m3ae_tpu.config.model import ModelConfig
 from m3ae_tpu.config.training import RunConfig
-from m3ae_tpu.errors import require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """Which tokens are hidden from the encoder."""
+    """Tokens that are hidden from the encoder, and those that the decoder predicts."""
 
     image_mask_ratio: float = 0.75
-    """Share of the image patches that is hidden."""
+    """Fraction of the image patches that is hidden."""
     text_mask_ratio: float = 0.75
-    """Share of the text tokens that is hidden."""
+    """Fraction of the text tokens that is hidden."""
     draw: Literal["per_example", "per_batch"] = "per_example"
-    """One random choice for each example, or one shared by the whole batch, as the paper's code
-    does.
-    """
+    """Mask drawn for each example, or one mask for the whole batch, as in the paper's code."""
     image_predicted_share: float = 1.0
-    """Share of the hidden patches that the decoder rebuilds in a step, drawn anew each time; the
-    rest costs nothing.
+    """Fraction of the hidden patches that the decoder predicts, drawn again at every step. Below 1
+    the decoder is cheaper.
     """
     text_positions: Literal["valid", "all"] = "valid"
-    """Hide a share of the real tokens of each text, or of all positions, padding included, as the
-    paper's code does.
+    """Positions of a text that may be hidden: its tokens, or padding too, as in the paper's code.
     """
 
     def __post_init__(self) -> None:
         for name in ("image_mask_ratio", "text_mask_ratio"):
             ratio = getattr(self, name)
-            near = f"Did you mean {ratio / 100}?" if 5 <= ratio <= 100 else "Set 0.75."
-            require(0 <= ratio <= 1, f"masking.{name} = {ratio} is not in [0, 1]. {near}")
-        require(
-            0 < self.image_predicted_share <= 1,
-            f"masking.image_predicted_share = {self.image_predicted_share} is not in (0, 1]. "
-            "Set 1 to rebuild all hidden patches.",
-        )
+            fix = f"Did you mean {ratio / 100}?" if 5 <= ratio <= 100 else "Set 0.75, the default."
+            require_field(self, name, 0 <= ratio <= 1, "is not in [0, 1]", fix)
+        require_within(self, "(0, 1]", "image_predicted_share")
+        require_choice(self, "draw", "text_positions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """How the reconstruction terms are formed and added up."""
+    """Weights of the reconstruction terms, and the image target."""
 
     image_weight: float = 1.0
-    """Weight of the hidden patches' mean squared error."""
+    """Weight of the hidden patches' mean squared error in pairs."""
     text_weight: float = 0.5
-    """Weight of the hidden words' cross-entropy in pairs."""
+    """Weight of the hidden tokens' cross-entropy in pairs."""
     unpaired_image_weight: float = 1.0
     """Weight of the mean squared error of images without text."""
     unpaired_text_weight: float = 0.5
     """Weight of the cross-entropy of texts without an image."""
     norm_pix_loss: bool = False
-    """Compare with patches normalised one by one (He et al. 2022), not with normalised pixels."""
+    """Normalise the pixels of each target patch by its own mean and deviation (He et al. 2022)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "image_weight",
-            "text_weight",
-            "unpaired_image_weight",
-            "unpaired_text_weight",
-        ):
-            weight = getattr(self, name)
-            require(
-                0 <= weight < float("inf"),
-                f"loss.{name} = {weight} is not in [0, inf). Set 0 or more.",
-            )
+        require_within(self, "[0, inf)", "image_weight", "text_weight")
+        require_within(self, "[0, inf)", "unpaired_image_weight", "unpaired_text_weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,24 +63,24 @@ class PretrainConfig(RunConfig):
     model: ModelConfig = ModelConfig()
     """The network."""
     masking: MaskingConfig = MaskingConfig()
-    """Shares of patches and tokens that are hidden, and how they are drawn."""
+    """Tokens that are hidden from the encoder."""
     loss: LossConfig = LossConfig()
     """Weights of the reconstruction terms."""
     probe: ProbeConfig = ProbeConfig()
-    """The k-NN probe during training."""
+    """A k-NN probe of frozen features during training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         size, patch = self.data.image_size, self.model.patch_size
-        require(
-            size % patch == 0,
-            f"data.image_size = {size} is not a multiple of model.patch_size = {patch}. "
-            f"Set --data.image_size={max(1, round(size / patch)) * patch}.",
-        )
-        for number, source in enumerate(self.data.sources):
-            require(
-                source.kind == "image" or self.model.vocab_size > 0,
-                f"model.vocab_size = 0 leaves out the text parameters that "
-                f"data.sources.{number}.kind = {source.kind} needs. "
-                "Set model.vocab_size, or kind='image'.",
+        if size % patch:
+            raise FieldError(
+                f"data.image_size = {size} is not a multiple of model.patch_size = {patch}. "
+                f"Set --data.image_size={max(1, round(size / patch)) * patch}."
             )
+        for number, source in enumerate(self.data.sources):
+            if source.kind != "image" and self.model.vocab_size == 0:
+                raise FieldError(
+                    "model.vocab_size = 0 builds no text parameters, but "
+                    f"data.sources.{number}.kind = {source.kind} has text. "
+                    "Set the tokenizer's number of pieces, or kind='image'."
+                )

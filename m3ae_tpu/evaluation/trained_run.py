@@ -12,7 +12,7 @@ from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.run.checkpoint import CheckpointReader
-from m3ae_tpu.run.workdir import TOKENIZER, load_config, require_tokenizer_fits
+from m3ae_tpu.run.workdir import TOKENIZER, load_run_config, require_tokenizer_fits
 from m3ae_tpu.train.step import init_model
 
 EVALUATION = "evaluation.json"
@@ -38,7 +38,7 @@ def load_trained_run(workdir: pathlib.Path) -> TrainedRun:
     Raises:
         UserError: the folder holds no run or no checkpoint, or they do not fit together.
     """
-    config = load_config(workdir)
+    config = load_run_config(workdir, PretrainConfig)
     abstract = jax.eval_shape(lambda: init_model(config))
     step, model, run = CheckpointReader(workdir).restore_model(abstract)
     copy = workdir / TOKENIZER

@@ -1,11 +1,11 @@
 """The parts of the report's page, as HTML. Each says so where a run has nothing to show."""
 
-import dataclasses
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config.tree import leaves
 from m3ae_tpu.data.mixture import rows_per_source, source_names
 from m3ae_tpu.evaluation import probes
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, PAIR_POOLINGS
@@ -293,7 +293,7 @@ def settings(config: PretrainConfig, versions: Mapping[str, str]) -> str:
     """Returns every field of the config, folded in, and the versions that made the run."""
     fields = "".join(
         f"<div><code>{html.escape(name)}</code><code>{html.escape(str(value))}</code></div>"
-        for name, value in _flat(dataclasses.asdict(config))
+        for name, value in leaves(config).items()
     )
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td><code>{html.escape(version)}</code></td></tr>"
@@ -303,14 +303,3 @@ def settings(config: PretrainConfig, versions: Mapping[str, str]) -> str:
         f'<div class="scroll"><table>{rows}</table></div>'
         f'<details><summary>The whole config</summary><div class="settings">{fields}</div></details>'
     )
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Returns the leaves of nested dictionaries by dotted name."""
-    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [
-        leaf for key, child in value.items() for leaf in _flat(child, f"{name}.{key}".lstrip("."))
-    ]

@@ -1,9 +1,9 @@
-"""Checkpoints: all of a run's state, written in the background, complete or not there at all.
+"""Checkpoints: the whole state of a run, written in the background, complete or absent.
 
-A step is a folder `WORKDIR/checkpoints/STEP` with the items `model`, `optimizer` (with the step's
-number), `data` (position in the data) and `run` (what made it), and the digests of their files.
-Arrays are stored under dotted names (`encoder.blocks.mlp_in.kernel`), so that reading them needs no
-class of ours.
+A step is a folder `WORKDIR/checkpoints/STEP` with the items `model`, `optimizer` (with the number
+of steps), `data` (state of the data) and `run` (config and versions), and the digests of their
+files. Arrays are stored under dotted names (`encoder.blocks.mlp_in.kernel`), so that reading them
+needs only Orbax.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from jaxtyping import PyTree
 
 from m3ae_tpu.config import CheckpointConfig
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.run import digests
 
 FOLDER = "checkpoints"
@@ -33,20 +34,20 @@ type Arrays = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredStep:
-    """What one step holds, as plain data."""
+    """The content of one step, as plain data."""
 
     model: dict[str, np.ndarray]
     """Parameters by dotted name."""
     optimizer: dict[str, np.ndarray]
     """`step`, and the optimizer's state by dotted name."""
     data: dict[str, Any]
-    """As given to `Checkpointer.save`."""
+    """JSON given to `Checkpointer.save` as `data_state`."""
     run: dict[str, Any]
-    """As given to `Checkpointer.save`."""
+    """JSON given to `Checkpointer.save` as `run`."""
 
 
 class CheckpointReader:
-    """Reads the checkpoints of a workdir; touches nothing on disk, so a run may go on meanwhile."""
+    """Reads the checkpoints of a workdir. It never writes: the run may be training."""
 
     def __init__(self, workdir: pathlib.Path):
         self.folder = workdir.absolute() / FOLDER
@@ -57,8 +58,8 @@ class CheckpointReader:
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
     def fault(self, step: int) -> str:
-        """Returns which file of a step is damaged and how, or "". Reads every byte, once in this
-        object's life.
+        """Returns the damaged file of a step and its damage, or "". Reads every byte once, then
+        remembers the answer.
         """
         if step not in self._faults:
             self._faults[step] = digests.find_damage(self.folder / str(step))
@@ -67,23 +68,24 @@ class CheckpointReader:
     def latest_step(self) -> int | None:
         """Returns the newest undamaged step, None if there are no steps at all.
 
-        Damaged newer ones are named in a warning and passed over: what came after an older step is
-        computed again, with the same bits.
+        Damaged newer ones are named in a warning and skipped: the run computes those steps again,
+        with the same bits.
 
         Raises:
-            UserError: there are steps, and all of them are damaged. Starting from scratch is not
-                for a program to decide.
+            UserError: there are steps, and all of them are damaged. Only the user may decide to
+                start from scratch.
         """
         steps = self.steps()
         for step in reversed(steps):
-            is_news = step not in self._faults
+            is_unchecked = step not in self._faults
             if not self.fault(step):
                 return step
-            if is_news:
-                _LOG.warning("checkpoint %d is damaged and passed over: %s", step, self.fault(step))
+            if is_unchecked:
+                _LOG.warning("checkpoint %d is damaged and skipped: %s", step, self.fault(step))
         require(
             not steps,
-            f"{self.folder} holds no undamaged checkpoint: {self.fault(steps[-1]) if steps else ''}. "
+            f"{self.folder} holds no undamaged checkpoint: "
+            f"{self.fault(steps[-1]) if steps else ''}. "
             "Copy it again from a backup, or start over with another --workdir.",
         )
         return None
@@ -92,11 +94,10 @@ class CheckpointReader:
         """Restores the newest undamaged step.
 
         Args:
-            abstract_state: `jax.ShapeDtypeStruct` leaves, with the shardings that the arrays shall
-                get.
+            abstract_state: `jax.ShapeDtypeStruct` leaves, with the shardings to give the arrays.
 
         Returns:
-            The state, and `data_position` and `run` as they were given to `save`.
+            The state, and `data_state` and `run` as they were given to `save`.
 
         Raises:
             UserError: there is no undamaged step, or it holds other arrays (name, shape or dtype).
@@ -115,17 +116,18 @@ class CheckpointReader:
         return state, restored["data"], restored["run"]
 
     def restore_model[Model](self, abstract_model: Model) -> tuple[int, Model, dict[str, Any]]:
-        """Restores the model alone: step, model, `run`. Else like `restore`.
+        """Restores step, model and `run` of the newest undamaged step, without the optimizer.
 
-        Leaves without a sharding go to the first device.
+        Leaves without a sharding go to the first device. Raises like `restore`.
         """
         step = self._require_step()
         restored = self._restore(step, {"model": abstract_model})
         return step, restored["model"], restored["run"]
 
     def read(self, step: int) -> StoredStep:
-        """Reads one step to host memory, without config or model and on any devices. Looks for no
-        damage.
+        """Reads one step to host memory, without config, model or devices of the run.
+
+        Does not look for damage.
         """
         stored = self._metadata(step)
         as_numpy = {
@@ -147,7 +149,7 @@ class CheckpointReader:
         return step
 
     def _restore(self, step: int, trees: dict[str, PyTree]) -> dict[str, Any]:
-        """Restores items into trees of the given structure, and `data` and `run` as they are."""
+        """Restores items into trees of the given structure, and `data` and `run` as plain JSON."""
         wanted = {item: _by_name(tree) for item, tree in trees.items()}
         self._require_fit(step, wanted)
         placed = {}
@@ -162,7 +164,7 @@ class CheckpointReader:
         return result
 
     def _read(self, step: int, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Reads items of arrays by their restore arguments, and the two that are JSON."""
+        """Reads the items of arrays by their restore arguments, and the two items of JSON."""
         plain = {item: ocp.args.JsonRestore() for item in ("data", "run")}
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
             return dict(
@@ -177,7 +179,7 @@ class CheckpointReader:
         """Raises `UserError` unless the step's arrays have the names, shapes and dtypes of
         `wanted`.
 
-        Orbax would cast to another dtype without a word, and give structures that differ as a page.
+        Orbax would cast to another dtype silently, and report other structures on a whole page.
         """
         metadata = self._metadata(step)
         faults = []
@@ -198,8 +200,9 @@ class CheckpointReader:
 
 
 class Checkpointer(CheckpointReader):
-    """Saves the state of a run in the background, and reads it back. One process at a time may use
-    a workdir.
+    """Saves the state of a run in the background, and reads it back.
+
+    One run at a time may use a workdir.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
@@ -217,35 +220,33 @@ class Checkpointer(CheckpointReader):
             ),
         )
 
-    def save(
-        self, step: int, state: Any, data_position: dict[str, Any], run: dict[str, Any]
-    ) -> None:
+    def save(self, step: int, state: Any, data_state: dict[str, Any], run: dict[str, Any]) -> None:
         """Starts to save a step; the arrays may be donated as soon as this returns.
 
-        Steps from `step` on that are still there (damaged ones, which `restore` passed over) are
-        removed first. Raises what the write of an earlier step raised in the background.
+        Steps from `step` on that are still there (damaged ones, which `restore` skipped) are
+        removed first. Raises the error of an earlier step's write in the background.
 
         Args:
-            step: Finished steps.
+            step: Number of finished steps.
             state: With `step`, `model` and `optimizer_state`, see `train/step.py`.
-            data_position: JSON: where the data goes on, and their fingerprint.
-            run: JSON: what made the state, see `workdir.describe_run`.
+            data_state: JSON from which the data resume, with their fingerprint.
+            run: JSON of config and versions, see `workdir.describe_run`.
         """
-        self.wait()  # Orbax would wait too, but `_saving` must not change before.
+        self.wait()  # `_saving` must not change while an earlier save is being written.
         for stale in self.steps():
             if stale >= step:
-                # Orbax saves no step that is not newer than all others.
-                _LOG.warning("checkpoint %d is removed: the run went back before it", stale)
+                # Orbax refuses to save a step that is not newer than all others.
+                _LOG.warning("checkpoint %d is removed: the run resumed before it", stale)
                 self._manager.delete(stale)
         self._saving = step
         self._faults.pop(step, None)
-        with self._full_disk_named():
+        with self._full_disk_error():
             is_saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     model=ocp.args.PyTreeSave(_by_name(state.model)),
                     optimizer=ocp.args.PyTreeSave(_by_name(_optimizer_item(state))),
-                    data=ocp.args.JsonSave(data_position),
+                    data=ocp.args.JsonSave(data_state),
                     run=ocp.args.JsonSave(run),
                 ),
             )
@@ -255,21 +256,22 @@ class Checkpointer(CheckpointReader):
             )
 
     def _write_digests(self) -> None:
-        """Runs in the background when all files of a step are written, just before its folder's
-        rename.
+        """Writes the digests when all files of a step are written, before its folder is renamed.
+
+        Orbax calls it in the background.
         """
-        if jax.process_index() == 0:
+        if is_leader():
             unfinished = list(self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
             digests.write_digests(max(unfinished, key=lambda path: path.stat().st_mtime), ITEMS)
 
     def wait(self) -> None:
-        """Waits until what `save` started is on disk. Raises what went wrong with it."""
-        with self._full_disk_named():
+        """Waits until the step that `save` started is on disk. Raises the error of its write."""
+        with self._full_disk_error():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _full_disk_named(self) -> Iterator[None]:
-        """Raises `OSError` of a full disk, which Orbax has other names for."""
+    def _full_disk_error(self) -> Iterator[None]:
+        """Raises `OSError` (ENOSPC) for a full disk, in place of the various errors of Orbax."""
         try:
             yield
         except Exception as error:
@@ -278,7 +280,7 @@ class Checkpointer(CheckpointReader):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
 
     def close(self) -> None:
-        """Waits, then frees threads. Raises what went wrong in the background."""
+        """Waits like `wait`, then frees the threads."""
         self.wait()
         self._manager.close()
 
@@ -299,8 +301,9 @@ def _by_name(tree: PyTree) -> Arrays:
 
 
 def _placed(arrays: Arrays) -> Arrays:
-    """Gives abstract arrays without a sharding the first device; Orbax would take the one they were
-    saved with.
+    """Gives abstract arrays without a sharding the first device.
+
+    Orbax would take the sharding that they were saved with.
     """
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return {

@@ -1,7 +1,6 @@
 """SHA-256 digests: of a checkpoint's files, to find damage, and of its arrays, to compare runs.
 
-Orbax restores most flipped bits of array data without a word, so each step carries the digests of
-its files.
+Orbax restores array data with flipped bits silently, so each step carries the digests of its files.
 """
 
 import hashlib
@@ -18,9 +17,9 @@ FILE_NAME = "digests.json"
 
 
 def write_digests(folder: pathlib.Path, items: Iterable[str]) -> None:
-    """Writes size and SHA-256 of every file of the subfolders `items` to `FILE_NAME` in `folder`.
+    """Writes size and SHA-256 of every file in the subfolders `items` to `FILE_NAME` in `folder`.
 
-    To be called before `folder` is renamed to its final name, which makes both appear at once.
+    Called before `folder` is renamed to its final name: files and digests appear at once.
     """
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -32,14 +31,14 @@ def write_digests(folder: pathlib.Path, items: Iterable[str]) -> None:
 
 
 def find_damage(folder: pathlib.Path) -> str:
-    """Returns which file of a folder is not as `write_digests` saw it and why, or "" if all are."""
+    """Returns the first file that differs from its digest and how, or "" if all agree."""
     try:
         files = json.loads((folder / FILE_NAME).read_bytes())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError:
         return f"{folder / FILE_NAME} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{folder / FILE_NAME} is no list of digests"
+        return f"{folder / FILE_NAME} is not a list of digests"
     for name, (num_bytes, sha256) in expected.items():
         path = folder / name
         if not path.is_file():
@@ -47,12 +46,12 @@ def find_damage(folder: pathlib.Path) -> str:
         if path.stat().st_size != num_bytes:
             return f"{path} has {path.stat().st_size} bytes, {num_bytes} were written"
         if file_sha256(path) != sha256:
-            return f"{path} has another SHA-256 than what was written"
+            return f"{path} has another SHA-256 than when it was written"
     return ""
 
 
 def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    """Returns a digest of names, dtypes, shapes and bits, whatever the order, sharding or storage."""
+    """Returns a digest of names, dtypes, shapes and bits; order and sharding do not count."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a live line on a terminal, plain lines elsewhere and in `log.txt`."""
+"""Messages of a run: progress bar and tables on a terminal, plain lines elsewhere and in a log."""
 
 import datetime
 import logging
@@ -15,7 +15,8 @@ from rich.logging import RichHandler
 
 FILE_NAME = "log.txt"
 _LOG = logging.getLogger("m3ae_tpu")
-_SHOWN = {
+# Metrics of the progress bar, and their short names.
+_BAR_METRICS = {
     "train/loss": "loss",
     "train/image_loss": "image",
     "train/text_loss": "text",
@@ -24,24 +25,25 @@ _SHOWN = {
 
 
 def start_log(workdir: pathlib.Path, console: Console | None = None) -> None:
-    """Sends what the package logs to the console and, with times, to the end of `WORKDIR/log.txt`.
+    """Sends the package's log records to the console and, with times, to `WORKDIR/log.txt`.
 
-    Called again, for another run in the same process, it leaves the former run's file.
+    The file is appended to. Another call, for another run in the same process, closes the former
+    run's file.
 
     Args:
-        workdir: Folder of the run.
-        console: Where else to write; default: rich's, standard output.
+        workdir: Directory of the run.
+        console: Console to write to; default: rich's, which is standard output.
     """
     console = console or rich.get_console()
     to_file = logging.FileHandler(workdir / FILE_NAME)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    # A terminal's lines go through rich, which keeps the live line below them.
+    # On a terminal rich prints the lines above the progress bar.
     to_console = (
         RichHandler(console=console, show_time=False, show_level=False, show_path=False)
         if console.is_terminal
         else logging.StreamHandler(console.file)
     )
-    to_console.addFilter(lambda record: not getattr(record, "is_shown", False))
+    to_console.addFilter(lambda record: not getattr(record, "is_on_console", False))
     for handler in list(_LOG.handlers):
         _LOG.removeHandler(handler)
         handler.close()
@@ -61,11 +63,11 @@ def show_card(rows: Sequence[tuple[str, str]], title: str, console: Console | No
         console.print(table)
     width = max(len(name) for name, _ in rows)
     for line in [title, *(f"  {name:<{width}}  {value}" for name, value in rows)]:
-        _LOG.info("%s", line, extra={"is_shown": console.is_terminal})
+        _LOG.info("%s", line, extra={"is_on_console": console.is_terminal})
 
 
 class Progress:
-    """The live line of a run; to be entered around the loop."""
+    """The progress bar of a run, and its lines of metrics. A context around the loop."""
 
     def __init__(self, num_steps: int, start_step: int = 0, console: Console | None = None):
         self._num_steps = num_steps
@@ -92,18 +94,18 @@ class Progress:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """Says that `step` steps are finished. Cheap, for every step."""
+        """Moves the bar to `step` finished steps. Cheap enough for every step."""
         self._bar.update(self._task, completed=step)
 
     def report(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Shows metrics of a step, named as in `metrics.jsonl`, and logs them as one line."""
+        """Shows metrics of a step, named as in `metrics.jsonl`, and logs them in one line."""
         text = _summary(metrics)
         self._bar.update(self._task, completed=step, metrics=text)
         line = f"step {step}/{self._num_steps}  {text}{self._time_left(step)}"
-        _LOG.info("%s", line, extra={"is_shown": self._console.is_terminal})
+        _LOG.info("%s", line, extra={"is_on_console": self._console.is_terminal})
 
     def _time_left(self, step: int) -> str:
-        # From the first report on: before it lies compiling.
+        # Counted from the first report, which comes after compiling.
         if self._first_report is None:
             self._first_report = (step, time.monotonic())
         first_step, start = self._first_report
@@ -115,7 +117,9 @@ class Progress:
 
 def _summary(metrics: Mapping[str, Any]) -> str:
     parts = [
-        f"{short} {float(metrics[name]):.4f}" for name, short in _SHOWN.items() if name in metrics
+        f"{short} {float(metrics[name]):.4f}"
+        for name, short in _BAR_METRICS.items()
+        if name in metrics
     ]
     if "time/examples_per_second" in metrics:
         parts.append(f"{float(metrics['time/examples_per_second']):,.0f} examples/s")

@@ -1,6 +1,4 @@
-"""Metrics of a run: a JSON line each time in `metrics.jsonl`, the same for TensorBoard and Weights
-& Biases.
-"""
+"""Metrics of a run, written to `metrics.jsonl`, TensorBoard and Weights & Biases."""
 
 import hashlib
 import json
@@ -17,17 +15,15 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes scalars by step. A line is with the system when `write` returns: killing the process
-    loses none.
-    """
+    """Writes scalars by step. A written line survives the kill of the process."""
 
     def __init__(self, workdir: pathlib.Path, *, resume_step: int = 0, wandb_project: str = ""):
         """Opens the files of a run.
 
         Args:
             workdir: Folder of the run.
-            resume_step: Finished steps of the state that the run goes on from. What was written
-                about later ones is dropped: it is written again.
+            resume_step: Number of finished steps of the state that the run resumes from. Lines of
+                later steps are dropped: the run writes them again.
             wandb_project: Weights & Biases project that gets the metrics too; empty for none.
 
         Raises:
@@ -42,8 +38,7 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes scalars (Python's, NumPy's or JAX's) of one step.
 
-        Numbers are written so that reading gives the same bits. JSON has no infinity and no NaN:
-        they become null.
+        Reading a number gives the same bits. Infinity and NaN become null, as JSON lacks them.
         """
         values = {name: _plain(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -54,11 +49,11 @@ class MetricsWriter:
             self._wandb.log(values, step=step)
 
     def flush(self) -> None:
-        """Makes what was written visible to TensorBoard."""
+        """Makes the written metrics visible to TensorBoard."""
         self._tensorboard.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes all files."""
+        """Writes buffered events and closes all files."""
         self._file.close()
         self._tensorboard.close()
         if self._wandb is not None:
@@ -66,22 +61,23 @@ class MetricsWriter:
 
 
 class _TensorBoardFile:
-    """An event file of a run. tensorboardX's own writer hands events to a thread: when that dies,
-    of a full disk say, the run would wait for it for ever.
+    """An event file of a run, written in the caller's thread.
+
+    tensorboardX's `SummaryWriter` hands events to a thread. When a full disk ends that thread, the
+    run would wait for it for ever.
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
-        # Imported here: it takes a second, and only a run needs it.
+        # Imported here: it takes a second, and `read_metrics` does without.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
         self._Event: Any = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
         self._Summary: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
         folder.mkdir(exist_ok=True)
-        # Files are named by their second: one that starts in the same second would take the place
-        # of the last.
+        # tensorboardX names files by their second: two of the same second would share a name.
         self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        # From this step on TensorBoard forgets what older files say.
+        # TensorBoard drops events of older files from this step on.
         start = resume_step + 1 if resume_step else 0
         self._file.write_event(self._Event(step=start, session_log={"status": "START"}))
 
@@ -102,16 +98,16 @@ class _TensorBoardFile:
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the lines of `metrics.jsonl`, oldest first; none if there is no such file.
 
-    The last line may be cut short, by a kill or because it is being written: it is left out.
+    An incomplete last line is left out: a kill cut it, or it is being written.
 
     Raises:
-        UserError: another line is no metrics.
+        UserError: another line does not hold metrics.
     """
     path = workdir / FILE_NAME
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
-    # What follows the last newline is "", or half a line.
+    # The last element is "", or an incomplete line.
     return [_parse(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
 
 
@@ -122,15 +118,15 @@ def _parse(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):
         raise UserError(
-            f"{path}, line {number} = {line[:40]!r} is no line of metrics. Remove this line."
+            f"{path}, line {number} = {line[:40]!r} does not hold metrics. Remove this line."
         )
     return values
 
 
 def _keep_until(path: pathlib.Path, step: int) -> None:
-    """Drops lines of later steps than `step`, and half a line at the end, in one piece."""
+    """Drops lines of steps after `step`, and an incomplete last line, by one atomic write."""
     if path.exists():
-        # Before the first step nothing is worth keeping: what was said of step 0 is said again.
+        # A run that restarts at step 0 drops all old lines and writes them again.
         kept = [
             values for values in read_metrics(path.parent) if values["step"] <= step and step > 0
         ]
@@ -138,7 +134,7 @@ def _keep_until(path: pathlib.Path, step: int) -> None:
 
 
 def _plain(value: Any) -> int | float:
-    """Returns a scalar as Python's number; a float32 becomes the double of the same value."""
+    """Returns a scalar as a Python number; a float32 becomes the double of the same value."""
     number = value.item() if hasattr(value, "item") else value
     return number if isinstance(number, int) else float(number)
 
@@ -151,6 +147,6 @@ def _start_wandb(workdir: pathlib.Path, project: str) -> Any:
             f"logging.wandb_project = {project} needs the package wandb, which is not installed. "
             "Install it: pip install 'm3ae-tpu[wandb]'; or leave the project empty."
         ) from None
-    # The same folder is the same run, also after a restart.
+    # The id comes from the folder, so that a resumed run continues its wandb run.
     name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
     return wandb.init(project=project, name=workdir.name, id=name, dir=str(workdir), resume="allow")

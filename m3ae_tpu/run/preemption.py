@@ -1,21 +1,17 @@
-"""Asks the loop to save and stop: on SIGTERM, on Ctrl-C, or when the scheduler takes the machines
-back.
-"""
+"""Requests to save and stop: SIGTERM, Ctrl-C, or a scheduler that takes the machines back."""
 
 import logging
 import signal
 import types
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
+from m3ae_tpu.parallel import processes
 
 _LOG = logging.getLogger(__name__)
 
 
 class Preemption:
-    """While entered, the first SIGTERM or SIGINT only sets a mark; a second one ends the process as
-    ever.
+    """Context in which the first SIGTERM or SIGINT sets a mark, and a second one ends the process.
 
         with Preemption() as preemption:
             for step in ...:
@@ -23,18 +19,17 @@ class Preemption:
                 if preemption.reached(step):
                     ...  # save, then leave
 
-    To be entered in the main thread, as Python delivers signals there. In a run of several
-    processes signals are left to JAX's preemption service, which makes all of them stop after the
-    same step.
+    It must be entered in the main thread, to which Python delivers signals. In a run of several
+    processes JAX's preemption service handles the signals and stops all after the same step.
     """
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
         self._former: dict[signal.Signals, Any] = {}
-        self._is_told = False
+        self._is_logged = False
 
     def __enter__(self) -> "Preemption":
-        if jax.process_count() == 1:
+        if processes.is_alone():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._former[number] = signal.signal(number, self._mark)
         return self
@@ -44,12 +39,12 @@ class Preemption:
 
     def reached(self, step: int) -> bool:
         """Returns whether to save and stop after `step`; the same in every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        # Not told in the handler: a signal in the middle of a print must not print.
-        if self._signal is not None and not self._is_told:
+        if not processes.is_alone():
+            return processes.is_preempted(step)
+        # Logged here, not in the handler: it may interrupt another write to the same stream.
+        if self._signal is not None and not self._is_logged:
             _LOG.warning("%s after step %d: saving, then stopping", self._signal.name, step)
-            self._is_told = True
+            self._is_logged = True
         return self._signal is not None
 
     def _mark(self, number: int, frame: types.FrameType | None) -> None:

@@ -1,6 +1,4 @@
-"""Guards that a run goes on bit for bit after any kill, and that damage is found and named, never
-trained on.
-"""
+"""Guards that a run resumes bit for bit, and that damaged checkpoints are found and named."""
 
 import json
 import os
@@ -90,13 +88,13 @@ def workdir(saved, tmp_path):
     return tmp_path
 
 
-def test_state_comes_back_bit_for_bit_with_the_shardings_asked_for(workdir):
-    state, data_position, run = CheckpointReader(workdir).restore(
+def test_state_comes_back_bit_for_bit_with_the_requested_shardings(workdir):
+    state, data_state, run = CheckpointReader(workdir).restore(
         abstract(make_state(0), sharding=BY_ROW)
     )
     assert_same(state, make_state(8))
     assert state.model.kernel.sharding == BY_ROW
-    assert (data_position, run) == ({"step": 8, "fingerprint": "f"}, RUN)
+    assert (data_state, run) == ({"step": 8, "fingerprint": "f"}, RUN)
 
 
 def test_only_the_newest_steps_are_kept(workdir):
@@ -137,12 +135,12 @@ def cut(path):
 @pytest.mark.parametrize(
     "name", ["model/ocdbt.process_0/d/*", "optimizer/_METADATA", "data/metadata", "digests.json"]
 )
-def test_damaged_step_is_named_and_passed_over(workdir, caplog, damage, name):
+def test_damaged_step_is_named_and_skipped(workdir, caplog, damage, name):
     file = next((workdir / "checkpoints" / "8").glob(name))
     damage(file)
-    state, data_position, _ = CheckpointReader(workdir).restore(abstract(make_state(0)))
+    state, data_state, _ = CheckpointReader(workdir).restore(abstract(make_state(0)))
     assert_same(state, make_state(6))
-    assert data_position["step"] == 6
+    assert data_state["step"] == 6
     assert "checkpoint 8 is damaged" in caplog.text
     # A flipped bit in the list of digests accuses one of the files that it lists.
     assert str(file) in caplog.text or (file.name, damage) == (digests.FILE_NAME, flip)
@@ -225,7 +223,7 @@ def test_failed_write_in_the_background_is_raised_and_leaves_the_former_step(wor
 def test_kill_before_a_save_is_complete_leaves_the_former_step(workdir):
     script = """
         import os, pathlib, signal, sys
-        sys.path.insert(0, "tests")
+        sys.path[:0] = ["tests", "tests/run"]
         import conftest, test_checkpoint
 
         class Killed(test_checkpoint.Checkpointer):
@@ -289,7 +287,7 @@ def test_inspect_program_prints_json_and_marks_a_damaged_step(workdir):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nowhere", "is no folder"), (".", "holds no checkpoint")]
+    ("name", "message"), [("nowhere", "is not a folder"), (".", "holds no checkpoint")]
 )
 def test_inspecting_a_folder_without_checkpoints_is_refused(tmp_path, name, message):
     with pytest.raises(UserError, match=message):

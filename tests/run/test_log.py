@@ -1,6 +1,4 @@
-"""Guards what a run says: a live line on a terminal, plain lines elsewhere, the same in the log
-either way.
-"""
+"""Guards a run's messages: a progress bar on a terminal, plain lines elsewhere and in the log."""
 
 import io
 import logging
@@ -28,7 +26,7 @@ def own_logger(monkeypatch):
     logger.level, logger.propagate, logger.handlers[:] = state
 
 
-def say_everything(workdir, *, is_terminal):
+def show_everything(workdir, *, is_terminal):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=is_terminal, width=100)
     start_log(workdir, console)
@@ -47,7 +45,7 @@ LINES += ["step 4/10  loss 1.2346  1,234 examples/s  2% waiting for data", "some
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_log_has_plain_lines_with_times(tmp_path, is_terminal):
-    _, log = say_everything(tmp_path, is_terminal=is_terminal)
+    _, log = show_everything(tmp_path, is_terminal=is_terminal)
     lines = [line[len("2026-11-26 00:00:00 ") :] for line in log.splitlines()]
     assert lines[:5] == LINES
     assert lines[5].startswith("step 6/10  loss 1.2346")
@@ -56,14 +54,14 @@ def test_log_has_plain_lines_with_times(tmp_path, is_terminal):
 
 
 def test_pipe_gets_the_same_lines(tmp_path):
-    screen, _ = say_everything(tmp_path, is_terminal=False)
+    screen, _ = show_everything(tmp_path, is_terminal=False)
     assert screen.splitlines()[:5] == LINES
     assert "\x1b" not in screen
     assert "\r" not in screen
 
 
-def test_terminal_gets_a_table_and_a_live_line(tmp_path):
-    screen, _ = say_everything(tmp_path, is_terminal=True)
+def test_terminal_gets_a_table_and_a_progress_bar(tmp_path):
+    screen, _ = show_everything(tmp_path, is_terminal=True)
     assert "─" in screen
     assert "step 4/10  loss" not in screen
     assert "loss 1.2346" in screen
@@ -72,8 +70,8 @@ def test_terminal_gets_a_table_and_a_live_line(tmp_path):
 
 def test_log_goes_on_in_the_same_file_and_leaves_the_former_runs(tmp_path):
     (tmp_path / "other").mkdir()
-    say_everything(tmp_path, is_terminal=False)
-    _, log = say_everything(tmp_path, is_terminal=False)
-    say_everything(tmp_path / "other", is_terminal=False)
+    show_everything(tmp_path, is_terminal=False)
+    _, log = show_everything(tmp_path, is_terminal=False)
+    show_everything(tmp_path / "other", is_terminal=False)
     assert log.count("something happened") == 2
     assert (tmp_path / "log.txt").read_text() == log

@@ -1,4 +1,4 @@
-"""Guards that the first signal only asks, the second ends, and that nothing is left behind."""
+"""Guards that the first signal requests a stop, the second ends, and the old handlers return."""
 
 import os
 import signal

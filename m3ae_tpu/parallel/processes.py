@@ -1,0 +1,37 @@
+"""The processes of a run that trains on several machines: the leader, sums over all, a common stop.
+
+Alone, a process is the leader and its sums are its own.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def is_alone() -> bool:
+    """Returns whether the run has one process."""
+    return jax.process_count() == 1
+
+
+def is_leader() -> bool:
+    """Returns whether this process writes the files that all processes share."""
+    return jax.process_index() == 0
+
+
+def total(values: Sequence[int]) -> list[int]:
+    """Returns the sum of each value over all processes, which must call this together."""
+    if is_alone():
+        return list(values)
+    gathered = multihost_utils.process_allgather(np.array(values, np.int64))
+    return np.asarray(gathered).sum(axis=0).tolist()
+
+
+def is_preempted(step: int) -> bool:
+    """Returns whether the scheduler takes machines back: the same answer in every process.
+
+    JAX's preemption service makes all processes agree on one step, so all must call this after the
+    same steps.
+    """
+    return multihost_utils.reached_preemption_sync_point(step)
