@@ -119,7 +119,7 @@ def test_only_kernels_import_each_other_by_relative_names():
 def test_what_runs_before_the_flags_are_read_does_not_import_arrays():
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
-        for room in ("errors", "files", "config", "command_line", "configs")
+        for room in ("errors", "files", "config", "command_line", "overrides", "configs")
         for path in [*files_of(room), ROOT / "m3ae_tpu" / "__init__.py"]
         for name in imported_names(path)
         if name.split(".")[0] in {"jax", "numpy", "equinox", "optax", "grain", "orbax"}
