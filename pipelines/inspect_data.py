@@ -11,7 +11,7 @@ dotted name, with DIR too.
 
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -20,6 +20,9 @@ from m3ae_tpu.config import DataConfig, PretrainConfig
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_path
 from m3ae_tpu.overrides import load_named_config, override
+
+if TYPE_CHECKING:
+    from m3ae_tpu.data.sources import OpenData
 
 _CONFIG = flags.DEFINE_string(
     "config", "", "Named config, or path of a file like it; instead of a DIR."
@@ -43,7 +46,8 @@ def verify(folders: list[pathlib.Path]) -> None:
     """
     import rich.progress
 
-    from m3ae_tpu.prepare.inspection import find_faults, read_manifest
+    from m3ae_tpu.data.manifest import read_manifest
+    from m3ae_tpu.prepare.inspection import find_faults
 
     for folder in folders:
         manifest = read_manifest(folder)
@@ -83,16 +87,14 @@ def show_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     rich.print(table)
 
 
-def show_mixture(config: PretrainConfig) -> None:
+def show_mixture(data: "OpenData", batch_size: int) -> None:
     """Prints how each source will be fed, and how long its texts are."""
     import rich
     import rich.table
 
     from m3ae_tpu.prepare.inspection import summarise
 
-    mixture = rich.table.Table(
-        title=f"mixture: batches of {config.batch_size:,}", title_justify="left"
-    )
+    mixture = rich.table.Table(title=f"mixture: batches of {batch_size:,}", title_justify="left")
     for heading in ("source", "kind", "rows", "records", "epochs in 1,000 steps"):
         mixture.add_column(heading, justify="left" if heading in ("source", "kind") else "right")
     lengths = rich.table.Table(
@@ -100,7 +102,7 @@ def show_mixture(config: PretrainConfig) -> None:
     )
     for heading in ("source", "texts", "mean", "median", "95 %", "max", "length", "cut"):
         lengths.add_column(heading, justify="left" if heading == "source" else "right")
-    for summary in summarise(config):
+    for summary in summarise(data):
         source = summary.source
         name = "/".join(pathlib.Path(source.shards).parts[-2:])
         epochs = f"{summary.epochs_per_thousand_steps:,.3g}"
@@ -117,21 +119,14 @@ def show_mixture(config: PretrainConfig) -> None:
         rich.print(lengths)
 
 
-def draw_sheet(config: PretrainConfig, path: pathlib.Path) -> None:
+def draw_sheet(config: PretrainConfig, data: "OpenData", path: pathlib.Path) -> None:
     """Writes the contact sheet of the first batch."""
-    import dataclasses
-
-    from m3ae_tpu.data.loader import make_loader
-    from m3ae_tpu.data.text import Tokenizer
     from m3ae_tpu.report.contact_sheet import draw_contact_sheet
 
-    data = dataclasses.replace(config.data, num_workers=0)
-    loader = make_loader(dataclasses.replace(config, data=data))
+    loader = data.loader()
     batch, _ = loader.batch_at(0)
     loader.close()
-    has_text = any(source.kind != "image" for source in data.sources)
-    tokenizer = Tokenizer(data.tokenizer) if has_text else None
-    sheet = draw_contact_sheet(config, batch, tokenizer, examples=_EXAMPLES.value)
+    sheet = draw_contact_sheet(config, batch, data.tokenizer, examples=_EXAMPLES.value)
     with atomic_path(path) as unfinished:
         sheet.save(unfinished, "png")
     print(f"{path}: images of the first batch, augmented, beside what the masks leave of them")
@@ -153,7 +148,9 @@ def main(argv: list[str]) -> None:
     require(
         not _SHEET.value or not sheet.is_dir(), f"--sheet = {sheet} is a folder. Name a file in it."
     )
-    from m3ae_tpu.prepare.inspection import manifest_folders, read_manifest, sources_of
+    from m3ae_tpu.data.manifest import read_manifest
+    from m3ae_tpu.data.sources import open_data
+    from m3ae_tpu.prepare.inspection import manifest_folders, sources_of
 
     if is_folder:
         folders = [pathlib.Path(argv[1])]
@@ -173,9 +170,15 @@ def main(argv: list[str]) -> None:
             return verify(folders)
     for folder in folders:
         show_manifest(folder, read_manifest(folder))
-    show_mixture(config)
+    data = open_data(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        vocab_size=config.model.vocab_size,
+    )
+    show_mixture(data, config.batch_size)
     if _SHEET.value:
-        draw_sheet(config, sheet)
+        draw_sheet(config, data, sheet)
 
 
 def run() -> None:

@@ -18,7 +18,9 @@ from typing import Any
 from absl import flags
 
 from m3ae_tpu.command_line import run_program
-from m3ae_tpu.data.records import STARTER, Record, open_shards, write_shards
+from m3ae_tpu.data.manifest import STARTER
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import open_shards, write_shards
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_write, file_sha256
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from absl import flags
 
 from m3ae_tpu.command_line import run_program
-from m3ae_tpu.data.records import Record, Shards, open_shards
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_write

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 from repository import ROOT, tracked_files
 
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.shards import open_shards
 
 FORWARD = """
 import jax, numpy as np

@@ -25,16 +25,16 @@ class SourceConfig:
     """Share of a batch's rows, relative to the other sources' weights."""
     text_length: int = 64
     """Tokens per text; longer texts are cut, shorter ones padded."""
-    part: tuple[float, float] = (0.0, 1.0)
+    split: tuple[float, float] = (0.0, 1.0)
     """Fraction of the records to use, as (start, end) in shard order: (0, 0.25) is the first
-    quarter.
+    quarter. Sources whose splits meet share no record.
     """
 
     def __post_init__(self) -> None:
         require_choice(self, "kind")
         require_positive(self, "weight", "text_length")
-        start, end = self.part
-        require_field(self, "part", 0 <= start < end <= 1, "is not a range within [0, 1]")
+        start, end = self.split
+        require_field(self, "split", 0 <= start < end <= 1, "is not a range within [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

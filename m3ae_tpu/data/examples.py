@@ -1,8 +1,7 @@
-"""A source's examples by index; where a record is broken, the next good one of the same source
-stands in.
+"""A source's examples by index; a broken record is replaced by the next good one of its source.
 
-Nothing is left out and nothing moves up: a batch stays full, and what stands where hangs on the
-records' bytes alone, never on a crop, a worker or a restart.
+Batches stay full and other rows do not shift. The substitute depends only on the stored bytes, not
+on crops, workers or restarts.
 """
 
 import dataclasses
@@ -13,7 +12,9 @@ from jaxtyping import UInt8
 
 from m3ae_tpu.config import Kind
 from m3ae_tpu.data.images import ImageSizeError, decode_image
-from m3ae_tpu.data.records import DamagedRecordError, Record, Shards
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import DamagedRecordError, Shards
+from m3ae_tpu.errors import DataError
 
 type Fault = Literal[
     "damaged_record",
@@ -24,34 +25,30 @@ type Fault = Literal[
     "no_caption",
     "overlong_caption",
 ]
-"""What is wrong with a record. An overlong caption is cut; a record with any other fault is
-replaced.
-"""
+"""Fault of a record. An overlong caption is cut; with any other fault the record is replaced."""
 
 CUT: Fault = "overlong_caption"
 _MAX_CHARACTERS = 20_000
-"""Captions are cut to these before they are tokenised: far more than fit into a row, and no row
-takes seconds.
+"""Captions are cut to this length before they are tokenised; bounds the time of a row. Far more
+than fit into a row.
 """
 _MAX_SUBSTITUTES = 2_000
-"""Records tried in the place of a broken one: more than the 64 KiB that one damaged block of a
-shard holds.
-"""
-_KEPT_BYTES = 2**28
-"""Decoded images that a process keeps of a source that fits: 256 MB."""
+"""Records tried in place of a broken one: more than one damaged block of a shard, 64 KiB, holds."""
+_CACHE_BYTES = 2**28
+"""Decoded images of a source that a process may keep: 256 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What pre-training sees of a record: id, captions, image, and nothing else."""
+    """A record as pre-training reads it: id, captions and encoded image only."""
 
     id: str
     captions: tuple[str, ...]
-    """At least one, none empty; none at all of an image-only source."""
+    """At least one, none empty; an empty tuple in an image-only source."""
     image: bytes
-    """Encoded; empty of a text-only source."""
+    """Encoded; empty in a text-only source."""
     fault: Fault | None = None
-    """What was wrong with the record at the index asked for."""
+    """Fault of the record at the requested index."""
 
 
 type Pixels = UInt8[np.ndarray, "height width 4"]
@@ -60,36 +57,32 @@ type Pixels = UInt8[np.ndarray, "height width 4"]
 class Examples:
     """The examples of a source, by index of their record.
 
-    Keeps decoded images if all of the source fits into 256 MB: a small set is decoded once, not
-    every epoch.
+    Caches decoded images if the whole source fits into 256 MB: a small set is decoded only once.
     """
 
-    def __init__(self, shards: Shards, kind: Kind, part: range):
-        """Takes the records `part` of `shards`: others stand in for none of them."""
-        self.shards, self.part = shards, part
+    def __init__(self, shards: Shards, kind: Kind, split: range):
+        """Takes shards and the indices of this source's records; substitutes come from them too."""
+        self.shards, self.split = shards, split
         self.kind: Kind = kind
-        self._kept: dict[int, tuple[Example, Pixels]] = {}
-        self._kept_bytes = 0
+        self._cache: dict[int, tuple[Example, Pixels]] = {}
+        self._cached_bytes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Examples, (self.shards, self.kind, self.part)
+        return Examples, (self.shards, self.kind, self.split)
 
     def read(self, index: int) -> Example | Fault:
-        """Returns the example of record `index` as it is stored, or what is wrong with the record.
+        """Returns the example stored at record `index`, or the record's fault.
 
         Raises:
-            RuntimeError: its shard is gone, changed or unreadable.
+            DataError: its shard is gone, changed or unreadable.
         """
-        if index in self._kept:
-            return self._kept[index][0]
+        if index in self._cache:
+            return self._cache[index][0]
         try:
             record = self.shards[index]
         except DamagedRecordError as error:
-            return (
-                "text_not_utf8"
-                if isinstance(error.__cause__, UnicodeDecodeError)
-                else "damaged_record"
-            )
+            is_text = isinstance(error.__cause__, UnicodeDecodeError)
+            return "text_not_utf8" if is_text else "damaged_record"
         captions = _usable_captions(record) if self.kind != "image" else ()
         if self.kind != "image" and not captions:
             return "no_caption"
@@ -101,52 +94,51 @@ class Examples:
         image = record.image if self.kind != "text" else b""
         return Example(record.id, captions, image, CUT if is_cut else None)
 
-    def decode(self, index: int, found: Example | Fault) -> tuple[Example, Pixels | None]:
-        """Returns the example of record `index` with its image, or the next good one where the
-        record is broken.
+    def decode(self, index: int, stored: Example | Fault) -> tuple[Example, Pixels | None]:
+        """Returns the example of record `index` with its image; a substitute for a broken record.
 
         Args:
-            index: Of the record.
-            found: What `read` returned for it.
+            index: The record's.
+            stored: Result of `read(index)`.
 
         Raises:
-            RuntimeError: none of the next records is good either, or one's shard is gone, changed
+            DataError: none of the next records is good either, or the shard of one is gone, changed
                 or unreadable.
         """
-        if index in self._kept:
-            return self._kept[index]
-        decoded = self._decode(found)
+        if index in self._cache:
+            return self._cache[index]
+        decoded = self._decode(stored)
         if isinstance(decoded, str):
             example, image = self._substitute(index)
             decoded = dataclasses.replace(example, fault=decoded), image
         example, image = decoded
         if (
             image is not None
-            and max(self._kept_bytes, image.nbytes * len(self.part)) <= _KEPT_BYTES
+            and max(self._cached_bytes, image.nbytes * len(self.split)) <= _CACHE_BYTES
         ):
-            self._kept[index] = example, image
-            self._kept_bytes += image.nbytes
+            self._cache[index] = example, image
+            self._cached_bytes += image.nbytes
         return decoded
 
     def _substitute(self, index: int) -> tuple[Example, Pixels | None]:
-        place, tries = self.part.index(index), min(_MAX_SUBSTITUTES, len(self.part) - 1)
+        number, tries = self.split.index(index), min(_MAX_SUBSTITUTES, len(self.split) - 1)
         for distance in range(1, tries + 1):
-            decoded = self._decode(self.read(self.part[(place + distance) % len(self.part)]))
+            decoded = self._decode(self.read(self.split[(number + distance) % len(self.split)]))
             if not isinstance(decoded, str):
                 return decoded
-        raise RuntimeError(
+        raise DataError(
             f"{self.shards.place(index)} is broken, and so are all {tries:,} records after it. "
             "Copy or make these shards again, or take them out of data.sources."
         )
 
-    def _decode(self, found: Example | Fault) -> tuple[Example, Pixels | None] | Fault:
-        """Returns an example with its image, decoded to its last byte, or what is wrong with it."""
-        if isinstance(found, str):
-            return found
+    def _decode(self, stored: Example | Fault) -> tuple[Example, Pixels | None] | Fault:
+        """Returns an example with its image, decoded to its last byte, or its fault."""
+        if isinstance(stored, str):
+            return stored
         if self.kind == "text":
-            return found, None
+            return stored, None
         try:
-            return found, decode_image(found.image, "RGBX")
+            return stored, decode_image(stored.image, "RGBX")
         except ImageSizeError:
             return "image_size"
         except ValueError:

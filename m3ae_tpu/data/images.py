@@ -1,11 +1,10 @@
-"""Image bytes to arrays: decoding, random crops, and when a image may be mirrored."""
+"""Image bytes to arrays: decoding, random crops and resizing."""
 
 import contextlib
 import functools
 import io
 import math
 import platform
-import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -230,45 +229,3 @@ def resize_and_crop_center(
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
-
-
-# Directions and turning; things that are read; things that mirroring turns into something else.
-_HANDED_WORDS = (
-    "left|leftward|leftwards|right|rightward|rightwards|lefthand|righthand|sideways|clockwise|anticlockwise"
-    "|counterclockwise|forward|backward|backwards|reverse|next|previous"
-    "|east|west|northeast|northwest|southeast|southwest"
-    "|letter|letters|lettering|word|words|text|writing|written|handwriting|inscription|script|caption|captions"
-    "|font|fonts|alphabet|alphabetic|alphanumeric|latin|uppercase|lowercase|spelled|reads|says|saying"
-    "|number|numbers|numeral|numerals|numeric|digit|digits|keycap|keycaps|equation|equations|formula|formulas"
-    "|punctuation|question|percent|dollar|dollars|euro|euros"
-    "|sign|signs|signage|signpost|signboard|sticker|poster|posters|billboard|billboards|banner|banners"
-    "|label|labels|logo|logos|headline|headlines"
-    "|newspaper|newspapers|magazine|magazines|button|buttons|badge|badges|trademark|copyright|registered"
-    "|keyboard|keyboards|calendar|calendars|map|maps|globe|globes|compass|clef|clefs|cursor|cursors|pointer|pointing"
-    "|flag|flags|ensign|ensigns|arrow|arrows|clock|clocks|clockface|watch|wristwatch|timer|stopwatch"
-)
-_HANDED = frozenset(_HANDED_WORDS.split("|"))
-_WORD = re.compile(r"\w+")
-# A run of capitals ("SOON", "OK") or a quoted word names what is written in the image.
-_WRITTEN = re.compile(r"\b[A-Z]{2,}\b|\"[^\"]+\"")
-_HANDED_PHRASES = re.compile(r"\b(?:license plate|musical notes?|sheet music|\w+-thirty)\b")
-
-
-def may_mirror(caption: str) -> bool:
-    """Returns whether a image with this caption stays true to it when left and right are swapped.
-
-    The paper mirrors half of all images. That is harmless to the image of a cat, but "a left
-    arrow", "the flag of France", "a sign that says STOP" or "three o'clock" become false, and a
-    model that reads captions would be taught so. Captions that speak of directions, of writing and
-    numbers, of flags, arrows or clock faces therefore keep their image as it is: about a fifth of
-    the starter set. The list errs on the side of keeping: "human rights" or "a written agreement"
-    cost a flip and nothing else. What counts is the wording that the model reads beside the image.
-    An empty one, or none, has nothing that could become false.
-    """
-    lowered = caption.casefold()
-    # Words by look-up: one expression with all of them takes six times as long.
-    return (
-        _HANDED.isdisjoint(_WORD.findall(lowered))
-        and _WRITTEN.search(caption) is None
-        and _HANDED_PHRASES.search(lowered) is None
-    )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from m3ae_tpu.data.images import decode_image, resize_and_crop_center
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import require
 
@@ -48,7 +48,7 @@ def read_labelled(
     """Reads labelled pairs or images. Nothing is random: the same shards give the same bits.
 
     Args:
-        pattern: Glob of shards, as in `records.resolve`.
+        pattern: Glob of shards, as in `manifest.resolve`.
         image_size: Side of the square images, pixels.
         tokenizer: Encodes the main captions.
         text_length: Tokens of a caption; cut or padded.

@@ -1,44 +1,41 @@
-"""Batches of a run, as NumPy arrays: reads, decodes, augments and tokenises, here or in worker
-processes.
+"""Batches of a run as NumPy arrays: read, decoded, augmented and tokenised, here or in workers.
 
-Batch s is a pure function of (config, seed, s): workers, threads, processes and restarts change no
-bit of it, and a run goes on by asking for the batches from its step on. The batch is described in
-`data/records.py`.
+Batch s is a pure function of (config, seed, s): workers, threads, processes and restarts do not
+change a bit of it, and a run resumes by requesting the batches from its step on.
 """
 
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig
+from m3ae_tpu.batch import Batch, Rows, Source
+from m3ae_tpu.config import DataConfig, Kind
 from m3ae_tpu.data.broken import BrokenRow
 from m3ae_tpu.data.examples import Example, Examples
-from m3ae_tpu.data.images import may_mirror, random_resized_crop
-from m3ae_tpu.data.mixture import Plan, records_in_part, rows_per_source
-from m3ae_tpu.data.records import Batch, DamagedRecordError, Shards, open_shards
+from m3ae_tpu.data.images import random_resized_crop
+from m3ae_tpu.data.mirroring import may_mirror
 from m3ae_tpu.data.rows import DrawRows, Row
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.data.workers import explain_worker_error, set_up_worker
-from m3ae_tpu.errors import require
+from m3ae_tpu.errors import DataError
 
 type Counts = dict[str, int]
 
 _ENDLESS = 2**40
 """Steps after which the stream ends: at a thousand a second, in 35 years."""
 _READ_AHEAD = 64
-"""Records that are read at a time: between two images the reader would find nothing of its own in
-the processor's cache any more. Bounds memory where images are large."""
+"""Records read per burst. Alternating reads with decodes evicts the reader from the CPU cache.
+Bounds memory for large images."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where the rows of a batch come from, this process's alone."""
+class BatchInfo:
+    """The records behind a batch; only this process's rows."""
 
     counts: Counts
     """Metrics that add up over steps and processes; the same names in every batch."""
@@ -48,43 +45,41 @@ class Origin:
 
 
 class MakeBatch:
-    """Makes a step's batch: reads, decodes, picks wordings, crops, and tokenises the texts.
+    """Makes a step's batch: reads, decodes, picks captions, crops, and tokenises the texts.
 
-    All of it here: between the steps of a pipeline each image would drive Python's own memory out
-    of the processor's cache, which costs more than half of a decode.
+    One function, not chained Grain maps: passing images between stages evicts the interpreter from
+    the CPU cache, which costs more than half of a decode.
     """
 
     def __init__(
         self,
-        rows: DrawRows,
+        data: DataConfig,
+        sources: Sequence[Source],
         examples: Sequence[Examples],
-        config: PretrainConfig,
+        rows: DrawRows,
         tokenizer: Tokenizer | None,
-        text_lengths: dict[Kind, int],
     ):
-        self.rows, self.examples, self.data = rows, examples, config.data
-        self.tokenizer, self.text_lengths = tokenizer, text_lengths
+        """Takes the examples of each source, the rows of each step, and the tokenizer of texts."""
+        self._data, self._examples, self._rows, self._tokenizer = data, examples, rows, tokenizer
+        self._kinds = [source.kind for source in sources]
+        self._text_lengths = {source.kind: source.text_length for source in sources}
 
-    def __call__(self, step: int) -> tuple[Batch, Origin]:
+    def __call__(self, step: int) -> tuple[Batch, BatchInfo]:
         """Makes the batch of a step.
 
         Raises:
-            RuntimeError: a shard cannot be read; names it.
+            DataError: a shard cannot be read or a record not be used; names it.
         """
-        rows = self.rows(step)
+        rows = self._rows(step)
         batch: Batch = {}
         counts: Counts = {}
         broken: list[BrokenRow] = []
         ids: dict[Kind, list[str]] = {}
-        kinds: dict[Kind, None] = dict.fromkeys(self.examples[row.source].kind for row in rows)
-        for kind in kinds:
-            of_kind = [row for row in rows if self.examples[row.source].kind == kind]
-            examples, images = self._examples(kind, of_kind)
+        for kind in dict.fromkeys(self._kinds[row.source] for row in rows):
+            of_kind = [row for row in rows if self._kinds[row.source] == kind]
+            examples, images = self._read(kind, of_kind)
             captions = [
-                example.captions[int(row.wording * len(example.captions))]
-                if example.captions
-                else ""
-                for row, example in zip(of_kind, examples, strict=True)
+                _pick_caption(row, example) for row, example in zip(of_kind, examples, strict=True)
             ]
             ids[kind] = [example.id for example in examples]
             broken += [
@@ -92,217 +87,148 @@ class MakeBatch:
                 for row, example in zip(of_kind, examples, strict=True)
                 if example.fault
             ]
-            batch[kind] = {}
+            made = Rows()
             if images is not None:
-                flips = [
-                    row.flip < self.data.flip_probability and may_mirror(caption)
+                is_flipped = [
+                    row.flip_draw < self._data.flip_probability and may_mirror(caption)
                     for row, caption in zip(of_kind, captions, strict=True)
                 ]
-                batch[kind] |= {"image": images, "flip": np.array(flips)}
-            if kind != "image" and self.tokenizer is not None:
-                text, text_valid, num_truncated = self.tokenizer.encode(
-                    captions, self.text_lengths[kind]
+                made = made._replace(images=images, is_flipped=np.array(is_flipped))
+            if kind != "image" and self._tokenizer is not None:
+                text_ids, is_valid, num_truncated = self._tokenizer.encode(
+                    captions, self._text_lengths[kind]
                 )
-                batch[kind] |= {"text": text, "text_valid": text_valid}
+                made = made._replace(text_ids=text_ids, is_valid=is_valid)
                 counts[f"data/truncated_texts/{kind}"] = num_truncated
-        return batch, Origin(counts, tuple(broken), ids)
+            batch[kind] = made
+        return batch, BatchInfo(counts, tuple(broken), ids)
 
-    def _examples(
+    def _read(
         self, kind: Kind, rows: Sequence[Row]
     ) -> tuple[list[Example], UInt8[np.ndarray, "rows size size 3"] | None]:
         """Returns the examples of rows of one kind, and their crops."""
-        size, examples = self.data.image_size, []
+        size, examples = self._data.image_size, []
         images = np.empty((len(rows), size, size, 3), np.uint8) if kind != "text" else None
         row = rows[0]
         try:
             for start in range(0, len(rows), _READ_AHEAD):
-                some, found = rows[start : start + _READ_AHEAD], []
-                for row in some:
-                    found.append(self.examples[row.source].read(row.record))
-                for place, row in enumerate(some, start):
-                    example, image = self.examples[row.source].decode(
-                        row.record, found[place - start]
-                    )
+                burst, stored = rows[start : start + _READ_AHEAD], []
+                for row in burst:
+                    stored.append(self._examples[row.source].read(row.record))
+                for number, row in enumerate(burst):
+                    example, image = self._examples[row.source].decode(row.record, stored[number])
                     examples.append(example)
                     if images is not None and image is not None:
                         random_resized_crop(
-                            image, images[place], area=self.data.crop_area, draws=row.crop
+                            image,
+                            images[start + number],
+                            area=self._data.crop_area,
+                            draws=row.crop_draws,
                         )
-                    del image  # The next one takes its memory, which is in the processor's cache.
+                    del image  # The next one takes its memory, which is in the CPU cache.
+        except DataError:
+            raise
         except Exception as error:
-            if type(error) is RuntimeError:  # Ours, of a shard: says all.
-                raise
-            place = self.examples[row.source].shards.place(row.record)
-            # Built in, with one string: for others the training process may wait for ever.
-            raise RuntimeError(
-                f"{place} cannot be used ({type(error).__name__}: {error})"
-            ) from error
+            # Errors of other classes may not survive pickling from a worker; the training process
+            # would then wait for ever.
+            place = self._examples[row.source].shards.place(row.record)
+            raise DataError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
         return examples, images
 
 
-class Loader(Iterator[tuple[Batch, Origin]]):
-    """An endless iterator of (batch, where its rows come from), from some step on."""
+def _pick_caption(row: Row, example: Example) -> str:
+    captions = example.captions
+    return captions[int(row.caption_draw * len(captions))] if captions else ""
+
+
+class Loader(Iterator[tuple[Batch, BatchInfo]]):
+    """An endless iterator of batches and their `BatchInfo`, from some step on.
+
+    With workers, Grain needs absl's flags to be parsed: outside of `app.run` call
+    `absl.flags.FLAGS.mark_as_parsed()` first. Workers are spawned: the main module must be
+    importable.
+    """
 
     def __init__(
         self,
-        dataset: grain.MapDataset,
-        shards: Sequence[Shards],
+        make_batch: Callable[[int], tuple[Batch, BatchInfo]],
         *,
-        start_step: int,
-        num_workers: int,
+        start_step: int = 0,
+        num_workers: int = 0,
     ):
-        """Takes the dataset of all batches, and the shards of each source: use `make_loader`."""
-        self._dataset, self._shards = dataset, shards
-        threads = grain.ReadOptions(num_threads=1 if num_workers else 2, prefetch_buffer_size=2)
-        stream = dataset[start_step:].to_iter_dataset(threads)
-        if num_workers:
-            # Python's tracker removes what a killed worker leaves in /dev/shm; it need not warn of
-            # it too.
-            sys.warnoptions.append("ignore:resource_tracker")
-            options = grain.multiprocessing.MultiprocessingOptions(
-                num_workers=num_workers, per_worker_buffer_size=2
-            )
-            stream = stream.mp_prefetch(options, worker_init_fn=set_up_worker)
-        self._iterator: grain.DatasetIterator | None = iter(stream)
-        self._has_workers, self._is_started = num_workers > 0, False
+        """Threads and workers start with the first batch.
 
-    def __next__(self) -> tuple[Batch, Origin]:
+        Args:
+            make_batch: Makes the batch of a step; pickled to the workers.
+            start_step: Finished steps; the first batch is that of step `start_step`, counted from
+                0.
+            num_workers: Worker processes; 0 makes the batches in threads of this process.
+        """
+        self._make_batch, self._start_step = make_batch, start_step
+        self._num_workers = num_workers
+        self._iterator: grain.DatasetIterator | None = None
+        self._is_closed = False
+
+    def __next__(self) -> tuple[Batch, BatchInfo]:
         """Returns the next batch.
 
         Raises:
-            RuntimeError: a shard cannot be read, or a worker died. The loader is of no use from
-                then on.
+            DataError: a shard cannot be read, or a worker died. The loader is closed then.
+            RuntimeError: the loader is closed.
         """
-        if self._iterator is None:
+        if self._is_closed:
             raise RuntimeError(
-                "this loader is closed or has failed; make a new one from the step to go on with"
+                "this loader is closed or has failed; make a new one from the next step"
             )
         try:
-            if self._has_workers and not self._is_started:
-                self._start_workers(self._iterator)
-            batch, origin = next(self._iterator)
-        except StopIteration:
+            if self._iterator is None:
+                self._iterator = self._start()
+            batch, info = next(self._iterator)
+        except BaseException as error:
+            # Otherwise Grain would go on with the batches of the other workers, in another order.
             self.close()
-            raise RuntimeError(
-                "the endless stream of batches ended: a worker process stopped early"
-            ) from None
-        except (RuntimeError, OSError) as error:
-            self.close()
-            raise RuntimeError(explain_worker_error(error)) from error
-        except BaseException:
-            # Grain would go on with the batches of the other workers, in another order.
-            self.close()
+            if isinstance(error, StopIteration | RuntimeError | OSError):
+                raise DataError(explain_worker_error(error)) from error
             raise
-        if self._has_workers:
-            # Out of the shared memory, which is small and freed by Grain at a time of its own.
+        if self._num_workers:
+            # Copied out of shared memory, which is small and which Grain frees at any time.
             batch = {
-                kind: {name: np.array(array) for name, array in arrays.items()}
-                for kind, arrays in batch.items()
+                kind: Rows(*(None if array is None else np.array(array) for array in rows))
+                for kind, rows in batch.items()
             }
-        return batch, origin
+        return batch, info
 
-    def _start_workers(self, iterator: grain.DatasetIterator) -> None:
-        # Sent to the whole process group, these signals are for the parent, which saves first, then
-        # stops its workers: they inherit the mask, so that not even one that is just starting dies
-        # of Ctrl-C.
+    def _start(self) -> grain.DatasetIterator:
+        dataset = grain.MapDataset.range(_ENDLESS).map(self._make_batch)[self._start_step :]
+        num_threads = 1 if self._num_workers else 2
+        stream = dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2)
+        )
+        if not self._num_workers:
+            return iter(stream)
+        # Python's resource tracker removes what a killed worker leaves in /dev/shm; its warning is
+        # not needed.
+        sys.warnoptions.append("ignore:resource_tracker")
+        options = grain.multiprocessing.MultiprocessingOptions(
+            num_workers=self._num_workers, per_worker_buffer_size=2
+        )
+        iterator = iter(stream.mp_prefetch(options, worker_init_fn=set_up_worker))
+        # Signals to the process group are for the parent, which saves first and then stops its
+        # workers. They inherit this mask, so that Ctrl-C does not end one that is just starting.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             iterator.start_prefetch()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._is_started = True
+        return iterator
 
-    def place(self, source: int, index: int) -> str:
-        """Returns where a record of a source lies, for messages."""
-        return self._shards[source].place(index)
-
-    def batch_at(self, step: int) -> tuple[Batch, Origin]:
-        """Makes the batch of any step, in this process; what iterating yields at that step."""
-        return cast(tuple[Batch, Origin], self._dataset[step])
+    def batch_at(self, step: int) -> tuple[Batch, BatchInfo]:
+        """Makes the batch of any step in this process: the one that iterating yields there."""
+        return self._make_batch(step)
 
     def close(self) -> None:
         """Stops threads and workers."""
+        self._is_closed = True
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
-
-
-def make_loader(
-    config: PretrainConfig, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
-) -> Loader:
-    """Returns the batches of a run from `start_step` on.
-
-    With `data.num_workers` > 0, Grain needs absl's flags to be parsed: outside of `app.run` call
-    `absl.flags.FLAGS.mark_as_parsed()` first. Workers are spawned: the main module must be
-    importable.
-
-    Args:
-        config: Decides every bit of every batch.
-        start_step: Steps that are finished; the first batch is that of step `start_step`, counted
-            from 0.
-        process_index: This process among those that train together.
-        process_count: Number of these processes; each gets an equal part of each kind's rows.
-
-    Raises:
-        UserError: shards or tokenizer cannot be read or do not fit the config, or rows do not
-            divide.
-    """
-    sources = config.data.sources
-    text_lengths: dict[Kind, int] = {}
-    for source in sources:
-        if source.kind == "image":
-            continue
-        length = text_lengths.setdefault(source.kind, source.text_length)
-        require(
-            length == source.text_length,
-            f"text_length = {source.text_length} of source {source.shards} differs from another "
-            f"{source.kind!r} source's {length}; they share an array. Set the same for both.",
-        )
-    plan = Plan(
-        [source.kind for source in sources],
-        rows_per_source(config),
-        process_index=process_index,
-        process_count=process_count,
-    )
-    tokenizer = _fitting_tokenizer(config) if text_lengths else None
-    opened = [_open_source(source) for source in sources]
-    parts = [
-        records_in_part(source, len(shards)) for source, shards in zip(sources, opened, strict=True)
-    ]
-    examples = [
-        Examples(shards, source.kind, part)
-        for source, shards, part in zip(sources, opened, parts, strict=True)
-    ]
-    make_batch = MakeBatch(
-        DrawRows(plan, parts, config.seed), examples, config, tokenizer, text_lengths
-    )
-    dataset = grain.MapDataset.range(_ENDLESS).map(make_batch)
-    return Loader(dataset, opened, start_step=start_step, num_workers=config.data.num_workers)
-
-
-def _fitting_tokenizer(config: PretrainConfig) -> Tokenizer:
-    tokenizer = Tokenizer(config.data.tokenizer)
-    require(
-        tokenizer.vocab_size <= config.model.vocab_size,
-        f"model.vocab_size = {config.model.vocab_size} is too small for data.tokenizer = "
-        f"{config.data.tokenizer} with {tokenizer.vocab_size} pieces. "
-        f"Set --model.vocab_size={tokenizer.vocab_size}, or another tokenizer.",
-    )
-    return tokenizer
-
-
-def _open_source(source: SourceConfig) -> Shards:
-    shards = open_shards(source.shards)
-    for index in shards.starts():
-        try:
-            first = shards[index]
-        except DamagedRecordError:
-            continue
-        lacks = "images" if source.kind != "text" and not first.image else ""
-        lacks = lacks or ("captions" if source.kind != "image" and not first.captions else "")
-        require(
-            not lacks,
-            f"kind = {source.kind!r} of source {source.shards} needs {lacks}, but {shards.place(index)} has none. "
-            "Set the kind that the shards hold ('paired', 'image' or 'text').",
-        )
-    return shards

@@ -1,4 +1,7 @@
-"""Batches on the devices, ahead of the step that needs them."""
+"""Batches on the devices, ahead of the step that needs them.
+
+Not `grain.experimental.device_put`: a wait here has a time limit, which tells workers that hang.
+"""
 
 import contextlib
 import math
@@ -9,25 +12,22 @@ from collections.abc import Iterator
 
 import jax
 
-from m3ae_tpu.config import Kind
-from m3ae_tpu.data.loader import Loader, Origin
+from m3ae_tpu.batch import Batch
+from m3ae_tpu.data.loader import BatchInfo, Loader
 from m3ae_tpu.data.workers import describe_workers, kill_workers
-
-type DeviceBatch = dict[Kind, dict[str, jax.Array]]
+from m3ae_tpu.errors import DataError
 
 _DEPTH = 2
-"""Batches that lie ready: one may be on its way to the device while another waits."""
+"""Batches that wait on the devices: one may be in transfer while the step takes the other."""
+_CLOSE_SECONDS = 10.0
+"""How long `close` waits for a thread that hangs."""
 
 
-_PATIENCE = 10.0
-"""Seconds for a thread that hangs to come back, when all is over."""
-
-
-class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
+class Prefetcher(Iterator[tuple[Batch, BatchInfo]]):
     """Takes batches from a loader and puts them on the mesh in a background thread.
 
-    Every process must take the same number of batches: what it yields are the global arrays. Close
-    it, also after an error; it closes the loader.
+    Every process must take the same number of batches: it yields global arrays. Close it, also
+    after an error; it closes the loader.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
         """Starts at once.
 
         Args:
-            loader: This process's rows.
-            sharding: How a global batch lies on the mesh: its first axis over the devices.
-            timeout_seconds: How long to wait for a batch before workers or disk count as hanging.
+            loader: Makes this process's rows.
+            sharding: Placement of a global batch on the mesh: its first axis over the devices.
+            timeout_seconds: Wait for one batch after which workers or disk count as hanging.
         """
-        self._timeout_seconds, self._gives_up = timeout_seconds, False
+        self._timeout_seconds, self._has_timed_out = timeout_seconds, False
         self.wait_seconds = 0.0
-        """Time spent waiting for batches so far: what the data side costs the training loop."""
+        """Time spent waiting for batches so far: what the data costs the training loop."""
         self._loader = loader
-        self._ready: queue.Queue[tuple[DeviceBatch, Origin] | BaseException] = queue.Queue(_DEPTH)
+        self._ready: queue.Queue[tuple[Batch, BatchInfo] | BaseException] = queue.Queue(_DEPTH)
         self._is_closed = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(
@@ -56,12 +56,12 @@ class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
         )
         self._thread.start()
 
-    def __next__(self) -> tuple[DeviceBatch, Origin]:
-        """Returns the next global batch, and where this process's rows in it come from.
+    def __next__(self) -> tuple[Batch, BatchInfo]:
+        """Returns the next global batch, and the records of this process's rows in it.
 
         Raises:
-            RuntimeError: no batch came in time.
-            Whatever the loader raised, and again at every further call.
+            DataError: the loader failed, or no batch came in time; raised again at every further
+                call.
         """
         if self._error is not None:
             raise self._error
@@ -75,50 +75,43 @@ class Prefetcher(Iterator[tuple[DeviceBatch, Origin]]):
             raise item
         return item
 
-    def _wait(self) -> tuple[DeviceBatch, Origin] | BaseException:
-        """Waits for the next item, but not for ever: a stopped worker or a lost disk gives no
+    def _wait(self) -> tuple[Batch, BatchInfo] | BaseException:
+        """Waits for the next item up to the time limit: stopped workers and lost disks raise no
         error.
         """
-        # Turns, not the clock: a program that was itself suspended has not waited.
-        turn = min(1.0, self._timeout_seconds)
-        for _ in range(math.ceil(min(self._timeout_seconds, 1e9) / turn)):
+        # Counts short waits instead of reading the clock: a suspended program has not waited.
+        seconds = min(1.0, self._timeout_seconds)
+        for _ in range(math.ceil(min(self._timeout_seconds, 1e9) / seconds)):
             with contextlib.suppress(queue.Empty):
-                return self._ready.get(timeout=turn)
-        state = describe_workers()
-        kill_workers()  # A stopped one would hold up the end of this process.
-        self._gives_up = True
-        return RuntimeError(
-            f"no batch for {self._timeout_seconds:g} seconds: {state}.\n"
-            "Look after the disk and the workers, then start again: the run goes on from its newest checkpoint. "
-            "If the data are just slow, raise --data.timeout_seconds."
+                return self._ready.get(timeout=seconds)
+        states = describe_workers()
+        kill_workers()  # A stopped one would block the end of this process.
+        self._has_timed_out = True
+        return DataError(
+            f"no batch for {self._timeout_seconds:g} seconds: {states}.\n"
+            "Check the disk and the workers, then start again: the run resumes from its newest "
+            "checkpoint. If the data is just slow, raise --data.timeout_seconds."
         )
 
     def close(self) -> None:
         """Stops the thread and closes the loader."""
         self._is_closed.set()
-        end = time.monotonic() + _PATIENCE if self._gives_up else math.inf
+        end = time.monotonic() + _CLOSE_SECONDS if self._has_timed_out else math.inf
         while self._thread.is_alive() and time.monotonic() < end:
-            # The thread may be waiting for room.
+            # The thread may be waiting for room in the queue.
             while not self._ready.empty():
                 self._ready.get()
             self._thread.join(timeout=0.1)
         self._loader.close()
 
     def _fill(self, sharding: jax.sharding.Sharding) -> None:
+        def put(rows):
+            return jax.make_array_from_process_local_data(sharding, rows)
+
         try:
             while not self._is_closed.is_set():
-                batch, origin = next(self._loader)
-                # The arrays are never written to again: on the CPU, jax may go on using their
-                # memory.
-                self._ready.put(
-                    (
-                        jax.tree.map(
-                            lambda rows: jax.make_array_from_process_local_data(sharding, rows),
-                            batch,
-                        ),
-                        origin,
-                    )
-                )
-        # To the training loop, which waits for a batch.
-        except BaseException as error:
+                batch, info = next(self._loader)
+                # On the CPU, jax may keep using the arrays' memory; nothing writes to it again.
+                self._ready.put((jax.tree.map(put, batch), info))
+        except BaseException as error:  # Raised in the training loop, which waits for a batch.
             self._ready.put(error)

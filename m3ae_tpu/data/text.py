@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int32
 
-from m3ae_tpu.data.records import locate
+from m3ae_tpu.data.manifest import locate
 from m3ae_tpu.errors import UserError, require
 
 PAD_ID = 0

@@ -1,4 +1,4 @@
-"""The loader's worker processes: how they are set up, how they are doing, and what their end means."""
+"""The loader's worker processes: setup, state, and the causes of their end."""
 
 import ctypes
 import errno
@@ -21,19 +21,20 @@ _STATES = {
 
 
 def set_up_worker(index: int, count: int) -> None:
-    """Ties a worker process to its parent, and lets glibc keep image-sized buffers."""
+    """Ends the worker with its parent, and lets glibc keep image-sized buffers."""
     del index, count
     end_with_parent()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # They would be mapped and faulted in anew for every row.
+        # Otherwise glibc maps such a buffer for every row and the kernel zeroes its pages.
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def end_with_parent() -> None:
-    """Has this worker process exit when its parent dies, instead of waiting for ever or working
-    beside the workers of the next start.
+    """Makes this worker process exit when its parent dies.
+
+    Otherwise it waits for ever, or works beside the workers of the next start.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -47,7 +48,7 @@ def end_with_parent() -> None:
 
 
 def _workers() -> list[multiprocessing.process.BaseProcess]:
-    # Grain keeps its processes to itself, but gives them a name.
+    # Grain has no public list of its processes; they are found by their name.
     return [
         child
         for child in multiprocessing.active_children()
@@ -56,7 +57,7 @@ def _workers() -> list[multiprocessing.process.BaseProcess]:
 
 
 def describe_workers() -> str:
-    """Returns what each worker of this process is doing, for messages."""
+    """Returns the state of each worker of this process, for messages."""
     states = []
     for worker in _workers():
         stat = pathlib.Path(f"/proc/{worker.pid}/stat")
@@ -73,21 +74,25 @@ def kill_workers() -> None:
 
 
 def explain_worker_error(error: Exception) -> str:
-    """Returns what went wrong, and what to do, where Grain says only how a worker ended."""
-    _, is_end, code = str(error).partition("exit code ")
-    has_no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if has_no_room or (is_end and code.startswith(f"-{signal.SIGBUS.value}.")):
+    """Returns the cause and the fix where Grain's error names only a worker's exit code."""
+    if isinstance(error, StopIteration):
+        return "the stream of batches ended: a data worker stopped early. Start again."
+    _, has_ended, code = str(error).partition("exit code ")
+    lacks_room = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if lacks_room or (has_ended and code.startswith(f"-{signal.SIGBUS.value}.")):
         shm = shutil.disk_usage("/dev/shm")
         return (
-            f"a data worker ended for want of shared memory ({error}): /dev/shm has {shm.total / 2**20:,.0f} MB, "
-            f"{shm.free / 2**20:,.0f} MB of it free.\n"
-            "Give it more (docker run --shm-size=8g ...), or set fewer --data.num_workers; 0 needs none."
+            f"a data worker ran out of shared memory ({error}): /dev/shm has "
+            f"{shm.total / 2**20:,.0f} MB, {shm.free / 2**20:,.0f} MB of it free.\n"
+            "Give it more (docker run --shm-size=8g ...), or set fewer --data.num_workers; "
+            "0 needs none."
         )
-    if is_end:
+    if has_ended:
         number = code.partition(".")[0]
-        why = ", often for want of memory" if number == f"-{signal.SIGKILL.value}" else ""
+        cause = ", often for lack of memory" if number == f"-{signal.SIGKILL.value}" else ""
         return (
-            f"a data worker was ended from outside{why} (exit code {number}). Start again: the run goes on "
-            "from its newest checkpoint. If it comes again, set fewer --data.num_workers; 0 needs none."
+            f"a data worker was ended from outside{cause} (exit code {number}). Start again: the "
+            "run resumes from its newest checkpoint. If it happens again, set fewer "
+            "--data.num_workers; 0 needs none."
         )
     return str(error)

@@ -12,9 +12,10 @@ import numpy as np
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.images import CROP_DRAWS, decode_image, random_resized_crop
-from m3ae_tpu.data.loader import make_loader
 from m3ae_tpu.data.mixture import rows_per_source
-from m3ae_tpu.data.records import Record, Shards, open_shards
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import Shards, open_shards
+from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
 
@@ -71,8 +72,12 @@ def measure(
     Raises:
         UserError: shards or tokenizer cannot be used; see `make_loader`.
     """
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0))
-    loader = make_loader(config)
+    loader = open_data(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        vocab_size=config.model.vocab_size,
+    ).loader()
     stages = _Stages(config, decode_shards)
     seconds: dict[str, list[float]] = {}
     copies: list[float] = []

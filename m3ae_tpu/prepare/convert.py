@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record, write_shard
+from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record
+from m3ae_tpu.data.shards import write_shard
 from m3ae_tpu.errors import require
 from m3ae_tpu.files import file_sha256
 from m3ae_tpu.prepare.cleaning import CleaningOptions, Unfit, clean_sample, image_size

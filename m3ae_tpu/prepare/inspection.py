@@ -4,7 +4,6 @@ mixture.
 
 import dataclasses
 import glob
-import json
 import pathlib
 import re
 from collections.abc import Callable
@@ -13,37 +12,13 @@ from typing import Any
 import numpy as np
 
 from m3ae_tpu.config import Kind, PretrainConfig, SourceConfig
-from m3ae_tpu.data.mixture import records_in_part, rows_per_source
-from m3ae_tpu.data.records import open_shards, resolve
-from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.data.manifest import MANIFEST, resolve
+from m3ae_tpu.data.shards import open_shards
+from m3ae_tpu.data.sources import OpenData
 from m3ae_tpu.files import file_sha256
-from m3ae_tpu.prepare.local import MANIFEST
 
 _LONGEST = 4_096
 """Tokens up to which lengths are told apart."""
-
-
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a set's `manifest.json`.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}). Name a folder made by pipelines.prepare_data."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Copy the set again.") from None
-    shards = manifest.get("shards") if isinstance(manifest, dict) else None
-    require(
-        isinstance(shards, dict), f"{path} lists no shards. Copy the set again, or make it anew."
-    )
-    return manifest
 
 
 def find_faults(
@@ -100,7 +75,7 @@ class SourceSummary:
     rows: int
     """Of each batch."""
     records: int
-    """Of the source's part of its shards."""
+    """Records of the source's split."""
     epochs_per_thousand_steps: float
     texts: int
     """Texts measured, all wordings; 0 for images alone."""
@@ -110,21 +85,17 @@ class SourceSummary:
     """Share of the texts that are longer than `text_length`."""
 
 
-def summarise(config: PretrainConfig, *, max_records: int = 2_000) -> list[SourceSummary]:
-    """Returns how each source of a config will be fed; lengths of texts from records spread over
-    the source.
+def summarise(data: OpenData, *, max_records: int = 2_000) -> list[SourceSummary]:
+    """Returns how each source of a run will be fed.
 
-    Raises:
-        UserError: shards or tokenizer cannot be used.
+    Lengths of texts come from records spread over the source.
     """
     summaries = []
-    for source, rows in zip(config.data.sources, rows_per_source(config), strict=True):
-        shards = open_shards(source.shards)
-        part = records_in_part(source, len(shards))
+    for source, shards, split in zip(data.sources, data.shards, data.splits, strict=True):
         lengths = np.zeros(0, np.int64)
-        if source.kind != "image":
+        if source.kind != "image" and data.tokenizer is not None:
             places = np.unique(
-                np.linspace(part[0], part[-1], min(max_records, len(part))).astype(np.int64)
+                np.linspace(split[0], split[-1], min(max_records, len(split))).astype(np.int64)
             )
             texts = [
                 caption
@@ -132,7 +103,7 @@ def summarise(config: PretrainConfig, *, max_records: int = 2_000) -> list[Sourc
                 for caption in record.captions
             ]
             if texts:
-                _, is_token, _ = Tokenizer(config.data.tokenizer).encode(texts, _LONGEST)
+                _, is_token, _ = data.tokenizer.encode(texts, _LONGEST)
                 lengths = is_token.sum(axis=1)
         measures = {"mean": np.mean, "median": np.median, "max": np.max}
         figures = {
@@ -142,10 +113,10 @@ def summarise(config: PretrainConfig, *, max_records: int = 2_000) -> list[Sourc
             figures["95 %"] = float(np.quantile(lengths, 0.95))
         summaries.append(
             SourceSummary(
-                source=source,
-                rows=rows,
-                records=len(part),
-                epochs_per_thousand_steps=1_000 * rows / len(part),
+                source=source.config,
+                rows=source.rows,
+                records=len(split),
+                epochs_per_thousand_steps=1_000 * source.rows / len(split),
                 texts=lengths.size,
                 token_lengths=figures,
                 cut=float(np.mean(lengths > source.text_length)) if lengths.size else 0.0,

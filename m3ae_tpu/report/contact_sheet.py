@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from m3ae_tpu.batch import Batch
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.data.records import Batch
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.model import masking
 
@@ -34,23 +34,22 @@ def draw_contact_sheet(
     """
     tiles: list[Image.Image | str] = []
     for kind, arrays in batch.items():
-        rows = np.arange(min(examples, len(next(iter(arrays.values())))))
-        tiles.append(
-            f"{kind}: {len(rows)} of {len(next(iter(arrays.values())))} rows of the first batch"
-        )
+        num_rows = len(arrays.images if arrays.images is not None else arrays.text_ids)
+        rows = np.arange(min(examples, num_rows))
+        tiles.append(f"{kind}: {len(rows)} of {num_rows} rows of the first batch")
         image_keys, text_keys = (
             masking.row_keys(key, jnp.asarray(rows))
             for key in jax.random.split(jax.random.key(config.seed))
         )
         shown = seen = hidden_words = None
-        if "image" in arrays:
-            images, flips = arrays["image"][rows], arrays["flip"][rows]
+        if arrays.images is not None:
+            images, flips = arrays.images[rows], arrays.is_flipped[rows]
             shown = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
             patches = (config.data.image_size // config.model.patch_size) ** 2
             selection = masking.select_patches(image_keys, patches, config.masking)
             seen = hide_patches(shown, np.asarray(selection.visible), config.model.patch_size)
-        if "text" in arrays:
-            valid = arrays["text_valid"][rows]
+        if arrays.text_ids is not None:
+            valid = arrays.is_valid[rows]
             hidden = np.asarray(
                 masking.select_tokens(text_keys, jnp.asarray(valid), config.masking).hidden
             )
@@ -59,7 +58,7 @@ def draw_contact_sheet(
         for row in rows.tolist():
             words = []
             if tokenizer is not None and hidden_words is not None:
-                ids = arrays["text"][row][arrays["text_valid"][row]]
+                ids = arrays.text_ids[row][arrays.is_valid[row]]
                 words = list(zip(tokenizer.pieces(ids), hidden_words[row].tolist(), strict=False))
             pair = () if shown is None or seen is None else (shown[row], seen[row])
             tiles.append(_tile(pair, words))

@@ -4,9 +4,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from m3ae_tpu import batch
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.config.tree import leaves
-from m3ae_tpu.data.mixture import rows_per_source, source_names
 from m3ae_tpu.evaluation import probes
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, PAIR_POOLINGS
 from m3ae_tpu.report.examples import Picture, Word
@@ -256,17 +256,15 @@ def mixture(config: PretrainConfig, metrics: Sequence[Mapping[str, Any]]) -> str
     if not any(name.startswith("data/rows/") for name in seen):
         return missing("This run has not logged yet what it saw of its sources.")
     rows = []
-    for source, name, in_batch in zip(
-        config.data.sources, source_names(config), rows_per_source(config), strict=True
-    ):
-        total, epochs = seen[f"data/rows/{name}"], seen[f"data/epochs/{name}"]
-        cells = (in_batch, total, min(total, round(total / epochs)), f"{epochs:.1f}")
+    for source in batch.mixture(config.data, config.batch_size):
+        total, epochs = seen[f"data/rows/{source.name}"], seen[f"data/epochs/{source.name}"]
+        cells = (source.rows, total, min(total, round(total / epochs)), f"{epochs:.1f}")
         numbers = "".join(
             f'<td class="number">{cell if isinstance(cell, str) else f"{cell:,}"}</td>'
             for cell in cells
         )
         rows.append(
-            f"<tr><td>{source.kind}</td><td><code>{html.escape(source.shards)}</code></td>{numbers}</tr>"
+            f"<tr><td>{source.kind}</td><td><code>{html.escape(source.config.shards)}</code></td>{numbers}</tr>"
         )
     heads = "".join(
         f'<th class="number">{head}</th>'

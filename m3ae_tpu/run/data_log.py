@@ -1,6 +1,4 @@
-"""What a run tells of its data: counts and epochs for the metrics, broken records, and the ids of
-all rows.
-"""
+"""Metrics of a run's data: rows and epochs, broken records, and the ids of all records seen."""
 
 import collections
 import copy
@@ -13,58 +11,42 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.broken import FAULTS, BrokenRecords
 from m3ae_tpu.data.examples import Fault
-from m3ae_tpu.data.loader import Loader, Origin
-from m3ae_tpu.data.mixture import rows_per_source, seen_after, source_names
+from m3ae_tpu.data.loader import BatchInfo
+from m3ae_tpu.data.sources import OpenData
 from m3ae_tpu.errors import require
 
 
 class DataLog:
-    """Adds up what the steps say of their data. A run that goes on takes `state` up again."""
+    """Adds up the `BatchInfo` of all steps. A resumed run continues from `state`."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        loader: Loader,
-        *,
-        records: list[int],
-        step: int = 0,
-        state: dict[str, Any] | None = None,
-    ):
-        """Starts after `step` finished steps.
-
-        Args:
-            config: The run's.
-            loader: Knows where records lie.
-            records: Number of records of each source.
-            step: Finished steps.
-            state: As `state` returned it at that step.
-        """
-        self._config, self._records = config, records
+    def __init__(self, data: OpenData, *, state: dict[str, Any] | None = None):
+        """Starts before a run's first step, or where an earlier `state` was taken."""
+        self._data = data
         self._broken = BrokenRecords(
-            source_names(config),
-            rows_per_source(config),
-            max_fraction=config.data.max_broken_fraction,
-            place=loader.place,
+            data.sources,
+            max_fraction=data.config.max_broken_fraction,
+            place=lambda source, index: data.shards[source].place(index),
             state=state and state["broken"],
         )
         self._window = collections.Counter(state["window"] if state else {})
-        self._steps, self._counts = 0, collections.Counter[str]()
-        self._faults: list[collections.Counter[Fault]] = [collections.Counter() for _ in records]
+        self._clear()
 
-    def add(self, origin: Origin) -> None:
+    def _clear(self) -> None:
+        self._steps, self._counts = 0, collections.Counter[str]()
+        self._faults = [collections.Counter[Fault]() for _ in self._data.sources]
+
+    def add(self, info: BatchInfo) -> None:
         """Adds the rows of the next step."""
         self._steps += 1
-        self._counts.update(origin.counts)
-        for row in origin.broken:
+        self._counts.update(info.counts)
+        for row in info.broken:
             self._faults[row.source][row.fault] += 1
-        self._broken.name(origin.broken)
+        self._broken.name(info.broken)
 
     def reduce(self) -> None:
-        """Adds up what came since the last call, over all processes; all must call it after the
-        same steps.
+        """Sums the steps since the last call over all processes, which must all call it then.
 
         Raises:
             UserError: too many records of a source are broken.
@@ -72,14 +54,12 @@ class DataLog:
         if not self._steps:
             return
         names = sorted(self._counts)
-        parts = [
-            [self._counts[name] for name in names],
-            [counter[fault] for counter in self._faults for fault in FAULTS],
-            self._broken.num_named(),
+        local = [
+            *(self._counts[name] for name in names),
+            *(counter[fault] for counter in self._faults for fault in FAULTS),
+            *self._broken.num_named(),
         ]
-        sums = iter(
-            _over_processes(np.array([number for part in parts for number in part], np.int64))
-        )
+        sums = iter(_sum_over_processes(np.array(local, np.int64)))
         self._window.update({name: next(sums) for name in names})
         faults: list[dict[Fault, int]] = [
             {fault: n for fault in FAULTS if (n := next(sums))} for _ in self._faults
@@ -87,43 +67,44 @@ class DataLog:
         for counts in faults:
             self._window.update({f"data/broken/{fault}": n for fault, n in counts.items()})
         self._broken.add(self._steps, faults, list(sums))
-        self._steps, self._counts = 0, collections.Counter()
-        self._faults = [collections.Counter() for _ in self._faults]
+        self._clear()
 
     def line(self, step: int) -> dict[str, float]:
-        """Returns the metrics of the steps since the last call, up to `step`; `settle` before."""
+        """Returns the metrics of the steps since the last call, up to `step`; call `reduce` first."""
         line: dict[str, float] = dict(sorted(self._window.items()))
         self._window.clear()
-        for source in seen_after(self._config, self._records, step):
+        for source, num_records in zip(self._data.sources, self._data.num_records, strict=True):
+            rows = step * source.rows
             line |= {
-                f"data/rows/{source.name}": source.rows,
-                f"data/epochs/{source.name}": source.epochs,
+                f"data/rows/{source.name}": rows,
+                f"data/epochs/{source.name}": rows / num_records,
             }
         return line
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a run needs to go on from here, ready for JSON; `settle` before."""
+        """All that a resumed run needs to continue from here, ready for JSON; call `reduce` first."""
         return copy.deepcopy({"window": dict(self._window), "broken": self._broken.state})
 
 
-def _over_processes(values: np.ndarray) -> list[int]:
+def _sum_over_processes(values: np.ndarray) -> list[int]:
     if jax.process_count() > 1:
         values = np.asarray(multihost_utils.process_allgather(values)).sum(axis=0)
     return [int(value) for value in values]
 
 
 class RecordIdsWriter:
-    """Writes which records each step sees, one JSON line a step: {"step": 1, "paired": [ids in row
-    order], ...}.
+    """Writes the records of each step, one JSON line a step: {"step": 1, "paired": [ids], ...}.
+
+    Ids are in row order.
     """
 
     def __init__(self, workdir: pathlib.Path, *, resume_step: int = 0):
-        """Opens `record_ids.jsonl`; one file a process, numbered, where several train together.
+        """Opens `record_ids.jsonl`; with several processes, one numbered file for each.
 
         Args:
-            workdir: Folder of the run.
-            resume_step: Finished steps. Lines of later ones are dropped: they are written again.
+            workdir: The run's directory.
+            resume_step: Finished steps. Lines of later steps are dropped, as those steps run again.
 
         Raises:
             UserError: steps are missing in the file.
@@ -134,14 +115,15 @@ class RecordIdsWriter:
             last = _cut_after(path, resume_step)
             require(
                 last in (0, resume_step),
-                f"{path} ends at step {last}, but the run goes on after {resume_step}: it was started without "
-                "--log_record_ids in between. Move the file away, or leave the flag out.",
+                f"{path} ends at step {last}, but the run resumes after step {resume_step}: it was "
+                "started without --log_record_ids in between. Move the file away, or leave the "
+                "flag out.",
             )
         self._file = path.open("a")
 
-    def write(self, step: int, origin: Origin) -> None:
-        """Writes one step. It is with the system on return: killing the process loses nothing."""
-        self._file.write(json.dumps({"step": step, **origin.ids}) + "\n")
+    def write(self, step: int, info: BatchInfo) -> None:
+        """Writes one step and flushes it: killing the process loses nothing."""
+        self._file.write(json.dumps({"step": step, **info.ids}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -150,9 +132,7 @@ class RecordIdsWriter:
 
 
 def _cut_after(path: pathlib.Path, step: int) -> int:
-    """Drops half a line at the end and lines of steps after `step`. Returns the step of the last
-    one left, or 0.
-    """
+    """Drops an unfinished last line and lines after `step`. Returns the last step left, or 0."""
     last = end = 0
     with path.open("rb") as file:
         for line in file:

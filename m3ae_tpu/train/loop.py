@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.data.fingerprint import differences, fingerprint, record_counts
-from m3ae_tpu.data.loader import Origin, make_loader
+from m3ae_tpu.data.loader import BatchInfo
 from m3ae_tpu.data.prefetch import Prefetcher
+from m3ae_tpu.data.sources import differences, open_data
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.mesh import (
@@ -43,6 +43,15 @@ _LOG = logging.getLogger(__name__)
 _IN_FLIGHT = 2
 """Steps that the host may be ahead of the device; with more, batches would pile up in its memory.
 """
+
+
+def as_arrays(batch) -> Batch:
+    """Returns the rows of each kind as a dictionary of arrays, until the step takes `Rows`."""
+    names = ("image", "flip", "text", "text_valid")
+    return {
+        kind: {name: array for name, array in zip(names, rows, strict=True) if array is not None}
+        for kind, rows in batch.items()
+    }
 
 
 def compile_step(config: PretrainConfig, mesh: Mesh) -> StepFunction:
@@ -87,7 +96,13 @@ def train(
     """
     mesh = make_mesh()
     require_even_batches(config, mesh)
-    data = fingerprint(config)
+    opened = open_data(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        vocab_size=config.model.vocab_size,
+    )
+    data = opened.fingerprint()
     checkpointer = Checkpointer(workdir.path, config.checkpoint)
     try:
         state, position = _newest_state(config, checkpointer, mesh, tokenizer)
@@ -102,14 +117,13 @@ def train(
                 "%s has finished its %d steps; raise --num_steps to go on", workdir.path, start
             )
             return start
-        loader = make_loader(
-            config,
+        loader = opened.loader(
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         counted = None if changes else position.get("data_log")
-        data_log = DataLog(config, loader, records=record_counts(data), step=start, state=counted)
+        data_log = DataLog(opened, state=counted)
         with contextlib.ExitStack() as stack:
             ids = RecordIdsWriter(workdir.path, resume_step=start) if log_record_ids else None
             if ids:
@@ -197,10 +211,10 @@ class _Run:
         config, first = self._config, int(state.step)
         with Preemption() as preemption, Progress(config.num_steps, first) as progress:
             for step in range(first + 1, config.num_steps + 1):
-                batch, origin = self._next_batch()
-                self._data_log.add(origin)
+                batch, info = self._next_batch()
+                self._data_log.add(info)
                 if self._ids:
-                    self._ids.write(step, origin)
+                    self._ids.write(step, info)
                 if step == first + 1:
                     show_card(run_card(config, state, batch, self._data), "run")
                 state, metrics = step_fn(state, batch)
@@ -241,15 +255,9 @@ class _Run:
         _LOG.info("saved step %d in %s", done, self._checkpointer.folder)
         return done
 
-    def _next_batch(self) -> tuple[Batch, Origin]:
-        try:
-            return next(self._batches)
-        except RuntimeError as error:
-            # The loader's own, of damaged data, names file and record. JAX's errors are of a class
-            # below it.
-            if type(error) is not RuntimeError:
-                raise
-            raise UserError(str(error)) from error
+    def _next_batch(self) -> tuple[Batch, BatchInfo]:
+        batch, info = next(self._batches)
+        return as_arrays(batch), info
 
     def _check_finite(self) -> None:
         """Waits for all dispatched steps and looks at each one's loss, gradient and new parameters."""

@@ -17,13 +17,16 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig
+from m3ae_tpu.batch import Source
+from m3ae_tpu.config import DataConfig, SourceConfig
 from m3ae_tpu.data.broken import BrokenRecords, BrokenRow
-from m3ae_tpu.data.loader import make_loader
+from m3ae_tpu.data.loader import Loader
 from m3ae_tpu.data.prefetch import Prefetcher
-from m3ae_tpu.data.records import Record, encode_record, open_shards, write_shards
+from m3ae_tpu.data.records import Record, encode_record
+from m3ae_tpu.data.shards import DamagedRecordError, open_shards, write_shards
+from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.data.workers import explain_worker_error
-from m3ae_tpu.errors import UserError
+from m3ae_tpu.errors import DataError, UserError
 
 
 def png(brightness: int, size: tuple[int, int] = (12, 12), mode: str = "RGB") -> bytes:
@@ -64,11 +67,10 @@ def write_raw(folder: pathlib.Path, records: list[bytes]) -> pathlib.Path:
     return path
 
 
-def config_of(folder: pathlib.Path, *, batch_size: int = 10, **data) -> PretrainConfig:
-    sources = (SourceConfig(shards=f"{folder}/pairs-*", text_length=8),)
-    options = {"sources": sources, "image_size": 8, "num_workers": 0} | data
-    model = ModelConfig(vocab_size=4000, patch_size=8)
-    return PretrainConfig(batch_size=batch_size, model=model, data=DataConfig(**options))
+def loader_of(folder: pathlib.Path, *, batch_size: int = 10, num_workers: int = 0, **of) -> Loader:
+    source = SourceConfig(shards=f"{folder}/pairs-*", text_length=8)
+    config = DataConfig(sources=(source,), image_size=8, num_workers=num_workers)
+    return open_data(config, batch_size=batch_size, seed=0, vocab_size=4_000).loader(**of)
 
 
 FAULTS = (
@@ -101,21 +103,21 @@ def damaged(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_fault_has_its_reason_and_the_next_record_stands_in(tmp_path, name):
     write_raw(tmp_path, [encode_record(good(0)), broken(name), encode_record(good(2))])
-    batch, origin = make_loader(config_of(tmp_path, batch_size=3)).batch_at(0)
-    assert sorted(origin.ids["paired"]) == ["0", "2", "2"]
-    assert origin.broken == (BrokenRow(0, 1, name),)
+    batch, info = loader_of(tmp_path, batch_size=3).batch_at(0)
+    assert sorted(info.ids["paired"]) == ["0", "2", "2"]
+    assert info.broken == (BrokenRow(0, 1, name),)
     # Image and caption are the substitute's too.
-    assert [round(float(image.mean()) / 10) for image in batch["paired"]["image"]] == [
-        int(id) for id in origin.ids["paired"]
+    assert [round(float(image.mean()) / 10) for image in batch["paired"].images] == [
+        int(id) for id in info.ids["paired"]
     ]
 
 
 def test_each_broken_record_is_counted_once_an_epoch_and_the_batch_stays_full(damaged):
-    loader = make_loader(config_of(damaged))
+    loader = loader_of(damaged)
     for step in range(3):
-        batch, origin = loader.batch_at(step)
-        assert batch["paired"]["image"].shape[0] == 10
-        assert sorted((row.index, row.fault) for row in origin.broken) == [
+        batch, info = loader.batch_at(step)
+        assert batch["paired"].images.shape[0] == 10
+        assert sorted((row.index, row.fault) for row in info.broken) == [
             (1, "damaged_record"),
             (2, "undecodable_image"),
             (5, "no_caption"),
@@ -124,24 +126,21 @@ def test_each_broken_record_is_counted_once_an_epoch_and_the_batch_stays_full(da
         ]
         # 3 three times, for 1 and 2; after the last comes the first. The cut caption's record stays
         # itself.
-        assert sorted(origin.ids["paired"]) == ["0", "0", "0", "3", "3", "3", "4", "6", "6", "8"]
+        assert sorted(info.ids["paired"]) == ["0", "0", "0", "3", "3", "3", "4", "6", "6", "8"]
 
 
 def test_workers_restarts_and_processes_see_the_same_in_place_of_broken_records(damaged):
-    whole = make_loader(config_of(damaged))
-    loader = make_loader(config_of(damaged, num_workers=2), start_step=1)
+    whole = loader_of(damaged)
+    loader = loader_of(damaged, num_workers=2, start_step=1)
     for step in (1, 2):
         got, expected = next(loader), whole.batch_at(step)
         jax.tree.map(np.testing.assert_array_equal, got[0], expected[0])
         assert got[1] == expected[1]
     loader.close()
-    parts = [
-        make_loader(config_of(damaged), process_index=i, process_count=2).batch_at(4)[1]
-        for i in (0, 1)
-    ]
+    halves = [loader_of(damaged, process_index=i, process_count=2).batch_at(4)[1] for i in (0, 1)]
     expected = whole.batch_at(4)[1]
-    assert [*parts[0].ids["paired"], *parts[1].ids["paired"]] == expected.ids["paired"]
-    assert (*parts[0].broken, *parts[1].broken) == expected.broken
+    assert [*halves[0].ids["paired"], *halves[1].ids["paired"]] == expected.ids["paired"]
+    assert (*halves[0].broken, *halves[1].broken) == expected.broken
 
 
 def test_a_flipped_byte_costs_one_record_even_the_first(tmp_path):
@@ -149,8 +148,8 @@ def test_a_flipped_byte_costs_one_record_even_the_first(tmp_path):
     content = bytearray(path.read_bytes())
     content[120] ^= 0xFF
     path.write_bytes(content)
-    _, origin = make_loader(config_of(tmp_path)).batch_at(0)
-    assert origin.broken == (BrokenRow(0, 0, "damaged_record"),)
+    _, info = loader_of(tmp_path).batch_at(0)
+    assert info.broken == (BrokenRow(0, 0, "damaged_record"),)
 
 
 def test_a_shard_that_is_cut_while_it_is_open_ends_the_run(tmp_path):
@@ -161,25 +160,25 @@ def test_a_shard_that_is_cut_while_it_is_open_ends_the_run(tmp_path):
     shards = open_shards(str(path))
     assert shards[0].id == "0"
     os.truncate(path, 70_000)
-    with pytest.raises(RuntimeError, match=r"has 70,000 bytes now, .* at the start") as caught:
+    with pytest.raises(DataError, match=r"has 70,000 bytes now, .* at the start") as caught:
         list(shards)
-    assert type(caught.value) is RuntimeError
+    assert not isinstance(caught.value, DamagedRecordError)
 
 
 @pytest.mark.parametrize("event", ["gone", "cut"])
 def test_a_shard_that_vanishes_or_changes_ends_the_run_by_name(tmp_path, event):
     # A worker opens the file anew; this process still holds it open from its first look.
-    loader = make_loader(config_of_two(tmp_path, num_workers=1))
+    loader = loader_of_two(tmp_path)
     second = tmp_path / "pairs-00001-of-00002.array_record"
     second.unlink() if event == "gone" else os.truncate(second, 70_000)
     expected = "is gone" if event == "gone" else "has 70,000 bytes now, .* at the start"
-    with pytest.raises(RuntimeError, match=rf"^{second} {expected}"):
+    with pytest.raises(DataError, match=rf"^{second} {expected}"):
         next(loader)
     with pytest.raises(RuntimeError, match="closed or has failed; make a new one"):
         next(loader)
 
 
-def config_of_two(folder: pathlib.Path, **data) -> PretrainConfig:
+def loader_of_two(folder: pathlib.Path) -> Loader:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
@@ -189,13 +188,12 @@ def config_of_two(folder: pathlib.Path, **data) -> PretrainConfig:
         [Record(id=str(n), image=file.getvalue(), captions=("a",)) for n in range(10)],
         num_shards=2,
     )
-    return config_of(folder, **data)
+    return loader_of(folder, num_workers=1)
 
 
 def counter(max_fraction: float = 0.01, state=None) -> BrokenRecords:
     return BrokenRecords(
-        ["paired"],
-        [100],
+        [Source("paired", 100, SourceConfig())],
         max_fraction=max_fraction,
         place=lambda source, index: f"file, record {index}",
         state=state,
@@ -259,15 +257,15 @@ def test_the_first_few_are_named_in_the_log(caplog):
     ("number", "message"),
     [
         (signal.SIGBUS, r"/dev/shm has .* MB.*\n.*--shm-size.*num_workers"),
-        (signal.SIGKILL, "ended from outside, often for want of memory"),
+        (signal.SIGKILL, "ended from outside, often for lack of memory"),
     ],
 )
 def test_the_end_of_a_worker_is_explained(tmp_path, number, message):
     write_shards(tmp_path, "pairs", [good(index) for index in range(10)])
-    loader = make_loader(config_of(tmp_path, num_workers=1))
+    loader = loader_of(tmp_path, num_workers=1)
     next(loader)
     os.kill(worker_pid(), number)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(DataError, match=message):
         take(loader, 20)
 
 
@@ -287,9 +285,7 @@ def test_a_stopped_worker_ends_the_run_with_its_state(tmp_path):
     write_shards(tmp_path, "pairs", [good(index) for index in range(10)])
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    batches = Prefetcher(
-        make_loader(config_of(tmp_path, num_workers=1)), sharding, timeout_seconds=60.0
-    )
+    batches = Prefetcher(loader_of(tmp_path, num_workers=1), sharding, timeout_seconds=60.0)
     next(batches)
     batches._timeout_seconds = (
         1.0  # Starting a worker may take long, waiting for a stopped one should not.
@@ -297,7 +293,7 @@ def test_a_stopped_worker_ends_the_run_with_its_state(tmp_path):
     pid = worker_pid()
     os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=rf"no batch for 1 seconds: worker {pid} is stopped"):
+    with pytest.raises(DataError, match=rf"no batch for 1 seconds: worker {pid} is stopped"):
         take(batches, 20)
     batches.close()
     assert time.monotonic() - start < 100  # It comes to an end at all.

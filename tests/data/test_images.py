@@ -14,12 +14,12 @@ from m3ae_tpu.data.images import (
     CROP_DRAWS,
     decode_image,
     draw_crop,
-    may_mirror,
     random_resized_crop,
     resize,
     resize_and_crop_center,
 )
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.mirroring import may_mirror
+from m3ae_tpu.data.shards import open_shards
 
 AREA = (0.2, 1.0)
 

@@ -1,20 +1,27 @@
 """The plan of the batches: exact shares, every record once an epoch, nothing changed by processes."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from m3ae_tpu.config import DataConfig, PretrainConfig, SourceConfig
-from m3ae_tpu.data.mixture import Plan, draw_seed, rows_per_source
+from m3ae_tpu.batch import Source, mixture
+from m3ae_tpu.config import DataConfig, Kind, SourceConfig
+from m3ae_tpu.data.mixture import Plan, draw_seed
 from m3ae_tpu.errors import UserError
 
 
-def config(weights: Sequence[float], batch_size: int) -> PretrainConfig:
+def rows_of(weights: Sequence[float], batch_size: int) -> tuple[int, ...]:
     sources = tuple(SourceConfig(weight=float(weight)) for weight in weights)
-    return PretrainConfig(batch_size=batch_size, data=DataConfig(sources=sources))
+    return tuple(source.rows for source in mixture(DataConfig(sources=sources), batch_size))
+
+
+def sources_of(kinds: Sequence[Kind], rows: Sequence[int]) -> list[Source]:
+    return [
+        Source(kind, count, SourceConfig(kind=kind))
+        for kind, count in zip(kinds, rows, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -28,14 +35,14 @@ def config(weights: Sequence[float], batch_size: int) -> PretrainConfig:
     ],
 )
 def test_rows_go_to_the_largest_remainders(weights, batch_size, rows):
-    assert rows_per_source(config(weights, batch_size)) == rows
+    assert rows_of(weights, batch_size) == rows
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(6, 500))
 def test_shares_are_within_one_row_of_the_weights_and_add_up(weights, batch_size):
     shares = [batch_size * weight / sum(weights) for weight in weights]
     assume(min(shares) >= 1)
-    rows = rows_per_source(config(weights, batch_size))
+    rows = rows_of(weights, batch_size)
     assert sum(rows) == batch_size
     assert all(abs(n - share) < 1 for n, share in zip(rows, shares, strict=True))
 
@@ -44,7 +51,7 @@ def test_a_source_without_a_row_is_refused():
     with pytest.raises(
         UserError, match=r"weight = 0\.01 of source starter/train-\* gives it no row .* of 8"
     ):
-        rows_per_source(config((1, 0.01), 8))
+        rows_of((1, 0.01), 8)
 
 
 @st.composite
@@ -57,26 +64,28 @@ def layouts(draw):
     return kinds, rows, count
 
 
-def rows_of_kinds(plan: Plan, kinds: list[str], step: int) -> dict[str, list[tuple[int, int]]]:
+def rows_of_kinds(plan: Plan, kinds: list[Kind], step: int) -> dict[str, list[tuple[int, int]]]:
     return {kind: [row for row in plan.rows(step) if kinds[row[0]] == kind] for kind in kinds}
 
 
 @given(layouts(), st.integers(0, 1000))
-def test_the_parts_of_all_processes_are_the_batch_of_one(layout, step):
+def test_the_rows_of_all_processes_are_the_batch_of_one(layout, step):
     kinds, rows, count = layout
-    whole = rows_of_kinds(Plan(kinds, rows), kinds, step)
-    parts = [
-        rows_of_kinds(Plan(kinds, rows, process_index=index, process_count=count), kinds, step)
+    whole = rows_of_kinds(Plan(sources_of(kinds, rows)), kinds, step)
+    processes = [
+        rows_of_kinds(
+            Plan(sources_of(kinds, rows), process_index=index, process_count=count), kinds, step
+        )
         for index in range(count)
     ]
-    assert whole == {kind: [row for part in parts for row in part[kind]] for kind in whole}
-    assert all(len(part[kind]) == len(whole[kind]) // count for part in parts for kind in whole)
+    assert whole == {kind: [row for rows in processes for row in rows[kind]] for kind in whole}
+    assert all(len(rows[kind]) == len(whole[kind]) // count for rows in processes for kind in whole)
 
 
 @given(layouts(), st.integers(1, 5))
 def test_each_source_is_walked_without_gaps_or_repeats(layout, num_steps):
     kinds, rows, _ = layout
-    plan = Plan(kinds, rows)
+    plan = Plan(sources_of(kinds, rows))
     seen = [row for step in range(num_steps) for row in plan.rows(step)]
     for source, n in enumerate(rows):
         positions = [position for other, position in seen if other == source]
@@ -87,7 +96,7 @@ def test_rows_that_do_not_divide_over_processes_are_refused():
     with pytest.raises(
         UserError, match=r"5 rows of kind 'paired' in a batch do not divide over 2 processes"
     ):
-        Plan(["paired", "text"], [5, 4], process_count=2)
+        Plan(sources_of(["paired", "text"], [5, 4]), process_count=2)
 
 
 def test_seeds_differ_by_run_source_and_purpose_and_fit_into_64_bits():
@@ -101,23 +110,9 @@ def test_seeds_differ_by_run_source_and_purpose_and_fit_into_64_bits():
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
-def test_order_does_not_hang_on_where_the_shards_lie():
-    here = config((1, 2), 12)
-    there = dataclasses.replace(
-        here,
-        data=dataclasses.replace(
-            here.data,
-            sources=tuple(
-                dataclasses.replace(source, shards="/there/*") for source in here.data.sources
-            ),
-        ),
-    )
-    assert rows_per_source(here) == rows_per_source(there)
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("weight", float("inf")), ("weight", float("nan")), ("part", (0.5, 0.5))],
+    [("weight", float("inf")), ("weight", float("nan")), ("split", (0.5, 0.5))],
 )
 def test_sources_that_mean_nothing_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"{field} = .* of source starter/train"):

@@ -14,17 +14,10 @@ import msgpack
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from m3ae_tpu.data import records
-from m3ae_tpu.data.records import (
-    STARTER,
-    Record,
-    decode_record,
-    encode_record,
-    open_shards,
-    resolve,
-    write_shard,
-    write_shards,
-)
+from m3ae_tpu.data import manifest
+from m3ae_tpu.data.manifest import STARTER, resolve
+from m3ae_tpu.data.records import Record, decode_record, encode_record
+from m3ae_tpu.data.shards import DamagedRecordError, open_shards, write_shard, write_shards
 from m3ae_tpu.errors import UserError
 
 FULL = Record(
@@ -118,7 +111,7 @@ def test_every_unreadable_shard_is_named_in_a_few_lines(tmp_path):
     (tmp_path / "a-text").write_text("no shard " * 20_000)
     (tmp_path / "c-short").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "d-empty").write_bytes(b"")
-    with pytest.raises(UserError, match=r"is no ArrayRecord shard, or was cut short") as caught:
+    with pytest.raises(UserError, match=r"is not an ArrayRecord shard, or was cut short") as caught:
         open_shards(f"{tmp_path}/*")
     message = str(caught.value)
     assert "a-text" in message
@@ -132,7 +125,7 @@ def test_a_shard_that_was_cut_short_is_refused(tmp_path, cut):
     (path,) = write_shards(tmp_path, "x", numbered(1000))
     pathlib.Path(path).write_bytes(pathlib.Path(path).read_bytes()[:cut])
     with pytest.raises(
-        UserError, match=rf"{path} is no ArrayRecord shard, or was cut short .* Copy it or make"
+        UserError, match=rf"{path} is not an ArrayRecord shard, or was cut short .* Copy it or make"
     ):
         open_shards(path)
 
@@ -162,7 +155,8 @@ def test_a_damaged_record_is_named_and_its_neighbours_are_read(tmp_path):
     pathlib.Path(path).write_bytes(data)
     shards = open_shards(path)
     with pytest.raises(
-        RuntimeError, match=rf"{path}, record 7 cannot be read .*Copy or make this shard again"
+        DamagedRecordError,
+        match=rf"{path}, record 7 cannot be read .*Copy or make this shard again",
     ):
         shards[7]
     assert shards[6] == records[6]
@@ -175,9 +169,9 @@ def test_reading_records_does_not_import_jax():
 
 
 def test_the_starter_set_is_what_its_manifest_says():
-    manifest = json.loads((STARTER / "manifest.json").read_text())
-    assert manifest["records"] == {"train": 3894, "heldout": 973, "images": 300, "texts": 10672}
-    for name, shard in manifest["shards"].items():
+    lines = json.loads((STARTER / "manifest.json").read_text())
+    assert lines["records"] == {"train": 3894, "heldout": 973, "images": 300, "texts": 10672}
+    for name, shard in lines["shards"].items():
         assert hashlib.sha256((STARTER / name).read_bytes()).hexdigest() == shard["sha256"]
         assert len(open_shards(str(STARTER / name))) == shard["records"]
 
@@ -216,7 +210,7 @@ def test_a_folder_without_the_source_form_is_refused(tmp_path):
 
 
 def test_a_package_in_a_folder_that_looks_like_a_glob_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "STARTER", tmp_path / "a[1]")
+    monkeypatch.setattr(manifest, "STARTER", tmp_path / "a[1]")
     (tmp_path / "a[1]").mkdir()
     write_shards(tmp_path / "a[1]", "train", numbered(1))
     assert list(open_shards("starter/train-*")) == numbered(1)

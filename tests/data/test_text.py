@@ -11,7 +11,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3ae_tpu.data.records import Record, open_shards, write_shard
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import open_shards, write_shard
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
 from m3ae_tpu.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TransformerConfig
-from m3ae_tpu.data.records import open_shards, write_shards
+from m3ae_tpu.data.shards import open_shards, write_shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation.evaluate import evaluate_run
 from m3ae_tpu.evaluation.running_probe import knn_accuracy, read_probe_examples

@@ -12,7 +12,7 @@ import pyarrow.parquet
 from PIL import Image
 
 from m3ae_tpu.data.images import decode_image
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.prepare.cleaning import CleaningOptions
 from m3ae_tpu.prepare.convert import PrepareOptions
 from m3ae_tpu.prepare.local import prepare

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig
-from m3ae_tpu.data.loader import make_loader
-from m3ae_tpu.data.records import STARTER, open_shards, write_shards
+from m3ae_tpu.data.manifest import STARTER, read_manifest
+from m3ae_tpu.data.shards import open_shards, write_shards
+from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.prepare.inspection import find_faults, read_manifest, sources_of, summarise
+from m3ae_tpu.prepare.inspection import find_faults, sources_of, summarise
 from m3ae_tpu.report.contact_sheet import draw_contact_sheet, hide_patches
 
 
@@ -73,7 +74,9 @@ def test_the_mixture_and_the_cut_texts_are_those_of_the_config(folder):
         SourceConfig(shards=f"{folder}/train-*", text_length=8, weight=3.0),
         SourceConfig(kind="image", shards="starter/images-*"),
     )
-    pairs, images = summarise(PretrainConfig(batch_size=20, data=DataConfig(sources=sources)))
+    pairs, images = summarise(
+        open_data(DataConfig(sources=sources), batch_size=20, seed=0, vocab_size=32_000)
+    )
     assert (pairs.rows, pairs.records, pairs.epochs_per_thousand_steps) == (15, 30, 500.0)
     captions = [
         caption for record in open_shards(f"{folder}/train-*") for caption in record.captions
@@ -84,13 +87,15 @@ def test_the_mixture_and_the_cut_texts_are_those_of_the_config(folder):
     assert (images.rows, images.texts, images.cut) == (5, 0, 0.0)
 
 
-def test_a_part_is_measured_alone_and_damaged_records_stop_nothing(folder):
+def test_a_split_is_measured_alone_and_damaged_records_stop_nothing(folder):
     paths = sorted(folder.glob("train-*"))
     data = bytearray(paths[0].read_bytes())
     data[1000] ^= 1
     paths[0].write_bytes(data)
-    source = SourceConfig(shards=f"{folder}/train-*", part=(0.0, 0.5))
-    (pairs,) = summarise(PretrainConfig(batch_size=30, data=DataConfig(sources=(source,))))
+    source = SourceConfig(shards=f"{folder}/train-*", split=(0.0, 0.5))
+    (pairs,) = summarise(
+        open_data(DataConfig(sources=(source,)), batch_size=30, seed=0, vocab_size=32_000)
+    )
     assert (pairs.records, pairs.epochs_per_thousand_steps) == (15, 2000.0)
     (found,) = sources_of(folder, read_manifest(folder))
     assert (found.kind, found.weight) == ("paired", 30.0)
@@ -119,7 +124,7 @@ def test_a_contact_sheet_shows_every_kind(folder):
     )
     data = DataConfig(sources=sources, image_size=32, num_workers=0)
     config = PretrainConfig(batch_size=6, model=ModelConfig(patch_size=8), data=data)
-    batch, _ = make_loader(config).batch_at(0)
+    batch, _ = open_data(data, batch_size=6, seed=0, vocab_size=32_000).loader().batch_at(0)
     tokenizer = Tokenizer(data.tokenizer)
     sheet = draw_contact_sheet(config, batch, tokenizer)
     pairs = draw_contact_sheet(config, {"paired": batch["paired"]}, tokenizer)

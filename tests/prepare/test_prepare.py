@@ -26,7 +26,7 @@ from prepare_forms import (
 )
 
 from m3ae_tpu.data.images import decode_image
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.prepare import cleaning
 from m3ae_tpu.prepare.cleaning import CleaningOptions

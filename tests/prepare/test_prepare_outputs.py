@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from prepare_forms import run, starter_pairs, write_folder, write_sidecars
 
-from m3ae_tpu.data.records import open_shards
+from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.errors import UserError
 
 

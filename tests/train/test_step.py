@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from m3ae_tpu.configs import debug
-from m3ae_tpu.data.loader import make_loader
+from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.kernels.attention import reference
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, replicated, require_even_batches
 from m3ae_tpu.train.card import tokens_seen
 from m3ae_tpu.train.flops import matmul_flops
-from m3ae_tpu.train.loop import compile_step
+from m3ae_tpu.train.loop import as_arrays, compile_step
 from m3ae_tpu.train.optimizer import is_matrix
 from m3ae_tpu.train.step import init_model, init_state, make_optimizer, train_step
 
@@ -24,8 +24,8 @@ CONFIG = debug.CONFIG
 
 @pytest.fixture(scope="module")
 def batches():
-    loader = make_loader(CONFIG)
-    return [loader.batch_at(step)[0] for step in range(3)]
+    loader = open_data(CONFIG.data, batch_size=CONFIG.batch_size, seed=0, vocab_size=4_000).loader()
+    return [as_arrays(loader.batch_at(step)[0]) for step in range(3)]
 
 
 def steps(config, batches, step_fn, place):

@@ -1,0 +1,179 @@
+"""The data of a run, opened: shards, tokenizer, and what identifies them at a restart.
+
+A run opens every set of shards and its tokenizer once, here, before its first step.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from m3ae_tpu.batch import Source, mixture
+from m3ae_tpu.config import DataConfig, SourceConfig
+from m3ae_tpu.data.examples import Examples
+from m3ae_tpu.data.loader import Loader, MakeBatch
+from m3ae_tpu.data.mixture import Plan
+from m3ae_tpu.data.rows import DRAWS_VERSION, DrawRows
+from m3ae_tpu.data.shards import DamagedRecordError, Shards, open_shards
+from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.errors import require
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenData:
+    """The sources of a run with their open shards, and its tokenizer."""
+
+    config: DataConfig
+    seed: int
+    """Decides the order of the records and all augmentation."""
+    sources: tuple[Source, ...]
+    shards: tuple[Shards, ...]
+    """Shards of each source; sources that name the same shards share them."""
+    splits: tuple[range, ...]
+    """Indices of each source's records in its shards."""
+    tokenizer: Tokenizer | None
+    """None if no source has text."""
+
+    @property
+    def num_records(self) -> tuple[int, ...]:
+        """Number of records of each source."""
+        return tuple(len(split) for split in self.splits)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what decides the rows of every step, ready for JSON; a resumed run must match it.
+
+        Shards count by file name and number of records: they may move to another folder.
+        """
+        return {
+            "draws_version": DRAWS_VERSION,
+            "seed": self.seed,
+            "sources": [
+                {
+                    "kind": source.kind,
+                    "rows": source.rows,
+                    "text_length": source.config.text_length,
+                    "split": list(source.config.split),
+                    "records": len(split),
+                    "shards": shards.name_counts(),
+                }
+                for source, split, shards in zip(
+                    self.sources, self.splits, self.shards, strict=True
+                )
+            ],
+            "tokenizer_sha256": self.tokenizer.sha256 if self.tokenizer is not None else "",
+        }
+
+    def loader(
+        self, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Loader:
+        """Returns the batches of the run from `start_step` on.
+
+        Args:
+            start_step: Finished steps; the first batch is that of step `start_step`, counted from
+                0.
+            process_index: This process among those that train together.
+            process_count: Number of these processes; each gets as many rows of each kind.
+
+        Raises:
+            UserError: the rows of a kind do not divide over the processes.
+        """
+        plan = Plan(self.sources, process_index=process_index, process_count=process_count)
+        examples = [
+            Examples(shards, source.kind, split)
+            for shards, source, split in zip(self.shards, self.sources, self.splits, strict=True)
+        ]
+        rows = DrawRows(plan, self.splits, self.seed)
+        make_batch = MakeBatch(self.config, self.sources, examples, rows, self.tokenizer)
+        return Loader(make_batch, start_step=start_step, num_workers=self.config.num_workers)
+
+
+def open_data(config: DataConfig, *, batch_size: int, seed: int, vocab_size: int) -> OpenData:
+    """Opens the shards of all sources and the tokenizer, and checks that they fit the config.
+
+    Args:
+        config: The run's data.
+        batch_size: Rows of a global batch.
+        seed: The run's.
+        vocab_size: Token ids that the model knows.
+
+    Raises:
+        UserError: shards or tokenizer cannot be read or do not fit the config, or a source gets no
+            row of a batch.
+    """
+    sources = mixture(config, batch_size)
+    tokenizer = None
+    if any(source.kind != "image" for source in sources):
+        tokenizer = Tokenizer(config.tokenizer)
+        require(
+            tokenizer.vocab_size <= vocab_size,
+            f"model.vocab_size = {vocab_size} is too small for data.tokenizer = "
+            f"{config.tokenizer} with {tokenizer.vocab_size} pieces. "
+            f"Set --model.vocab_size={tokenizer.vocab_size}, or another tokenizer.",
+        )
+    patterns = dict.fromkeys(source.config.shards for source in sources)
+    opened = {pattern: open_shards(pattern) for pattern in patterns}
+    shards = tuple(opened[source.config.shards] for source in sources)
+    for source, of_source in zip(sources, shards, strict=True):
+        _require_kind(source.config, of_source)
+    splits = tuple(
+        records_of_split(source.config, len(of_source))
+        for source, of_source in zip(sources, shards, strict=True)
+    )
+    return OpenData(config, seed, sources, shards, splits, tokenizer)
+
+
+def records_of_split(source: SourceConfig, count: int) -> range:
+    """Returns the indices of a source's records among the `count` records of its shards.
+
+    Splits that meet, as (0, 0.25) and (0.25, 1), share no record.
+
+    Raises:
+        UserError: the split holds no record.
+    """
+    first, end = (math.floor(count * fraction) for fraction in source.split)
+    require(
+        first < end,
+        f"split = {source.split} of source {source.shards} holds none of its {count} records. "
+        "Set a wider split.",
+    )
+    return range(first, end)
+
+
+def _require_kind(source: SourceConfig, shards: Shards) -> None:
+    """Raises unless the first record of each shard has the image and captions of the kind."""
+    for index in shards.starts():
+        try:
+            first = shards[index]
+        except DamagedRecordError:
+            continue
+        lacks = "images" if source.kind != "text" and not first.image else ""
+        lacks = lacks or ("captions" if source.kind != "image" and not first.captions else "")
+        require(
+            not lacks,
+            f"kind = {source.kind!r} of source {source.shards} needs {lacks}, but "
+            f"{shards.place(index)} has none. "
+            "Set the kind that the shards hold ('paired', 'image' or 'text').",
+        )
+
+
+def differences(now: dict[str, Any], was: dict[str, Any]) -> list[str]:
+    """Returns one short sentence for each value that differs between two fingerprints."""
+    new, old = _leaves(now), _leaves(was)
+    return [
+        f"{name} = {new.get(name, 'nothing')} now, was {old.get(name, 'nothing')}"
+        for name in dict.fromkeys([*new, *old])
+        if new.get(name) != old.get(name)
+    ]
+
+
+def _leaves(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    leaves = {name: value for name, value in fingerprint.items() if name != "sources"}
+    for number, source in enumerate(fingerprint["sources"]):
+        # The number of records follows from the shards and the split.
+        values = {
+            name: value for name, value in source.items() if name not in ("shards", "records")
+        }
+        leaves |= {f"sources.{number}.{name}": value for name, value in values.items()}
+        leaves |= {
+            f"records of sources.{number}'s {shard}": count for shard, count in source["shards"]
+        }
+    return leaves
