@@ -115,5 +115,5 @@ def test_seeds_differ_by_run_source_and_purpose_and_fit_into_64_bits():
     [("weight", float("inf")), ("weight", float("nan")), ("split", (0.5, 0.5))],
 )
 def test_sources_that_mean_nothing_are_refused_by_name(field, value):
-    with pytest.raises(UserError, match=f"{field} = .* of source starter/train"):
+    with pytest.raises(UserError, match=f"^{field} = .* is not "):
         SourceConfig(**{field: value})
