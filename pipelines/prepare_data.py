@@ -1,51 +1,41 @@
 """Turns a collection of images and texts into shuffled, checked ArrayRecord shards.
 
-    python -m pipelines.prepare_data --input=downloads/cc12m --output=data/cc12m --kind=paired
-    --max_shorter_side=320
+    python -m pipelines.prepare_data --input=downloads/cc12m --output=data/cc12m
 
-Reads, told apart by content: webdataset tars (img2dataset's layout), parquet, the paper's HDF5,
-folders of images with `.txt` files or a CSV, TSV or JSON-lines list, plain text; compressed ones
-and `gs://` or `s3://` addresses too. Every image is decoded once, strictly; odd ones become upright
-RGB JPEGs, good JPEGs keep their bytes. OUTPUT gets the shards, `manifest.json` (what was given,
-kept and dropped, and a digest of each shard) and `dropped.jsonl` (all that was dropped, with its
-reason). An interrupted call goes on when repeated. The same input and seed give the same bytes.
+Reads webdataset tars (img2dataset's layout), parquet, the HDF5 files of the paper's code, folders
+of images with `.txt` files or with a CSV, TSV or JSON-lines list, and plain text. Files may be
+compressed, or lie at `gs://` or `s3://`. Formats are told by content, not by name.
 
-What outgrows a machine runs on Apache Beam (pip install 'm3ae-tpu[beam]'), to the same bytes; then
-OUTPUT may be a `gs://` address too:
+Every image is decoded once. Good JPEGs keep their bytes; other images become upright RGB JPEGs;
+damaged ones are dropped. OUTPUT gets the shards, `manifest.json` (what was given, kept and dropped,
+and a digest of each shard) and `dropped.jsonl` (each dropped sample with its reason). After an
+interruption the same command continues. The same input and seed give the same bytes.
 
-    python -m pipelines.prepare_data --input=gs://B/cc12m --output=gs://B/set
-    --runner=DataflowRunner
+A collection that outgrows a machine is prepared by Apache Beam (pip install 'm3ae-tpu[beam]'), to
+the same bytes. OUTPUT may then be a `gs://` address too:
+
+    python -m pipelines.prepare_data --input=gs://B/cc12m --output=gs://B/set \\
+        --runner=DataflowRunner \\
         --beam_options=--project=P,--region=R,--temp_location=gs://B/tmp
 """
 
 import os
-import pathlib
-import sys
-from collections.abc import Callable
-from typing import Any
 
 from absl import flags
 
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.option_flags import define_flags
+from m3ae_tpu.prepare.options import PrepareOptions
 
 _INPUT = flags.DEFINE_list("input", None, "Files or folders, separated by commas.", required=True)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder that gets the set, made if missing.", required=True
-)
-_KIND = flags.DEFINE_enum(
-    "kind",
-    "paired",
-    ["paired", "image", "text", "labelled"],
-    "What an example must have; the rest of it is left out.",
-)
-_NAME = flags.DEFINE_string("name", "train", "Start of the shards' file names.")
-_SEED = flags.DEFINE_integer("seed", 0, "Decides the order of the records.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the set, made if missing.", required=True)
+_OPTIONS = define_flags(PrepareOptions)
 _RUNNER = flags.DEFINE_enum(
     "runner",
     "local",
     ["local", "DirectRunner", "DataflowRunner", "FlinkRunner"],
-    "Processes of this machine, or a runner of Apache Beam; changes no byte.",
+    "Processes of this machine, or a runner of Apache Beam. The bytes are the same.",
 )
 _BEAM_OPTIONS = flags.DEFINE_list(
     "beam_options", [], "Options of Beam and its runner, separated by commas."
@@ -53,112 +43,27 @@ _BEAM_OPTIONS = flags.DEFINE_list(
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
     os.cpu_count() or 1,
-    "Processes of --runner=local; changes no byte.",
+    "Processes of --runner=local. The bytes are the same.",
     lower_bound=1,
 )
-_NUM_SHARDS = flags.DEFINE_integer(
-    "num_shards", 0, "Shards; 0 takes as many as --shard_megabytes asks for."
-)
-_SHARD_MEGABYTES = flags.DEFINE_integer("shard_megabytes", 256, "Size of a shard.")
-_MAX_SIDE = flags.DEFINE_integer(
-    "max_shorter_side",
-    0,
-    "Larger images are resized to this shorter side, pixels; 0 keeps every size.",
-)
-_MIN_SIDE = flags.DEFINE_integer("min_shorter_side", 8, "Smaller images are dropped, pixels.")
-_MIN_CHARACTERS = flags.DEFINE_integer("min_caption_characters", 1, "Shorter texts are dropped.")
-_MAX_CHARACTERS = flags.DEFINE_integer(
-    "max_caption_characters", 20_000, "Longer texts are dropped."
-)
-_DROP_DUPLICATES = flags.DEFINE_bool(
-    "drop_duplicates", False, "Keep one of examples with the same content."
-)
-_LICENSE = flags.DEFINE_string("license", "", "Terms of use, written to every record.")
 
 
 def main(argv: list[str]) -> None:
-    """Prepares what the flags ask for, with a progress bar, and prints what came of it."""
+    """Prepares the set that the flags ask for."""
     if len(argv) > 1:
         raise UserError(f"argument {argv[1]!r} belongs to no flag. Write --input={argv[1]}.")
-    import rich.progress
+    require(bool(_OUTPUT.value), "--output is empty. Name the folder of the set.")
+    options = _OPTIONS()
+    from m3ae_tpu.prepare.command import prepare_collection
 
-    from m3ae_tpu.prepare.cleaning import CleaningOptions
-    from m3ae_tpu.prepare.convert import DROPPED, MANIFEST, PrepareOptions
-    from m3ae_tpu.prepare.local import prepare
-    from m3ae_tpu.prepare.parts import find_parts
-    from m3ae_tpu.prepare.samples import is_remote
-
-    options = PrepareOptions(
-        cleaning=CleaningOptions(
-            kind=_KIND.value or "",
-            max_shorter_side=_MAX_SIDE.value,
-            min_shorter_side=_MIN_SIDE.value,
-            min_caption_characters=_MIN_CHARACTERS.value,
-            max_caption_characters=_MAX_CHARACTERS.value,
-            license=_LICENSE.value or "",
-        ),
-        name=_NAME.value or "",
-        seed=_SEED.value,
-        num_shards=_NUM_SHARDS.value,
-        shard_megabytes=_SHARD_MEGABYTES.value,
-        drop_duplicates=_DROP_DUPLICATES.value,
+    prepare_collection(
+        _INPUT.value or [],
+        (_OUTPUT.value or "").rstrip("/") or "/",
+        options,
+        runner=_RUNNER.value or "",
+        runner_options=_BEAM_OPTIONS.value or [],
+        num_workers=_NUM_WORKERS.value,
     )
-    require(bool(_OUTPUT.value), "--output is empty. Name the folder that gets the set.")
-    output = (_OUTPUT.value or "").rstrip("/") or "/"
-    columns = rich.progress.Progress.get_default_columns()
-    with rich.progress.Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bars:
-        tasks: dict[str, rich.progress.TaskID] = {}
-
-        def report(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        report("looking at the input", 0, None)
-        parts = find_parts(_INPUT.value or [], _KIND.value or "")
-        report("looking at the input", len(parts), len(parts))
-        if _RUNNER.value == "local":
-            require(
-                not is_remote(output),
-                f"--output = {output} is not on this machine. Name a folder, or set --runner=DirectRunner.",
-            )
-            local = pathlib.Path(output).expanduser()
-            for given in map(pathlib.Path, _INPUT.value or []):
-                require(
-                    not local.resolve().is_relative_to(given.expanduser().resolve()),
-                    f"--output = {output} lies in --input = {given} and would become part of it. "
-                    "Name a folder outside.",
-                )
-            manifest = prepare(parts, local, options, num_workers=_NUM_WORKERS.value, report=report)
-        else:
-            report(f"{_RUNNER.value} at work", 0, None)
-            manifest = _beam()(
-                parts, output, options, runner=_RUNNER.value, runner_options=_BEAM_OPTIONS.value
-            )
-    num_shards = len(manifest["shards"])
-    print(
-        f"{manifest['given']:,} given, {manifest['kept']:,} kept in {num_shards:,} shard{'s' * (num_shards > 1)}, "
-        f"{manifest['bytes'] / 1e6:,.1f} MB"
-    )
-    if "passed over" in manifest["inputs"]:
-        beside = [url for part in parts if part.format == "passed over" for url in part.urls]
-        more = ", ..." if len(beside) > 3 else ""
-        print(
-            f"  passed over {len(beside):,} files beside them: {', '.join(map(os.path.basename, beside[:3]))}{more}"
-        )
-    for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
-        print(f"  dropped {count:,}: {reason}")
-    print(f"{output}/{MANIFEST}; everything dropped is in {output}/{DROPPED}")
-
-
-def _beam() -> Callable[..., dict[str, Any]]:
-    try:
-        from m3ae_tpu.prepare.beam import prepare_with_beam
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--runner = {_RUNNER.value} needs {error.name}, which is not installed: pip install 'm3ae-tpu[beam]'."
-        ) from error
-    return prepare_with_beam
 
 
 def run() -> None:

@@ -1,8 +1,5 @@
-"""The whole preparation as an Apache Beam pipeline, for collections that outgrow a machine: the
-same bytes.
-"""
+"""Preparation as an Apache Beam pipeline, for collections that outgrow a machine."""
 
-import collections
 import json
 import os
 import pathlib
@@ -20,7 +17,6 @@ from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.convert import (
     DROPPED,
     MANIFEST,
-    PrepareOptions,
     Summary,
     clean,
     count_shards,
@@ -32,34 +28,33 @@ from m3ae_tpu.prepare.convert import (
     shard_name,
     shard_of,
 )
-from m3ae_tpu.prepare.parts import Part, count_files
-from m3ae_tpu.prepare.samples import file_system, is_remote, open_file
+from m3ae_tpu.prepare.opening import file_system, is_remote, open_file
+from m3ae_tpu.prepare.options import PrepareOptions
+from m3ae_tpu.prepare.pieces import Collection, Piece
 
 
 def prepare_with_beam(
-    parts: Sequence[Part],
+    collection: Collection,
     output: str,
     options: PrepareOptions,
     *,
     runner: str,
     runner_options: Sequence[str],
 ) -> dict[str, Any]:
-    """Writes shards, `manifest.json` and `dropped.jsonl` to a folder, local or remote, and returns
-    the manifest.
+    """Writes shards, `manifest.json` and `dropped.jsonl` to `output` and returns the manifest.
 
-    Cleaned records travel through the engine's own shuffle: nothing unfinished lies in `output` but
-    files under temporary names. A worker holds the records of one shard at a time.
+    The bytes are those of `prepare_locally`. Beam's own shuffle carries the cleaned records. A
+    worker holds the records of one shard at a time.
 
     Args:
-        parts: What to read.
-        output: Folder that workers reach, `gs://...` for example.
-        options: How to convert.
+        collection: Input.
+        output: Folder that all workers reach, `gs://...` for example.
+        options: Form of the set.
         runner: Name of a Beam runner.
-        runner_options: Of the runner, like `--project=NAME`.
+        runner_options: Options of Beam and the runner, `--project=NAME` for example.
 
     Raises:
-        UserError: `output` holds a set already; nothing was kept; a shard is empty; or an unknown
-            option.
+        UserError: `output` holds a set already; nothing was kept; or a shard is empty.
     """
     require(
         not _exists(f"{output}/{MANIFEST}"),
@@ -68,9 +63,9 @@ def prepare_with_beam(
     settings = PipelineOptions([f"--runner={runner}", *runner_options])
     try:
         with beam.Pipeline(options=settings) as pipeline:
-            _build(pipeline, parts, output, options)
+            _build(pipeline, collection, output, options)
     except Exception as error:
-        # What a worker raised comes back as it was or as text, with Beam's words behind it.
+        # An error of a worker arrives as it was, or as text followed by Beam's own.
         text = f"UserError: {error}" if isinstance(error, UserError) else str(error)
         message = re.search(r"UserError: ([^\n]*?)( \[while running|\n|$)", text)
         if message is None:
@@ -81,11 +76,11 @@ def prepare_with_beam(
 
 
 def _build(
-    pipeline: beam.Pipeline, parts: Sequence[Part], output: str, options: PrepareOptions
+    pipeline: beam.Pipeline, collection: Collection, output: str, options: PrepareOptions
 ) -> None:
     cleaned = (
         pipeline
-        | "Parts" >> beam.Create(list(enumerate(parts)))
+        | "Pieces" >> beam.Create(list(enumerate(collection.pieces)))
         | "Spread" >> beam.Reshuffle()
         | "Clean" >> beam.ParDo(_Clean(options)).with_outputs("summaries", main="records")
     )
@@ -113,21 +108,21 @@ def _build(
             num_shards,
             output,
             options,
-            count_files(parts),
+            collection.count_files(),
         )
     )
 
 
 class _Clean(beam.DoFn):
-    """Yields place and bytes of a part's records and, at its end, the part's number and summary."""
+    """Yields shuffle key and bytes of a piece's records, then the piece's number and summary."""
 
     def __init__(self, options: PrepareOptions):
         self.options = options
 
-    def process(self, element: tuple[int, Part]) -> Iterator[Any]:
-        number, part = element
+    def process(self, element: tuple[int, Piece]) -> Iterator[Any]:
+        number, piece = element
         summary = Summary()
-        yield from clean(part.samples(), self.options.cleaning, self.options.seed, summary)
+        yield from clean(piece.samples(), self.options.cleaning, self.options.seed, summary)
         yield beam.pvalue.TaggedOutput("summaries", (number, summary))
 
 
@@ -140,7 +135,7 @@ def _write_shard(
     name = shard_name(keyed[0], num_shards, options)
     records = (data for _, data in sorted(keyed[1]))
     with tempfile.TemporaryDirectory() as folder:
-        # ArrayRecord writes local files only.
+        # ArrayRecord writes only local files.
         path = pathlib.Path(folder) / name
         line = gather_shard(path, records, drop_duplicates=options.drop_duplicates)
         _store(path, f"{output}/{name}")
@@ -156,12 +151,9 @@ def _finish(
     options: PrepareOptions,
     inputs: dict[str, Any],
 ) -> None:
-    """Writes the lists, the manifest last: its presence says that all is there."""
+    """Writes `dropped.jsonl`, then the manifest, whose presence means that the set is complete."""
     summaries = [summary for _, summary in sorted(numbered, key=lambda pair: pair[0])]
-    reasons = collections.Counter(reason for part in summaries for _, reason in part.dropped)
-    require_fit(
-        sum(part.given for part in summaries), sum(part.kept for part in summaries), reasons
-    )
+    require_fit(summaries)
     require_no_empty_shard(len(lines), num_shards)
     manifest = make_manifest(summaries, dict(lines), options, inputs)
     with tempfile.TemporaryDirectory() as folder:
@@ -181,16 +173,14 @@ def _exists(url: str) -> bool:
 
 
 def _store(path: pathlib.Path, url: str) -> None:
-    """Copies a finished file to where it belongs, in one piece: an object store shows nothing
-    before the end.
-    """
+    """Copies a finished file to its address, where it appears only when it is complete."""
     if is_remote(url):
         system, remote = file_system(url)
-        system.put_file(str(path), remote)
+        system.put_file(str(path), remote)  # Object stores show no unfinished object.
         return
     folder, name = os.path.split(url)
     os.makedirs(folder, exist_ok=True)
-    # Other attempts at the same shard may write at the same time.
+    # Beam may run two attempts at the same shard at the same time.
     unfinished = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
     shutil.copyfile(path, unfinished)
     os.replace(unfinished, url)

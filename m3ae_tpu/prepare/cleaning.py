@@ -1,7 +1,6 @@
-"""A sample as found becomes a record that training can trust, or a reason why not."""
+"""Cleaning: a sample becomes a record that training can rely on, or is dropped with a reason."""
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import unicodedata
@@ -12,18 +11,18 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from m3ae_tpu.config import Kind
 from m3ae_tpu.data.images import ImageSizeError, damage_as_value_error, decode_image
 from m3ae_tpu.data.records import Record
-from m3ae_tpu.errors import require
-from m3ae_tpu.prepare.samples import Sample, image_format
+from m3ae_tpu.prepare.opening import image_format
+from m3ae_tpu.prepare.options import CleaningOptions, is_unicode
+from m3ae_tpu.prepare.samples import Sample
 
 _QUALITY, _QUALITY_WHEN_SHRUNK = 95, 90
-"""Of JPEGs that are encoded anew: nothing that a crop would show is lost. Who shrinks asks for
-speed: at 90 a image takes two thirds of the bytes and five sixths of the time to decode, and loses
-less than by shrinking."""
+"""JPEG quality of re-encoded images. At 90 an image takes two thirds of the bytes and five sixths
+of the time to decode, and loses less than by shrinking, which asks for speed anyway.
+"""
 _LONGEST_SIDE = 65_500
-"""Pixels, of what libjpeg writes."""
+"""Pixels of the longest side that libjpeg writes."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,59 +32,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CleaningOptions:
-    """What a record must be like."""
-
-    kind: Kind | str = "paired"
-    """`paired`, `image`, `text` or `labelled`: what a sample must have; the rest of it is left out.
-    """
-    max_shorter_side: int = 0
-    """Larger images are resized to this shorter side, pixels; 0 keeps every size."""
-    min_shorter_side: int = 8
-    """Smaller images are dropped, pixels."""
-    max_pixels: int = 64_000_000
-    """Larger images are dropped before they are decoded."""
-    min_caption_characters: int = 1
-    """Shorter texts are dropped."""
-    max_caption_characters: int = 20_000
-    """Longer texts are dropped."""
-    license: str = ""
-    """Written to every record."""
-
-    def __post_init__(self) -> None:
-        kinds = ("paired", "image", "text", "labelled")
-        require(
-            self.kind in kinds, f"--kind = {self.kind} is none of {', '.join(kinds)}. Choose one."
-        )
-        require(
-            self.min_shorter_side >= 1,
-            f"--min_shorter_side = {self.min_shorter_side} is not positive. Set 8.",
-        )
-        require(
-            self.max_shorter_side == 0 or self.max_shorter_side >= self.min_shorter_side,
-            f"--max_shorter_side = {self.max_shorter_side} is less than --min_shorter_side = "
-            f"{self.min_shorter_side}. Set 0 to keep every size, or {self.min_shorter_side} or more.",
-        )
-        require(
-            _is_unicode(self.license),
-            f"--license = {self.license!a} is not UTF-8. Write it in plain letters.",
-        )
+"""Transposition that makes an image upright, by its EXIF orientation."""
 
 
 class Unfit(Exception):
-    """A sample that makes no record; its only argument is the reason, the same words for the same
-    cause.
-    """
+    """A sample that is dropped. Its only argument is the reason, in the same words each time."""
 
 
 def clean_sample(sample: Sample, options: CleaningOptions) -> tuple[Record, tuple[int, int]]:
-    """Returns the record of a sample, and its image's width and height (0, 0 where it has none).
+    """Returns the record of a sample, and its image's width and height, (0, 0) without an image.
 
-    The record's `id` is a digest of its content: the same example gets the same one from whatever
+    The record's `id` is a digest of its content: the same example has the same `id` in every
     collection.
 
     Raises:
@@ -104,7 +61,7 @@ def clean_sample(sample: Sample, options: CleaningOptions) -> tuple[Record, tupl
         label = sample.label.strip()
         if not label:
             raise Unfit("no label")
-        if not _is_unicode(label):
+        if not is_unicode(label):
             raise Unfit("label is not UTF-8")
     digest = hashlib.sha256(image)
     for text in (*captions, label):
@@ -115,35 +72,27 @@ def clean_sample(sample: Sample, options: CleaningOptions) -> tuple[Record, tupl
     ), size
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeError:
-        return False
-    return True
-
-
 def clean_captions(
     captions: tuple[str | bytes | None, ...], options: CleaningOptions
 ) -> tuple[str, ...]:
     """Returns the texts as trimmed, composed Unicode (NFC), empty ones left out.
 
     Raises:
-        Unfit: none is left, or one is no text, not UTF-8, too short or too long.
+        Unfit: none is left, or one is not a text, not UTF-8, too short or too long.
     """
     cleaned = []
     for caption in captions:
         if caption is None:
-            raise Unfit("caption is no text")
+            raise Unfit("caption is not a text")
         try:
             text = caption.decode("utf-8") if isinstance(caption, bytes) else caption
         except UnicodeError:
             raise Unfit("text is not UTF-8") from None
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise Unfit("text is not UTF-8")
-        # Files may begin with the mark of their byte order.
+        # Text files may begin with a byte order mark.
         text = text.replace("\0", "").removeprefix("\ufeff").strip()
-        # Looked at first: composing a long run of accents takes time with the square of its length.
+        # Checked first: composing a long run of accents takes time with the square of its length.
         if len(text) <= options.max_caption_characters:
             text = unicodedata.normalize("NFC", text)
         if len(text) > options.max_caption_characters:
@@ -164,11 +113,12 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int, int]]:
-    """Returns an image as a JPEG in RGB or grey, upright, with its width and height; good JPEGs
-    keep their bytes.
+    """Returns an image as an upright JPEG in RGB or grey, with its width and height.
+
+    Good JPEGs keep their bytes.
 
     Raises:
-        Unfit: empty, no image, damaged, too small or too large.
+        Unfit: empty, not an image, damaged, too small or too large.
     """
     if not data:
         raise Unfit("empty image")
@@ -196,35 +146,35 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     shrinks = bool(limit) and min(width, height) > limit
     if kind == "jpeg" and mode in ("RGB", "L") and turn is None and not shrinks:
         return data, (width, height)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     if turn is not None:
-        picture = picture.transpose(turn)
+        image = image.transpose(turn)
     if shrinks:
-        scale = limit / min(picture.size)
-        picture = picture.resize(
-            (max(limit, round(picture.width * scale)), max(limit, round(picture.height * scale))),
+        scale = limit / min(image.size)
+        image = image.resize(
+            (max(limit, round(image.width * scale)), max(limit, round(image.height * scale))),
             Image.Resampling.BICUBIC,
         )
-    if max(picture.size) > _LONGEST_SIDE:
+    if max(image.size) > _LONGEST_SIDE:
         raise Unfit("image too wide or high for JPEG")
     encoded = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(picture),
+        np.ascontiguousarray(image),
         quality=_QUALITY_WHEN_SHRUNK if shrinks else _QUALITY,
         colorspace="RGB",
         colorsubsampling="420",
     )
-    return encoded, picture.size
+    return encoded, image.size
 
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Silences what Pillow says of sizes, which are looked at here, and of odd metadata."""
+    """Silences Pillow's warnings of large sizes, which are checked here, and of odd metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _from_cmyk(data: bytes) -> np.ndarray:
-    simplejpeg.decode_jpeg(data)  # Strict: Pillow would fill what is missing with grey.
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    simplejpeg.decode_jpeg(data)  # Fails on damage, which Pillow fills with grey.
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,8 +1,8 @@
-"""From samples to shards: pure functions, which the local pool and Beam drive alike.
+"""From samples to shards: pure functions, called by the local engine and by Beam.
 
-A record's place among all others follows from the digest of its content and the seed, so the shards
-are a real shuffle and the same bytes whatever the order of the input, the engine, the number of
-workers, and how often work was interrupted.
+A record's position among all others is given by a digest of its content and the seed. The shards
+are therefore a uniform shuffle, and the same bytes for any order of the input, engine, number of
+workers and number of interruptions.
 """
 
 import collections
@@ -11,73 +11,42 @@ import hashlib
 import itertools
 import json
 import pathlib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record
 from m3ae_tpu.data.shards import write_shard
 from m3ae_tpu.errors import require
 from m3ae_tpu.files import file_sha256
-from m3ae_tpu.prepare.cleaning import CleaningOptions, Unfit, clean_sample, image_size
+from m3ae_tpu.prepare.cleaning import Unfit, clean_sample, image_size
+from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 from m3ae_tpu.prepare.samples import Sample
 
 MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
 STORED = "group_size:1,uncompressed"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """How a collection becomes a set of shards."""
-
-    cleaning: CleaningOptions
-    """What records must be like."""
-    name: str = "train"
-    """Start of the shards' file names."""
-    seed: int = 0
-    """Decides the order of the records."""
-    num_shards: int = 0
-    """Shards to write; 0 takes as many as `shard_megabytes` asks for."""
-    shard_megabytes: int = 256
-    """Size of a shard."""
-    drop_duplicates: bool = False
-    """Whether of examples with the same image and text all but one are dropped."""
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.num_shards <= 99_999,
-            f"--num_shards = {self.num_shards} is not in 0 to 99999. Set 0.",
-        )
-        require(
-            self.shard_megabytes >= 1,
-            f"--shard_megabytes = {self.shard_megabytes} is not positive. Set 256.",
-        )
-        require(
-            re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", self.name) is not None and self.name[0] != ".",
-            f"--name = {self.name[:60]!a} is no file name of up to 100 letters, digits, '_', '.', '-'. Set train.",
-        )
+"""ArrayRecord's options: each record can be read alone, and images are compressed already."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Summary:
-    """What became of the samples of a part; filled in while they are cleaned."""
+    """Counts of the samples of a piece, filled in while they are cleaned."""
 
     given: int = 0
     kept: int = 0
     bytes: int = 0
-    """Of the kept records."""
+    """Size of the kept records."""
     shorter_sides: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Histogram, pixels."""
+    """Histogram of images by their shorter side, pixels."""
     caption_lengths: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Histogram, characters, in steps of 20."""
+    """Histogram of captions by their characters, in steps of 20."""
     dropped: list[list[str]] = dataclasses.field(default_factory=list)
-    """Place and reason of everything that was not kept."""
+    """Place and reason of each dropped sample."""
 
 
 def clean(
     samples: Iterable[Sample], options: CleaningOptions, seed: int, summary: Summary
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Yields place and encoded record of the samples that are fit, and fills in `summary`."""
+    """Yields shuffle key and encoded record of the samples that are fit, and fills in `summary`."""
     for sample in samples:
         summary.given += 1
         try:
@@ -89,7 +58,7 @@ def clean(
         summary.kept += 1
         summary.bytes += len(data)
         _count(summary, record, size)
-        yield place_of(record.id, seed), data
+        yield shuffle_key(record.id, seed), data
 
 
 def _count(summary: Summary, record: Record, size: tuple[int, int]) -> None:
@@ -100,29 +69,29 @@ def _count(summary: Summary, record: Record, size: tuple[int, int]) -> None:
 
 
 def _add_one(histogram: dict[str, int], value: int) -> None:
-    # Keys are texts, as JSON will have them.
+    # Keys are texts: JSON has no others.
     histogram[str(value)] = histogram.get(str(value), 0) + 1
 
 
-def place_of(record_id: str, seed: int) -> bytes:
-    """Returns 16 bytes that decide where a record lies among all others."""
+def shuffle_key(record_id: str, seed: int) -> bytes:
+    """Returns 16 bytes whose order is the order of the records."""
     return hashlib.sha256(f"{seed} {record_id}".encode()).digest()[:16]
 
 
-def shard_of(place: bytes, num_shards: int) -> int:
-    """Returns the shard of a place: shards are equal slices of all places, in order."""
-    return int.from_bytes(place[:8]) * num_shards >> 64
+def shard_of(key: bytes, num_shards: int) -> int:
+    """Returns the shard of a shuffle key. Shards are equal ranges of all keys, in order."""
+    return int.from_bytes(key[:8]) * num_shards >> 64
 
 
-def first_place(shard: int, num_shards: int) -> int:
-    """Returns the first eight bytes of a shard's smallest place, as a number."""
+def first_key(shard: int, num_shards: int) -> int:
+    """Returns the first eight bytes of a shard's smallest shuffle key, as a number."""
     return -(-(shard << 64) // num_shards)
 
 
 def count_shards(size: int, records: int, options: PrepareOptions) -> int:
-    """Returns how many shards `records` of `size` bytes in all are written to.
+    """Returns the number of shards for `records` of `size` bytes in all.
 
-    Records fall to shards like rain: with 32 for each on average, none stays empty.
+    Records are assigned to shards by their digests. With 32 on average, no shard stays empty.
     """
     asked = round(size / (options.shard_megabytes * 1e6))
     return options.num_shards or max(1, min(asked, records // 32))
@@ -136,11 +105,14 @@ def shard_name(shard: int, num_shards: int, options: PrepareOptions) -> str:
 def gather_shard(
     path: pathlib.Path, records: Iterable[bytes], *, drop_duplicates: bool
 ) -> dict[str, Any]:
-    """Writes encoded records, given in the order of their places, to a shard and returns its line
-    of the manifest.
+    """Writes encoded records, given in the order of their keys, to a shard.
 
-    Of records with the same content the later ones get the id `ID-1` and so on, or are left out;
-    `duplicates` says how many. Holds one record at a time.
+    Of records with the same content the later ones get the id `ID-1` and so on, or are left out.
+    Memory holds one record at a time.
+
+    Returns:
+        The shard's line of the manifest, with the number of `duplicates` and a summary of the
+        records that were left out.
     """
     duplicates, left_out = 0, Summary()
 
@@ -169,39 +141,42 @@ def gather_shard(
     }
 
 
-def require_fit(given: int, kept: int, reasons: collections.Counter[str]) -> None:
+def require_fit(summaries: Sequence[Summary]) -> None:
     """Refuses a collection of which nothing was kept.
 
     Raises:
         UserError: with the most frequent reasons.
     """
+    given = sum(summary.given for summary in summaries)
+    reasons = collections.Counter(reason for summary in summaries for _, reason in summary.dropped)
     found = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
     require(
-        kept > 0,
+        any(summary.kept for summary in summaries),
         f"--input gave {given:,} examples and none is fit: {found or 'all files are empty'}.",
     )
 
 
 def require_no_empty_shard(filled: int, num_shards: int) -> None:
-    """Refuses shards without records, which no program reads.
+    """Refuses empty shards, which no program reads.
 
     Raises:
         UserError: some of `num_shards` are not among the `filled` ones.
     """
     require(
         filled == num_shards,
-        f"--num_shards = {num_shards} leaves {num_shards - filled} shards without records. Set it lower, or leave it "
-        "out, and start again: what was cleaned is kept.",
+        f"--num_shards = {num_shards} leaves {num_shards - filled} shards without records. "
+        "Set it lower, or leave it out, and start again: what was cleaned is kept.",
     )
 
 
 def drop_lines(summaries: Iterable[Summary], shards: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Yields the lines of `dropped.jsonl`: in the order of the input, then duplicates, in that of
-    the shards.
+    """Yields the lines of `dropped.jsonl`.
+
+    Samples come in the order of the input, then duplicates in the order of the shards.
     """
-    of_parts = (part.dropped for part in summaries)
+    of_pieces = (summary.dropped for summary in summaries)
     of_shards = (shards[name]["left_out"]["dropped"] for name in sorted(shards))
-    for dropped in itertools.chain(of_parts, of_shards):
+    for dropped in itertools.chain(of_pieces, of_shards):
         for place, reason in dropped:
             yield json.dumps({"place": place, "reason": reason}) + "\n"
 
@@ -212,18 +187,16 @@ def make_manifest(
     options: PrepareOptions,
     inputs: dict[str, Any],
 ) -> dict[str, Any]:
-    """Returns what `manifest.json` says: `given` = `kept` + the sum of `dropped`, shards with
-    digests, histograms.
-    """
+    """Returns the content of `manifest.json`, in which `given` = `kept` + the sum of `dropped`."""
     left_out = [Summary(**line["left_out"]) for line in shards.values()]
     dropped = collections.Counter(
-        reason for part in [*summaries, *left_out] for _, reason in part.dropped
+        reason for summary in [*summaries, *left_out] for _, reason in summary.dropped
     )
     return {
         "schema_version": VERSION,
         "kind": options.cleaning.kind,
         "license": options.cleaning.license,
-        "given": sum(part.given for part in summaries),
+        "given": sum(summary.given for summary in summaries),
         "kept": sum(line["records"] for line in shards.values()),
         "dropped": dict(sorted(dropped.items())),
         "dropped_list": DROPPED,
@@ -232,11 +205,12 @@ def make_manifest(
         "inputs": inputs,
         "options": dataclasses.asdict(options),
         "shorter_side_pixels": _difference(
-            (part.shorter_sides for part in summaries), (part.shorter_sides for part in left_out)
+            (summary.shorter_sides for summary in summaries),
+            (summary.shorter_sides for summary in left_out),
         ),
         "caption_characters": _difference(
-            (part.caption_lengths for part in summaries),
-            (part.caption_lengths for part in left_out),
+            (summary.caption_lengths for summary in summaries),
+            (summary.caption_lengths for summary in left_out),
         ),
         "shards": {
             name: {key: line[key] for key in ("records", "bytes", "sha256")}
@@ -246,7 +220,7 @@ def make_manifest(
 
 
 def _difference(added: Iterable[dict[str, int]], taken: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Returns the sum of histograms less some others, smallest values first."""
+    """Returns the sum of histograms minus that of others, smallest values first."""
     total: collections.Counter[str] = collections.Counter()
     for histogram in added:
         total.update(histogram)

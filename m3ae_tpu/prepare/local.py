@@ -1,8 +1,5 @@
-"""The whole preparation on one machine: parts, then shards, over a pool of processes, then the
-manifest.
-"""
+"""Preparation on one machine: a pool of processes cleans pieces, then writes shards."""
 
-import collections
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
@@ -22,36 +19,37 @@ import numpy as np
 from m3ae_tpu.data.workers import end_with_parent
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_path, atomic_write
-from m3ae_tpu.prepare.cleaning import CleaningOptions
 from m3ae_tpu.prepare.convert import (
     DROPPED,
     MANIFEST,
-    PrepareOptions,
     Summary,
     clean,
     count_shards,
     drop_lines,
-    first_place,
+    first_key,
     gather_shard,
     make_manifest,
     require_fit,
     require_no_empty_shard,
     shard_name,
 )
-from m3ae_tpu.prepare.parts import Part, count_files
+from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
+from m3ae_tpu.prepare.pieces import Collection, Piece
 
 WORK_FOLDER = ".unfinished"
 _INDEX = np.dtype(
     [("high", ">u8"), ("low", ">u8"), ("offset", "<i8"), ("size", "<i4"), ("file", "<i4")]
 )
-"""A kept record: its place in two halves, where its bytes lie, and in the file of which part."""
+"""A kept record: its shuffle key in two halves, then position and size of its bytes in a piece's
+file, and the number of the piece.
+"""
 
 type Report = Callable[[str, int, int], None]
-"""Is told a stage's name, how much of it is done, and how much there is."""
+"""Called with the name of a stage, how much of it is done, and how much there is."""
 
 
-def prepare(
-    parts: Sequence[Part],
+def prepare_locally(
+    collection: Collection,
     output: pathlib.Path,
     options: PrepareOptions,
     *,
@@ -60,44 +58,41 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes shards, `manifest.json` and `dropped.jsonl` to `output` and returns the manifest.
 
-    Called again after an interruption it goes on; the result is the same bytes, whatever
+    Repeated after an interruption, it continues. The result is the same bytes, for any
     `num_workers`.
 
     Raises:
         UserError: `output` holds a set, or an unfinished one of other input or options; nothing was
-            kept; or
-            a worker died.
+            kept; or a worker died.
     """
     require(
         not (output / MANIFEST).exists(),
         f"--output = {output} holds a prepared set already. Name another folder, or remove it.",
     )
-    work = output / WORK_FOLDER
+    work, pieces = output / WORK_FOLDER, collection.pieces
     if not work.exists():
-        _require_nothing_of_ours(output, options.name)
+        _require_no_set_files(output, options.name)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"--output = {output} cannot be made ({error.strerror}). Name another folder."
         ) from None
-    # The number of shards changes nothing of the cleaned parts, and neither does what is passed
-    # over.
+    # The number of shards does not change the cleaned pieces.
     task = dataclasses.asdict(dataclasses.replace(options, num_shards=0, shard_megabytes=1))
-    read = [part.key() for part in parts if part.format != "passed over"]
-    _require_same(work / "task", json.dumps({"parts": read, "options": task}))
+    keys = [piece.key() for piece in pieces]
+    _require_same(work / "task", json.dumps({"pieces": keys, "options": task}))
     with _pool(num_workers) as each:
         clean_one = functools.partial(
-            clean_part, options=options.cleaning, seed=options.seed, folder=work
+            clean_piece, options=options.cleaning, seed=options.seed, folder=work
         )
-        summaries = list(_counted(each(clean_one, parts), "cleaning", len(parts), report))
-        reasons = collections.Counter(reason for part in summaries for _, reason in part.dropped)
-        given, kept = sum(part.given for part in summaries), sum(part.kept for part in summaries)
+        summaries = list(_reported(each(clean_one, pieces), "cleaning", len(pieces), report))
+        kept = sum(summary.kept for summary in summaries)
         if not kept:
-            shutil.rmtree(work)  # Another input may follow.
-        require_fit(given, kept, reasons)
-        num_shards = count_shards(sum(part.bytes for part in summaries), kept, options)
-        starts = _sort_index(work, [_part_name(part) for part in parts], num_shards)
+            shutil.rmtree(work)  # The next command may have another input.
+        require_fit(summaries)
+        num_shards = count_shards(sum(summary.bytes for summary in summaries), kept, options)
+        starts = _sort_index(work, [_file_name(piece) for piece in pieces], num_shards)
         require_no_empty_shard(len(set(starts)) - 1, num_shards)
         _require_same(work / "num_shards", str(num_shards))
         tasks = [
@@ -110,72 +105,74 @@ def prepare(
             )
             for shard in range(num_shards)
         ]
-        lines = list(_counted(each(_gather, tasks), "writing shards", num_shards, report))
+        lines = list(_reported(each(_gather, tasks), "writing shards", num_shards, report))
     shards = dict(zip([task.path.name for task in tasks], lines, strict=True))
-    manifest = make_manifest(summaries, shards, options, count_files(parts))
+    manifest = make_manifest(summaries, shards, options, collection.count_files())
     with (
         atomic_path(output / DROPPED) as unfinished,
         unfinished.open("w", encoding="utf-8") as file,
     ):
         file.writelines(drop_lines(summaries, shards))
-    # Last, so that its presence says that all is there.
+    # Last: its presence means that the set is complete.
     atomic_write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(work)
     return manifest
 
 
-def _require_nothing_of_ours(output: pathlib.Path, name: str) -> None:
-    """Refuses a folder in which something would be written over."""
-    for there in (*output.glob(f"{glob.escape(name)}-*-of-*.array_record"), output / DROPPED):
+def _require_no_set_files(output: pathlib.Path, name: str) -> None:
+    """Refuses a folder in which a file would be overwritten."""
+    for path in (*output.glob(f"{glob.escape(name)}-*-of-*.array_record"), output / DROPPED):
         require(
-            not there.exists(),
-            f"--output = {output} holds {there.name}, of no set that is known here. Name another folder, or move it.",
+            not path.exists(),
+            f"--output = {output} holds {path.name}, which belongs to no prepared set. "
+            "Name another folder, or move it.",
         )
 
 
-def clean_part(part: Part, options: CleaningOptions, seed: int, folder: pathlib.Path) -> Summary:
-    """Cleans a part into `folder`, or returns what is there from an earlier call. Complete or not
-    there at all.
+def clean_piece(piece: Piece, options: CleaningOptions, seed: int, folder: pathlib.Path) -> Summary:
+    """Cleans a piece into `folder`, or returns the summary of an earlier call that did.
+
+    A call that is interrupted leaves no summary.
     """
-    name = _part_name(part)
+    name = _file_name(piece)
     done = folder / f"{name}.json"
     if done.exists():
         return Summary(**json.loads(done.read_text(encoding="utf-8")))
     summary, index, offset = Summary(), [], 0
     with (folder / name).open("wb") as file:
-        for place, data in clean(part.samples(), options, seed, summary):
+        for key, data in clean(piece.samples(), options, seed, summary):
             file.write(data)
-            index.append(
-                (int.from_bytes(place[:8]), int.from_bytes(place[8:]), offset, len(data), 0)
-            )
+            index.append((int.from_bytes(key[:8]), int.from_bytes(key[8:]), offset, len(data), 0))
             offset += len(data)
     np.array(index, _INDEX).tofile(folder / f"{name}.index")
     atomic_write(done, json.dumps(dataclasses.asdict(summary)))
     return summary
 
 
-def _part_name(part: Part) -> str:
-    return hashlib.sha256(part.key().encode("utf-8", "surrogateescape")).hexdigest()[:24]
+def _file_name(piece: Piece) -> str:
+    return hashlib.sha256(piece.key().encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _sort_index(work: pathlib.Path, names: Sequence[str], num_shards: int) -> list[int]:
-    """Writes the index of all kept records by place and returns where each shard starts in it, and
-    the end.
+    """Writes the index of all kept records in the order of their keys.
+
+    Returns:
+        Start of each shard in the index, and its end.
     """
-    pieces = [np.fromfile(work / f"{name}.index", _INDEX) for name in names]
-    for number, piece in enumerate(pieces):
-        piece["file"] = number
-    index = np.concatenate(pieces)
+    indices = [np.fromfile(work / f"{name}.index", _INDEX) for name in names]
+    for number, index in enumerate(indices):
+        index["file"] = number
+    index = np.concatenate(indices)
     index = index[np.lexsort((index["low"], index["high"]))]
     np.save(work / "index.npy", index)
     atomic_write(work / "names", json.dumps(list(names)))
-    firsts = np.array([first_place(shard, num_shards) for shard in range(num_shards)], np.uint64)
+    firsts = np.array([first_key(shard, num_shards) for shard in range(num_shards)], np.uint64)
     return [*np.searchsorted(index["high"].astype(np.uint64), firsts).tolist(), len(index)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ShardTask:
-    """A shard to gather: its records lie at `start` to `stop` of the sorted index in `work`."""
+    """A shard to write: its records are `start` to `stop` of the sorted index in `work`."""
 
     path: pathlib.Path
     work: pathlib.Path
@@ -185,7 +182,7 @@ class _ShardTask:
 
 
 def _gather(task: _ShardTask) -> dict[str, Any]:
-    """Writes a shard, or returns its line of the manifest from an earlier call."""
+    """Writes a shard, or returns its line of the manifest from an earlier call that did."""
     done = task.work / f"{task.path.name}.json"
     if done.exists() and task.path.exists():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -194,10 +191,10 @@ def _gather(task: _ShardTask) -> dict[str, Any]:
 
     def records() -> Iterator[bytes]:
         for _, _, offset, size, file in index.tolist():
-            # Opened for each: there may be more parts than a process may hold open.
-            with (task.work / names[file]).open("rb", buffering=0) as part:
-                part.seek(offset)
-                yield part.read(size)
+            # Opened for each record: there may be more pieces than a process may hold open files.
+            with (task.work / names[file]).open("rb", buffering=0) as cleaned:
+                cleaned.seek(offset)
+                yield cleaned.read(size)
 
     line = gather_shard(task.path, records(), drop_duplicates=task.drop_duplicates)
     atomic_write(done, json.dumps(line))
@@ -205,16 +202,16 @@ def _gather(task: _ShardTask) -> dict[str, Any]:
 
 
 def _require_same(path: pathlib.Path, now: str) -> None:
-    """Refuses to go on with the unfinished preparation of something else."""
+    """Refuses to continue the unfinished preparation of another input."""
     require(
         not path.exists() or path.read_text(encoding="utf-8") == now,
-        f"--output = {path.parent.parent} holds an unfinished preparation of other input or options. "
-        f"Repeat its command, name another folder, or remove {path.parent}.",
+        f"--output = {path.parent.parent} holds an unfinished preparation of other input or "
+        f"options. Repeat its command, name another folder, or remove {path.parent}.",
     )
     atomic_write(path, now)
 
 
-def _counted[T](results: Iterable[T], stage: str, total: int, report: Report) -> Iterator[T]:
+def _reported[T](results: Iterable[T], stage: str, total: int, report: Report) -> Iterator[T]:
     report(stage, 0, total)
     for done, result in enumerate(results, 1):
         report(stage, done, total)
@@ -223,7 +220,7 @@ def _counted[T](results: Iterable[T], stage: str, total: int, report: Report) ->
 
 @contextlib.contextmanager
 def _pool(num_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Gives a map that keeps the order: over processes, or a plain one for a single worker."""
+    """Yields a `map` that keeps the order: over processes, or the built-in one for one worker."""
     if num_workers <= 1:
         yield map
         return
@@ -236,7 +233,7 @@ def _pool(num_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             f"a worker process died ({error}), most likely for want of memory. "
-            "Start again, which goes on from here, with a smaller --num_workers."
+            "Start again with a smaller --num_workers: finished work is kept."
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)

@@ -1,50 +1,25 @@
-"""What readers yield, and how files are opened and told apart: by their content, never by their
-name.
-"""
+"""A sample, the example that readers yield, and the one way from a row of named values to it."""
 
-import bz2
-import contextlib
 import dataclasses
-import gzip
-import importlib
-import io
-import lzma
 import math
-import re
-import shutil
-import tarfile
-import tempfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import fsspec
-
-from m3ae_tpu.errors import UserError
-
-type Format = Literal["tar", "parquet", "hdf5", "image", "table", "unknown", "passed over"]
-"""`table` is CSV, TSV, JSON lines or plain text; what is passed over lies beside what is read."""
+from m3ae_tpu.prepare.opening import UNREADABLE, read_whole
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
-"""Columns and file endings that hold an encoded image, the first one found counts."""
+"""Columns and file endings that hold an encoded image. The first that has a value counts, here and
+below; all names are compared in lower case.
+"""
 CAPTION_NAMES = ("captions", "caption", "text", "txt")
-"""The same for texts; a list holds several wordings."""
+"""Columns and file endings that hold a text, or a list of captions of the same image."""
 LABEL_NAMES = ("label_name", "label", "class", "cls")
+"""Columns and file endings that hold a class."""
 FILE_NAMES = ("file", "file_name", "filename", "image", "path", "image_path")
-"""Columns of a table that name an image file beside it."""
+"""Columns of a table that name an image file in the table's folder."""
 URL_NAMES = ("url", "image_url")
-"""All of these are compared in lower case."""
-
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What opening and reading a file may raise."""
-LARGEST_FILE = 2**28
-"""Bytes of the largest image or caption that is read: what a small compressed file may grow to."""
-
-_SNIFFED = tarfile.BLOCKSIZE
-"""Bytes that decide."""
-_SEARCHED = 2**20
-"""Bytes in which a tar with a damaged start is looked for."""
-_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Columns that hold the address of an image on the web."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,180 +29,50 @@ class Sample:
     place: str
     """File and, within it, member or row: for messages."""
     image: bytes | None = None
-    """Encoded image, None where there is none."""
+    """Encoded image, None without one."""
     captions: tuple[str | bytes | None, ...] = ()
-    """Texts; bytes are not decoded yet. None stands for what is no text."""
+    """Texts, possibly not decoded yet. None stands for a value that is not a text."""
     label: str = ""
     """Class, or nothing."""
     fault: str = ""
-    """Why it could not be read; the rest is then without meaning."""
+    """Reason why it could not be read. The other fields are then empty."""
 
 
-def is_remote(url: str) -> bool:
-    """Returns whether an address names a store other than the local disk."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)", url) is not None
+def row_sample(
+    row: Mapping[str, Any], place: str, url: str, image_names: Iterable[str] = IMAGE_NAMES
+) -> Sample:
+    """Returns the example in a row of named values.
 
+    An image is given as its bytes, as the name of a file, or as Hugging Face's struct of both.
 
-def file_system(url: str) -> tuple[Any, str]:
-    """Returns fsspec's file system of a remote address, and the path in it.
-
-    Raises:
-        UserError: the store is unknown, or needs a package that is not installed.
+    Args:
+        row: Values by name, in lower case.
+        place: File and row, for messages.
+        url: File of the row. Names of images are relative to its folder.
+        image_names: Names of the values that may be the image.
     """
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(url.partition(":")[0], "")
-        what = (
-            f"{package}, which is not installed: pip install {package}" if package else str(error)
-        )
-        raise UserError(f"{url} needs {what}.") from error
-    except ValueError as error:
-        raise UserError(f"{url} cannot be opened: {error}.") from error
-
-
-@contextlib.contextmanager
-def open_file(url: str) -> Iterator[Any]:  # A binary file; those of five libraries share no type.
-    """Opens a local file or an object of any store that fsspec knows, and decompresses it by its
-    first bytes.
-
-    Raises:
-        UserError: the store is unknown, or store or compression need a package that is not
-        installed. OSError: the file cannot be opened.
-    """
-    with contextlib.ExitStack() as stack:
-        if is_remote(url):
-            system, path = file_system(url)
-            file = stack.enter_context(system.open(path, "rb"))
-        else:
-            try:
-                file = stack.enter_context(open(url, "rb"))
-            except ValueError as error:
-                raise OSError(f"no file name: {error}") from error
-        start = file.read(6)
-        file.seek(0)
-        unpacked = file
-        if start[:2] == b"\x1f\x8b":
-            unpacked = gzip.GzipFile(fileobj=file)
-        elif start[:3] == b"BZh":
-            unpacked = bz2.BZ2File(file)
-        elif start == b"\xfd7zXZ\x00":
-            unpacked = lzma.LZMAFile(file)  # noqa: SIM115
-        elif start[:4] == b"\x28\xb5\x2f\xfd":
-            unpacked = io.BufferedReader(module("pyarrow", url).CompressedInputStream(file, "zstd"))
-        yield unpacked if unpacked is file else stack.enter_context(unpacked)
-
-
-@contextlib.contextmanager
-def open_seekable(url: str) -> Iterator[Any]:
-    """Opens a file for reading here and there: a compressed one is unpacked into a temporary file
-    first.
-    """
-    with open_file(url) as file, tempfile.TemporaryFile() as unpacked:
-        if not is_compressed(file):
-            yield file
-            return
-        shutil.copyfileobj(file, unpacked)
-        unpacked.seek(0)
-        yield unpacked
-
-
-def is_compressed(file: Any) -> bool:
-    """Returns whether a file of `open_file` is unpacked while it is read."""
-    return isinstance(file, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile) or (
-        isinstance(file, io.BufferedReader) and not isinstance(file.raw, io.FileIO)
+    image = first_of(row, image_names)
+    if isinstance(image, Mapping):
+        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    if is_address(image):
+        return Sample(place=place, fault="address instead of an image file")
+    if isinstance(image, str) and image:
+        try:
+            image = read_whole(os.path.join(os.path.dirname(url), image))
+        except UNREADABLE as error:
+            return Sample(place=place, fault=f"unreadable image file: {first_line(error)}")
+    return Sample(
+        place=place,
+        image=image if isinstance(image, bytes) else None,
+        captions=as_captions(first_of(row, CAPTION_NAMES)),
+        label=as_label(first_of(row, LABEL_NAMES)),
     )
-
-
-def read_whole(url: str) -> bytes:
-    """Returns the content of a file.
-
-    Raises:
-        OSError: it cannot be read, or is larger than `LARGEST_FILE`.
-    """
-    with open_file(url) as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise OSError(f"more than {LARGEST_FILE >> 20} MiB")
-    return content
-
-
-def image_format(start: bytes) -> str:
-    """Returns the name of the image format that the first 12 bytes announce, or ""."""
-    if start[:3] == b"\xff\xd8\xff":
-        return "jpeg"
-    if start[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "webp"
-    if start[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if start[:4] in (b"II*\x00", b"MM\x00*"):
-        return "tiff"
-    return "bmp" if start[:2] == b"BM" and start[6:10] == b"\0\0\0\0" else ""
-
-
-def file_format(url: str) -> Format:
-    """Returns what a file holds, looking into a compressed one; `unknown` for what no reader knows."""
-    try:
-        with open_file(url) as file:
-            start = file.read(_SNIFFED)
-            if _is_tar_header(start):
-                return "tar"
-            if (
-                _BINARY.search(start)
-                and not _announces(start)
-                and _holds_tar_header(file.read(_SEARCHED))
-            ):
-                return "tar"
-    except UNREADABLE:
-        return "unknown"  # Whoever reads it will say why.
-    if start[:4] == b"PAR1":
-        return "parquet"
-    if start[:8] == b"\x89HDF\r\n\x1a\n":
-        return "hdf5"
-    if image_format(start):
-        return "image"
-    # Text in whatever encoding: what is not UTF-8 in it is dropped row by row.
-    return "table" if start and not _BINARY.search(start) else "unknown"
-
-
-def _announces(start: bytes) -> bool:
-    return start[:4] == b"PAR1" or start[:8] == b"\x89HDF\r\n\x1a\n" or bool(image_format(start))
-
-
-def _is_tar_header(block: bytes) -> bool:
-    try:
-        return bool(tarfile.TarInfo.frombuf(block, "utf-8", "replace").name)
-    except (tarfile.HeaderError, ValueError):
-        return block[257:262] == b"ustar"
-
-
-def _holds_tar_header(blocks: bytes) -> bool:
-    """Returns whether one of the blocks is a tar's header: its first may be damaged."""
-    return b"ustar" in blocks and any(
-        blocks[start + 257 : start + 262] == b"ustar"
-        for start in range(0, len(blocks), tarfile.BLOCKSIZE)
-    )
-
-
-def module(name: str, url: str) -> Any:
-    """Imports what one format alone needs.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            f"--input = {url} needs {name}, which is not installed: pip install 'm3ae-tpu[prepare]'."
-        ) from None
 
 
 def first_of(row: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """Returns the value of the first name that has one: not None, and, if another name has more,
-    not empty.
+    """Returns the value of the first name that has one which is not empty, else an empty one.
+
+    None is not a value. Without any value the result is None.
     """
     values = [row[name] for name in names if row.get(name) is not None]
     return next((value for value in values if not _is_empty(value)), values[0] if values else None)
@@ -240,36 +85,35 @@ def _is_empty(value: Any) -> bool:
 
 
 def is_address(name: Any) -> bool:
-    """Returns whether what should name a file names a page."""
+    """Returns whether the value of an image column is the address of a web page."""
     return isinstance(name, str) and name.startswith(("http://", "https://"))
 
 
 def as_captions(value: Any) -> tuple[bytes | None, ...]:
-    """Returns one text or a list of them, numbers too, as bytes; nothing as an empty tuple, what is
-    no text as None.
+    """Returns one text or a list of them as bytes.
+
+    Numbers become their digits, missing values are left out, lists and structs in a list None.
     """
     texts = value if isinstance(value, list | tuple) else [value]
     return tuple(
         None if isinstance(text, Mapping | list | tuple) else _as_bytes(text)
         for text in texts
-        if not _is_nothing(text)
+        if not _is_missing(text)
     )
 
 
 def as_label(value: Any) -> str:
-    """Returns a class, of whatever type, as text."""
-    return "" if _is_nothing(value) else _as_bytes(value).decode("utf-8", "replace").strip()
+    """Returns a class of any type as text, a missing one as ""."""
+    return "" if _is_missing(value) else _as_bytes(value).decode("utf-8", "replace").strip()
 
 
-def _is_nothing(value: Any) -> bool:
-    # pandas writes what is missing as a number that is none.
+def _is_missing(value: Any) -> bool:
+    # pandas writes a missing value as NaN.
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _as_bytes(text: Any) -> bytes:
-    """Returns the bytes that a file held for a text; damaged ones stay damaged, for
-    `clean_captions` to find.
-    """
+    """Returns the bytes of a text. Damaged ones stay damaged, for `clean_captions` to find."""
     return text if isinstance(text, bytes) else str(text).encode("utf-8", "surrogatepass")
 
 

@@ -13,10 +13,9 @@ from PIL import Image
 
 from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.shards import open_shards
-from m3ae_tpu.prepare.cleaning import CleaningOptions
-from m3ae_tpu.prepare.convert import PrepareOptions
-from m3ae_tpu.prepare.local import prepare
-from m3ae_tpu.prepare.parts import find_parts
+from m3ae_tpu.prepare.local import prepare_locally
+from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
+from m3ae_tpu.prepare.pieces import find_pieces
 
 NUM_PAIRS = 60
 
@@ -110,7 +109,9 @@ FORMS = {
 
 def run(source, output, kind="paired", workers=1, **options):
     chosen = PrepareOptions(cleaning=CleaningOptions(kind=kind), **{"num_shards": 3, **options})
-    manifest = prepare(find_parts([str(source)], kind), output, chosen, num_workers=workers)
+    manifest = prepare_locally(
+        find_pieces([str(source)], kind), output, chosen, num_workers=workers
+    )
     assert manifest["given"] == manifest["kept"] + sum(manifest["dropped"].values())
     return manifest
 

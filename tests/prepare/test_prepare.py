@@ -29,7 +29,7 @@ from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.prepare import cleaning
-from m3ae_tpu.prepare.cleaning import CleaningOptions
+from m3ae_tpu.prepare.options import CleaningOptions
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def test_two_workers_and_an_interruption_change_no_byte(pairs, prepared, tmp_pat
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return clean_part(*arguments, **options)
+        return clean_piece(*arguments, **options)
 
-    clean_part = module.clean_part
-    monkeypatch.setattr(module, "clean_part", dies_at_the_second)
+    clean_piece = module.clean_piece
+    monkeypatch.setattr(module, "clean_piece", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "given", tmp_path / "killed")
     assert not (tmp_path / "killed" / "manifest.json").exists()
@@ -151,33 +151,33 @@ def test_members_outside_of_the_archive_are_refused(pairs, tmp_path):
     assert (manifest["kept"], manifest["dropped"]) == (1, {"unsafe path": 2})
 
 
-PICTURE = np.tile(np.arange(0, 240, 5, dtype=np.uint8)[:, None, None], (1, 32, 3))
+PIXELS = np.tile(np.arange(0, 240, 5, dtype=np.uint8)[:, None, None], (1, 32, 3))
 
 
 def odd(kind):
-    stream, picture = io.BytesIO(), Image.fromarray(PICTURE)
+    stream, image = io.BytesIO(), Image.fromarray(PIXELS)
     if kind == "cmyk":
-        picture.convert("CMYK").save(stream, "JPEG", quality=95)
+        image.convert("CMYK").save(stream, "JPEG", quality=95)
     elif kind == "rotated":
         exif = Image.Exif()
         exif[0x0112] = 6
-        picture.transpose(Image.Transpose.ROTATE_90).save(stream, "JPEG", quality=95, exif=exif)
+        image.transpose(Image.Transpose.ROTATE_90).save(stream, "JPEG", quality=95, exif=exif)
     elif kind == "16-bit":
-        Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257).save(stream, "PNG")
+        Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257).save(stream, "PNG")
     elif kind == "palette":
-        picture.quantize(64).save(stream, "PNG")
+        image.quantize(64).save(stream, "PNG")
     elif kind == "alpha":
-        picture.putalpha(255)
-        picture.save(stream, "WEBP", lossless=True)
+        image.putalpha(255)
+        image.save(stream, "WEBP", lossless=True)
     return stream.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["cmyk", "rotated", "16-bit", "palette", "alpha"])
-def test_odd_images_become_the_picture_that_they_show(kind):
+def test_odd_images_become_the_image_that_they_show(kind):
     data, size = cleaning.clean_image(odd(kind), CleaningOptions(kind="image"))
     assert data[:3] == b"\xff\xd8\xff"
     assert size == (32, 48)
-    assert np.abs(decode_image(data).astype(int) - PICTURE).mean() < 8
+    assert np.abs(decode_image(data).astype(int) - PIXELS).mean() < 8
 
 
 def test_an_image_too_wide_for_a_jpeg_is_dropped_with_its_reason():
@@ -219,7 +219,7 @@ def test_texts_of_lines_and_json(tmp_path):
     manifest = run(tmp_path, tmp_path / "set", kind="text", num_shards=1)
     texts = {record.captions[0] for record in open_shards(f"{tmp_path / 'set'}/train-*")}
     assert texts == {"one line", "another, with a comma", "from json"}
-    assert manifest["dropped"] == {"no JSON": 1}
+    assert manifest["dropped"] == {"not JSON": 1}
 
 
 def test_duplicates_are_counted_and_dropped_where_asked(pairs, tmp_path):

@@ -28,11 +28,10 @@ from prepare_forms import (
 
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.prepare import parts
-from m3ae_tpu.prepare.cleaning import CleaningOptions
-from m3ae_tpu.prepare.convert import PrepareOptions
-from m3ae_tpu.prepare.local import prepare
-from m3ae_tpu.prepare.parts import find_parts
+from m3ae_tpu.prepare import pieces
+from m3ae_tpu.prepare.local import prepare_locally
+from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
+from m3ae_tpu.prepare.pieces import find_pieces
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +100,8 @@ def test_lists_lose_no_row_uncounted(pairs, tmp_path):
     manifest = run(tmp_path, tmp_path / "set", num_shards=1)
     assert (manifest["given"], manifest["kept"]) == (8, 1)
     assert manifest["dropped"] == {
-        "no JSON": 1,
-        "no JSON object": 1,
+        "not JSON": 1,
+        "not a JSON object": 1,
         "no text": 1,
         "text is not UTF-8": 1,
         "text too long": 1,
@@ -129,15 +128,17 @@ def test_columns_with_quotes_commas_and_other_encodings(pairs, tmp_path):
     }
 
 
-def test_files_are_cut_into_parts_that_hold_every_row_once(pairs, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "IMAGES_IN_A_PART", 7)
+def test_files_are_split_into_pieces_that_hold_every_row_once(
+    pairs, prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pieces, "IMAGES_PER_PIECE", 7)
     write_parquet(tmp_path / "parquet", pairs)
     table = pyarrow.parquet.read_table(tmp_path / "parquet" / "0000.parquet")
     pyarrow.parquet.write_table(table, tmp_path / "parquet" / "0000.parquet", row_group_size=4)
     write_folder(tmp_path / "csv", pairs)
     write_hdf5(tmp_path / "hdf5", pairs)
     for form, count in {"parquet": 8, "csv": 9, "hdf5": 5}.items():
-        assert len(find_parts([str(tmp_path / form)], "paired")) == count
+        assert len(find_pieces([str(tmp_path / form)], "paired").pieces) == count
         run(tmp_path / form, tmp_path / f"{form}-set")
         assert shard_bytes(tmp_path / f"{form}-set") == shard_bytes(prepared / "set")
 
@@ -155,8 +156,8 @@ def test_compressed_files_of_every_form(compress, pairs, tmp_path):
         path.write_bytes(compress(path.read_bytes()))
     whole = (tmp_path / "tar" / "00000.tar").read_bytes()
     (tmp_path / "tar" / "00002.tar").write_bytes(whole[: len(whole) // 2])
-    found = find_parts([str(tmp_path / form) for form in ("tar", "parquet", "hdf5")], "paired")
-    manifest = prepare(
+    found = find_pieces([str(tmp_path / form) for form in ("tar", "parquet", "hdf5")], "paired")
+    manifest = prepare_locally(
         found, tmp_path / "set", PrepareOptions(cleaning=CleaningOptions(), num_shards=1)
     )
     # Of the cut archive some samples are there a second time.
@@ -202,7 +203,7 @@ def test_odd_sidecars_belong_to_their_image(pairs, tmp_path):
 
 def test_stores_and_packages_that_are_missing_are_named(tmp_path):
     with pytest.raises(UserError, match="needs s3fs"):
-        find_parts(["s3://bucket/set"], "paired")
+        find_pieces(["s3://bucket/set"], "paired")
 
 
 @pytest.mark.parametrize("start", [b"PAR1PAR1", b"\x89HDF\r\n\x1a\n\0\0\0\0"])
@@ -254,7 +255,7 @@ def test_tables_are_read_as_they_were_meant(content, texts, tmp_path):
     (tmp_path / "given").write_text(content)
     manifest = run(tmp_path / "given", tmp_path / "set", kind="text", num_shards=1)
     assert {found[0] for found in captions(tmp_path / "set")} == texts
-    assert manifest["dropped"] in ({}, {"caption is no text": 2})
+    assert manifest["dropped"] in ({}, {"caption is not a text": 2})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Webdataset tars: samples are neighbours of one name, and what is damaged is read around."""
+"""Webdataset tars: neighbouring members of one name are a sample. Damage is skipped."""
 
 import dataclasses
 import itertools
@@ -8,35 +8,36 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from m3ae_tpu.prepare.samples import (
-    CAPTION_NAMES,
-    IMAGE_NAMES,
-    LABEL_NAMES,
+from m3ae_tpu.prepare.opening import (
     LARGEST_FILE,
     UNREADABLE,
-    Sample,
-    as_captions,
-    as_label,
-    first_line,
-    first_of,
     image_format,
     is_compressed,
     open_file,
 )
+from m3ae_tpu.prepare.samples import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    Sample,
+    first_line,
+    first_of,
+    row_sample,
+)
 
 _NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
-"""Types of what is no member, but says something of the next one."""
+"""Types of headers that describe the next member and are not members themselves."""
 _KNOWN = {*IMAGE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, "json"}
-"""Endings that say what a member is."""
+"""Endings that tell the role of a member."""
 _CUT, _DAMAGED, _UNSAFE = "archive cut short", "damaged archive header", "unsafe path"
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file of an archive, or what is wrong with it."""
+    """A file of an archive, or the reason why it cannot be read."""
 
     name: str
-    """Empty for what a damaged header hides."""
+    """Empty if the header is damaged."""
     content: bytes = b""
     fault: str = ""
 
@@ -44,18 +45,18 @@ class Member:
 def read_tar(url: str) -> Iterator[Sample]:
     """Yields the samples of a webdataset tar: neighbours whose names are equal up to the first dot.
 
-    Goes on behind a damaged header; what it cost shows as a sample without image or caption, or,
-    where no sample lacks anything, as one of its own. An archive without its end gives a sample
-    that says so. Members outside of the archive's folder are refused.
+    Reading goes on behind a damaged header. The member that it hides is missing in its sample; if
+    no sample near it lacks a member, the loss is a sample of its own. An archive that ends early
+    gives a sample with that reason. Members outside of the archive's folder are refused.
     """
     usual: set[str] = set()  # Endings of the fullest sample so far.
-    hidden = False  # Whether a damaged header is not yet laid to any sample.
+    hidden = False  # Whether there was a damaged header that no incomplete sample explains yet.
     groups = itertools.chain(_groups(_members(url)), [("", [])])
     for (key, group), (next_key, following) in itertools.pairwise(groups):
         endings = _by_ending(key, group).keys()
         usual = max(usual, set(endings), set(_by_ending(next_key, following)), key=len)
         if len(endings) < len(usual):
-            hidden = False  # Here is what the header would have named.
+            hidden = False  # The hidden member is the one that this sample lacks.
         else:
             if hidden:
                 yield Sample(place=f"{url}, behind a damaged header", fault=_DAMAGED)
@@ -70,52 +71,52 @@ def _tar_sample(place: str, key: str, group: list[Member]) -> Sample:
     fault = next((member.fault for member in group if member.name and member.fault), "")
     if fault:
         return Sample(place=place, fault=fault)
-    parts = _by_ending(key, group)
+    contents = _by_ending(key, group)
     try:
-        extra = json.loads(parts.get("json", b"{}"))
+        notes = json.loads(contents.get("json", b"{}"))
     except (ValueError, RecursionError):
-        extra = {}  # Captions beside it may do without.
-    extra = extra if isinstance(extra, dict) else {}
-    captions = {"member": first_of(parts, CAPTION_NAMES), "json": first_of(extra, CAPTION_NAMES)}
-    label = first_of(parts, LABEL_NAMES)
-    return Sample(
-        place=place,
-        image=_image(parts),
-        captions=as_captions(first_of(captions, captions)),
-        label=as_label(first_of(extra, LABEL_NAMES) if label is None else label),
-    )
+        notes = {}  # The caption may stand in a member of its own.
+    notes = notes if isinstance(notes, dict) else {}
+    captions = {
+        name: first_of(of, CAPTION_NAMES) for name, of in (("own", contents), ("json", notes))
+    }
+    label = first_of(contents, LABEL_NAMES)
+    row = {
+        "image": _image(contents),
+        "caption": first_of(captions, captions),
+        "label": first_of(notes, LABEL_NAMES) if label is None else label,
+    }
+    return row_sample(row, place, "")
 
 
 def _by_ending(key: str, group: list[Member]) -> dict[str, bytes]:
-    """Returns the contents of a sample's members by what follows its name and a dot.
+    """Returns the contents of a sample's members by ending: all that follows its name and a dot.
 
-    Where that is `v2.jpg`, `v2.txt`, ... throughout, only what follows the last dot counts.
+    If no ending is known, as in `v2.jpg`, `v2.txt`, the ending is what follows the last dot.
     """
-    parts = {
+    contents = {
         member.name[len(key) + 1 :].lower(): member.content
         for member in group
         if member.name and not member.fault
     }
-    last = {ending.rpartition(".")[2]: content for ending, content in parts.items()}
-    return parts if _KNOWN.intersection(parts) or len(last) < len(parts) else last
+    last = {ending.rpartition(".")[2]: content for ending, content in contents.items()}
+    return contents if _KNOWN.intersection(contents) or len(last) < len(contents) else last
 
 
-def _image(parts: Mapping[str, bytes]) -> bytes | None:
-    """Returns the first member that is an image by its content, `jpg` and the like before others
-    (depth maps, masks).
+def _image(contents: Mapping[str, bytes]) -> bytes | None:
+    """Returns the first member that is an image by its content, else the first that may be one.
 
-    Or by its name, so that a damaged one is named.
+    Members named `jpg` and the like go before others, such as depth maps. A damaged image is thus
+    found by its name, and cleaning gives its reason.
     """
-    named = [parts[name] for name in IMAGE_NAMES if name in parts]
-    members = [*named, *(content for ending, content in parts.items() if ending not in _KNOWN)]
+    named = [contents[name] for name in IMAGE_NAMES if name in contents]
+    members = [*named, *(content for ending, content in contents.items() if ending not in _KNOWN)]
     by_content = (content for content in members if image_format(content[:12]))
     return next(by_content, next(iter(members), None))
 
 
 def _groups(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """Yields the neighbours of one name with it; a member without a name stays with those before
-    it.
-    """
+    """Yields each name with its neighbouring members. One without a name joins those before it."""
     group: list[Member] = []
     names: set[str] = set()
     for member in members:
@@ -132,8 +133,10 @@ def _groups(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
 
 
 def _split(group: list[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """Parts `a.1.jpg`, `a.1.txt`, `a.2.jpg` and so on at the last dot, where the first one does not
-    part samples.
+    """Yields the samples among members whose names are equal up to the first dot.
+
+    Members such as `a.1.jpg`, `a.1.txt`, `a.2.jpg`, of which endings repeat, are samples `a.1` and
+    `a.2`: their names count up to the last dot.
     """
     names = [member.name for member in group if member.name]
     last = [os.path.splitext(name)[1] for name in names]
@@ -142,7 +145,7 @@ def _split(group: list[Member]) -> Iterator[tuple[str, list[Member]]]:
         return
     by_stem: dict[str, list[Member]] = {}
     for member in group:
-        # What has no name stays with what was before it.
+        # A member without a name joins the sample before it.
         key = os.path.splitext(member.name)[0] or next(
             reversed(by_stem), os.path.splitext(names[0])[0]
         )
@@ -157,10 +160,10 @@ def _stem(name: str) -> str:
 
 
 def _members(url: str) -> Iterator[Member]:
-    """Yields the visible files of an archive; for what cannot be had, a member with its fault.
+    """Yields the files of an archive that are not hidden; an unreadable one as its fault.
 
-    `tarfile` skips damaged headers without a word, ends at one behind a long name, and keeps all
-    headers in memory: it is left to read single headers.
+    `tarfile` parses single headers only. Its walk over an archive skips damaged headers silently,
+    ends at one behind a long name, and keeps all headers in memory.
     """
     with open_file(url) as file:
         cut, whole = False, _has_end(file)
@@ -204,9 +207,7 @@ def _walk(file: Any) -> Iterator[Member]:
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:
-    """Returns what a block says as the header of a member, None for what is no header or a damaged
-    one.
-    """
+    """Returns a block as the header of a member, None if it is damaged or not a header."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
     except (tarfile.HeaderError, ValueError):
@@ -215,7 +216,9 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _content(file: Any, size: int) -> bytes:
-    """Reads a member and what fills its last block; a member larger than any image gives nothing.
+    """Reads a member and the padding of its last block.
+
+    Of a member of more than `LARGEST_FILE` bytes nothing is kept.
 
     Raises:
         EOFError: the archive ends before.
@@ -238,9 +241,7 @@ def _fault(name: str, header: tarfile.TarInfo) -> str:
 
 
 def _pax_path(content: bytes) -> str:
-    """Returns the path among the records `LENGTH NAME=VALUE` of an extended header, "" if there is
-    none.
-    """
+    """Returns the path in an extended header, records of `LENGTH NAME=VALUE`, or ""."""
     while (length := content.partition(b" ")[0]).isdigit() and 0 < int(length[:9]) <= len(content):
         name, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
         if name == b"path":
@@ -250,8 +251,9 @@ def _pax_path(content: bytes) -> str:
 
 
 def _has_end(file: Any) -> bool:
-    """Returns whether an archive ends in two empty blocks; compressed ones say themselves that they
-    are cut.
+    """Returns whether an archive ends in two empty blocks.
+
+    Always true for a compressed one: its decompressor reports an early end.
     """
     if is_compressed(file):
         return True

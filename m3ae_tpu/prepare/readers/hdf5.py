@@ -1,7 +1,7 @@
 """The HDF5 files of the paper's code: rows of image bytes and texts or labels.
 
-The HDF5 library may loop forever or crash on damaged data, so it works in a process of its own,
-with a limit of its computing time; what that process dies of costs one row.
+On damaged data the HDF5 library may loop forever or crash. It therefore runs in a child process
+with a limit on its CPU time, and a row that kills that process is dropped.
 """
 
 import multiprocessing
@@ -10,44 +10,36 @@ from collections.abc import Generator, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.prepare.readers.parquet import DAMAGE, require_plausible
-from m3ae_tpu.prepare.samples import (
-    CAPTION_NAMES,
-    Sample,
-    as_captions,
-    as_label,
-    first_line,
-    first_of,
-    module,
-    open_seekable,
-)
+from m3ae_tpu.prepare.opening import DAMAGE, import_optional, open_seekable, require_plausible
+from m3ae_tpu.prepare.samples import Sample, first_line, row_sample
 
 _ROWS_AT_A_TIME = 32
 _SECONDS_TO_OPEN, _SECONDS_TO_READ = 30, 1
-"""Of computing, for a file and for so many rows, which take a hundredth of it; what takes longer
-does not end.
-"""
+"""CPU time to open a file and to read `_ROWS_AT_A_TIME` rows: a hundred times what they take."""
 _MOST_DEATHS = 16
-"""In one part, before the rest of its rows are given up."""
+"""Crashes in one piece after which the rest of its rows are dropped."""
 
 
 def read_hdf5(
     url: str, prefix: str = "", start: int = 0, stop: int | None = None
 ) -> Iterator[Sample]:
-    """Yields rows of the paper's HDF5 files: `jpg` with `caption` or `text`, or `train_jpg` with
-    `train_labels`.
+    """Yields the rows of an HDF5 file of the paper's code.
+
+    These hold `jpg` with `caption` or `text`, or `train_jpg` with `train_labels`.
 
     Args:
         url: The file.
-        prefix: Of the arrays' names, like `train_`.
+        prefix: Start of the arrays' names, `train_` for example.
         start: Row to begin with.
         stop: Row to end before; None reads all.
     """
-    row, careful, deaths = start, start, 0
+    row, one_by_one, deaths = start, start, 0
     while True:
         counts = None
-        for message in _messages(url, prefix, row, stop, careful):
+        for message in _messages(url, prefix, row, stop, one_by_one):
             if counts is None:
                 counts = message
                 if isinstance(counts, str):
@@ -61,24 +53,25 @@ def read_hdf5(
         if counts is None:
             yield Sample(place=url, fault="unreadable file: it crashes its reader")
             return
-        # The reader died: of one row among some, which then are read one by one.
+        # The child died of one row among those that it read together. The next child reads these
+        # one by one: if it dies before its first row, that row is the one.
         deaths += 1
         last = counts[prefix] if stop is None else min(stop, counts[prefix])
-        lost = range(row, last if deaths > _MOST_DEATHS else row + 1 if row < careful else row)
+        lost = range(row, last if deaths > _MOST_DEATHS else row + 1 if row < one_by_one else row)
         for number in lost:
             yield Sample(
                 place=_place(url, prefix, number), fault="unreadable row: it crashes its reader"
             )
-        row, careful = row + len(lost), max(careful, row + _ROWS_AT_A_TIME)
+        row, one_by_one = row + len(lost), max(one_by_one, row + _ROWS_AT_A_TIME)
         if row >= last:
             return
 
 
 def hdf5_rows(url: str) -> dict[str, int]:
-    """Returns, by prefix of the arrays, the number of rows; nothing for a damaged file.
+    """Returns the number of rows by prefix of the arrays, nothing for a damaged file.
 
     Raises:
-        UserError: no array of the paper's layout is in the file, or h5py is not installed.
+        UserError: the file holds no array of the paper's layout, or h5py is not installed.
     """
     messages = _messages(url, None, 0, 0, 0)
     counts = next(messages, {})
@@ -89,14 +82,14 @@ def hdf5_rows(url: str) -> dict[str, int]:
 
 
 def _messages(
-    url: str, prefix: str | None, start: int, stop: int | None, careful: int
+    url: str, prefix: str | None, start: int, stop: int | None, one_by_one: int
 ) -> Generator[Any]:
-    """Yields what `_send` sends, until it is done or dies."""
-    module("h5py", url)  # Where it is missing, here is who can say so.
+    """Yields what `_send` sends from a child process, until that ends or dies."""
+    import_optional("h5py", url)  # Raises here, in the parent, if it is not installed.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
-        target=_send, args=(theirs, url, prefix, start, stop, careful), daemon=True
+        target=_send, args=(theirs, url, prefix, start, stop, one_by_one), daemon=True
     )
     process.start()
     theirs.close()
@@ -112,38 +105,41 @@ def _messages(
 
 
 def _send(
-    pipe: Connection, url: str, prefix: str | None, start: int, stop: int | None, careful: int
+    pipe: Connection, url: str, prefix: str | None, start: int, stop: int | None, one_by_one: int
 ) -> None:
-    """Sends the number of rows by prefix, or why there are none; then lists of samples of the rows;
-    then None.
+    """Sends the numbers of rows by prefix, then lists of samples of the rows, then None.
+
+    Instead of the numbers it sends the reason, as a text, why the file cannot be read. Rows before
+    `one_by_one` come in lists of one.
     """
     _limit_cpu_time(_SECONDS_TO_OPEN)
     try:
-        with open_seekable(url) as file, module("h5py", url).File(file, "r") as stored:
+        h5py = import_optional("h5py", url)
+        with open_seekable(url) as file, h5py.File(file, "r") as stored:
             sets = _sets(stored, url)
             counts = {
                 name: max(len(array) for array in arrays.values()) for name, arrays in sets.items()
             }
-            # A row takes 16 bytes for where its content lies.
+            # Each row takes 16 bytes for the place of its content.
             require_plausible([count * 16 for count in counts.values()], file)
             pipe.send(counts)
             numbers = range(counts[prefix])[start:stop] if prefix is not None else range(0)
             while numbers:
                 _limit_cpu_time(_SECONDS_TO_READ)
-                size = 1 if numbers.start < careful else _ROWS_AT_A_TIME
+                size = 1 if numbers.start < one_by_one else _ROWS_AT_A_TIME
                 pipe.send(list(_samples(sets[prefix or ""], url, prefix or "", numbers[:size])))
                 numbers = numbers[size:]
             pipe.send(None)
     except UserError as error:
         pipe.send(error)
     except BrokenPipeError:
-        pass  # Nobody listens any more.
+        pass  # The parent needs no more rows.
     except DAMAGE as error:
         pipe.send(f"unreadable file: {first_line(error)}")
 
 
 def _limit_cpu_time(seconds: int) -> None:
-    """Has the system end this process if it computes much longer."""
+    """Has the system kill this process once it has computed for so much longer."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
@@ -156,32 +152,28 @@ def _samples(arrays: Mapping[str, Any], url: str, prefix: str, numbers: range) -
         if len(numbers) == 1:
             fault = f"unreadable row: {first_line(error)}"
             yield Sample(place=_place(url, prefix, numbers.start), fault=fault)
-        else:  # One of them: which, is found row by row.
+        else:  # At least one of them is damaged.
             for number in numbers:
                 yield from _samples(arrays, url, prefix, range(number, number + 1))
         return
     for index, number in enumerate(numbers):
-        row = {name: column[index] for name, column in columns.items() if index < len(column)}
-        caption, image = first_of(row, CAPTION_NAMES), row.get("jpg")
-        yield Sample(
-            place=_place(url, prefix, number),
-            image=None if image is None else bytes(image),
-            captions=() if caption is None else as_captions(_unpacked(caption)),
-            label=as_label(_unpacked(row["labels"])) if "labels" in row else "",
-        )
+        row = {
+            name: _plain(column[index]) for name, column in columns.items() if index < len(column)
+        }
+        yield row_sample(row, _place(url, prefix, number), url)
 
 
 def _place(url: str, prefix: str, number: int) -> str:
     return f"{url}, {prefix}row {number + 1}"
 
 
-def _unpacked(value: Any) -> Any:
-    """Returns text as bytes, from an array of them too; numbers as they are."""
-    return bytes(value) if getattr(value, "shape", ()) else value
+def _plain(value: Any) -> Any:
+    """Returns an array of bytes as bytes, and numbers as they are."""
+    return bytes(value) if isinstance(value, np.ndarray | np.void) else value
 
 
 def _sets(stored: Any, url: str) -> dict[str, dict[str, Any]]:
-    """Returns, by prefix, the arrays that belong together.
+    """Returns, by prefix, the arrays that belong together, under the names of `row_sample`.
 
     Raises:
         UserError: there are none.
@@ -193,11 +185,15 @@ def _sets(stored: Any, url: str) -> dict[str, dict[str, Any]]:
     )
     require(
         bool(prefixes),
-        f"--input = {url} holds {', '.join(names[:8]) or 'no arrays'}; expected jpg, caption or text.",
+        f"--input = {url} holds {', '.join(names[:8]) or 'no arrays'}; "
+        "expected jpg, caption or text.",
     )
+    columns = {**{ending: ending for ending in endings}, "labels": "label"}
     return {
         prefix: {
-            name: stored[prefix + name] for name in (*endings, "labels") if prefix + name in names
+            column: stored[prefix + name]
+            for name, column in columns.items()
+            if prefix + name in names
         }
         for prefix in prefixes
     }

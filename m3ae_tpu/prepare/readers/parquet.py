@@ -1,25 +1,20 @@
-"""Parquet: rows of image bytes and texts, each readable whatever happened to the others."""
+"""Parquet files: rows of images and texts. A damaged row costs no other row."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.prepare.opening import DAMAGE, import_optional, open_seekable, require_plausible
 from m3ae_tpu.prepare.samples import (
     CAPTION_NAMES,
     IMAGE_NAMES,
     LABEL_NAMES,
-    UNREADABLE,
     URL_NAMES,
     Sample,
-    as_captions,
-    as_label,
     first_line,
     first_of,
     is_address,
-    module,
-    open_seekable,
-    read_whole,
+    row_sample,
 )
 
 _ROWS_AT_A_TIME = 32
@@ -27,14 +22,10 @@ _ADDRESSES = (
     "--input = {url} holds addresses of images, not images. Download them first: "
     "img2dataset --url_list=FILE --input_format=parquet --output_format=webdataset."
 )
-DAMAGE = (*UNREADABLE, LookupError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
-"""What pyarrow and h5py raise for damaged files: errors of every kind, where bytes that describe
-the data flipped.
-"""
 
 
 def read_parquet(url: str, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
-    """Yields the rows of a parquet file: image bytes, or Hugging Face's struct of bytes and path.
+    """Yields the rows of a parquet file.
 
     Args:
         url: The file.
@@ -62,7 +53,7 @@ def _row_group(
     try:
         for batch in table.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=wanted):
             for row in range(batch.num_rows):
-                yield _parquet_sample(batch.slice(row, 1), f"{url}, row {number}", url)
+                yield _sample(batch.slice(row, 1), f"{url}, row {number}", url)
                 number += 1
         reason = "unreadable row: fewer rows than announced"
     except DAMAGE as error:
@@ -70,37 +61,20 @@ def _row_group(
     yield from (Sample(place=f"{url}, row {lost}", fault=reason) for lost in range(number, last))
 
 
-def _parquet_sample(batch: Any, place: str, url: str) -> Sample:
+def _sample(batch: Any, place: str, url: str) -> Sample:
     try:
         (row,) = batch.to_pylist()
     except UnicodeDecodeError:
         return Sample(place=place, fault="text is not UTF-8")
-    row = {name.lower(): value for name, value in row.items()}
-    image = first_of(row, IMAGE_NAMES)
-    if isinstance(image, Mapping):
-        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
-    if isinstance(image, str):
-        if is_address(image):
-            return Sample(place=place, fault="address instead of an image file")
-        try:
-            image = read_whole(os.path.join(os.path.dirname(url), image))
-        except UNREADABLE as error:
-            return Sample(place=place, fault=f"unreadable image file: {first_line(error)}")
-    return Sample(
-        place=place,
-        image=image if isinstance(image, bytes) else None,
-        captions=as_captions(first_of(row, CAPTION_NAMES)),
-        label=as_label(first_of(row, LABEL_NAMES)),
-    )
+    return row_sample({name.lower(): value for name, value in row.items()}, place, url)
 
 
 def _parquet(file: Any, url: str) -> Any:
-    module("pyarrow", url)
-    return module("pyarrow.parquet", url).ParquetFile(file, pre_buffer=False)
+    return import_optional("pyarrow.parquet", url).ParquetFile(file, pre_buffer=False)
 
 
 def parquet_row_groups(url: str, kind: str) -> list[int]:
-    """Returns the number of rows of each group, none for a damaged file.
+    """Returns the number of rows of each row group, nothing for a damaged file.
 
     Raises:
         UserError: the file has no column that `kind` needs, or addresses instead of images.
@@ -116,7 +90,7 @@ def parquet_row_groups(url: str, kind: str) -> list[int]:
     except UserError:
         raise
     except DAMAGE:
-        return []  # Whoever reads it will say why.
+        return []  # Its reader gives the reason.
 
 
 def _require_no_addresses(table: Any, url: str) -> None:
@@ -124,13 +98,14 @@ def _require_no_addresses(table: Any, url: str) -> None:
     try:
         rows = next(table.iter_batches(1, columns=columns)).to_pylist()
     except (StopIteration, *DAMAGE):
-        return  # Empty, or damaged: whoever reads it will say so.
+        return  # Empty, or damaged: its reader gives the reason.
     require(not any(is_address(first_of(row, columns)) for row in rows), _ADDRESSES.format(url=url))
 
 
 def holds_images(url: str) -> bool:
-    """Returns whether a parquet file has a column of images, unlike the lists of what img2dataset
-    downloaded.
+    """Returns whether a parquet file has a column of images.
+
+    img2dataset leaves lists without one beside its tars.
     """
     try:
         return bool(parquet_row_groups(url, "image"))
@@ -156,16 +131,3 @@ def _group_counts(table: Any, file: Any) -> list[int]:
     counts = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     require_plausible(counts, file)
     return counts
-
-
-def require_plausible(counts: list[int], file: Any) -> None:
-    """Refuses numbers of rows that a file of this size cannot hold: damage must not make faults
-    without end.
-
-    Raises:
-        ValueError: the numbers must be damaged.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if any(count < 0 for count in counts) or sum(counts) > size:
-        raise ValueError("damaged number of rows")

@@ -10,27 +10,23 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+from m3ae_tpu.prepare.opening import UNREADABLE, is_compressed, is_remote, open_file, read_whole
 from m3ae_tpu.prepare.samples import (
     CAPTION_NAMES,
     FILE_NAMES,
     LABEL_NAMES,
-    UNREADABLE,
     URL_NAMES,
     Sample,
-    as_captions,
-    as_label,
     first_line,
     first_of,
     is_address,
-    is_compressed,
-    is_remote,
-    open_file,
-    read_whole,
+    row_sample,
 )
 
 SIDECAR_ENDINGS = (".txt", ".TXT")
-"""Of the text beside an image."""
+"""Endings of the text beside an image."""
 _LONGEST_LINE = 2**24
+"""Bytes of a row that are kept: what is longer is damaged, or not a table."""
 csv.field_size_limit(_LONGEST_LINE)
 
 
@@ -44,7 +40,7 @@ class Layout:
 
 
 def table_layout(line: bytes) -> Layout:
-    """Returns what the first line of a table that is not blank says of the others."""
+    """Returns the layout of a table, as its first line that is not blank shows it."""
     text = _text(line).strip()
     if text.startswith("{"):
         return Layout("json")
@@ -54,7 +50,7 @@ def table_layout(line: bytes) -> Layout:
     for separator in "\t,;":
         try:
             header = next(csv.reader([text], delimiter=separator), [])
-        except csv.Error:  # A carriage return within the line, as damage makes it.
+        except csv.Error:  # Damage put a carriage return into the line.
             continue
         names = tuple(name.strip().lower() for name in header)
         if known.intersection(names):
@@ -65,10 +61,9 @@ def table_layout(line: bytes) -> Layout:
 def read_table(
     url: str, start: int = 0, stop: int | None = None, first_row: int = 0
 ) -> Iterator[Sample]:
-    """Yields the rows of JSON lines, CSV or TSV, or the lines of a plain text, whichever the
-    content is.
+    """Yields the rows of JSON lines, CSV or TSV, or the lines of a plain text.
 
-    A column that names a file gives the image beside the table, or in a folder below it.
+    Names of images are relative to the table's folder.
 
     Args:
         url: The file.
@@ -83,7 +78,7 @@ def read_table(
             if isinstance(row, str):
                 yield Sample(place=place, fault=row)
             elif row is not None:
-                yield _row_sample(row, url, place)
+                yield row_sample(row, place, url, FILE_NAMES)
     except UNREADABLE as error:
         yield Sample(
             place=f"{url}, behind row {number + 1}", fault=f"unreadable file: {first_line(error)}"
@@ -91,27 +86,30 @@ def read_table(
 
 
 def table_spans(url: str, rows: int) -> list[tuple[int, int | None, int]]:
-    """Returns start, stop and first row (as `read_table` takes them) of pieces of so many rows; the
-    last is open.
+    """Returns `start`, `stop` and `first_row` of `read_table` for pieces of `rows` rows.
+
+    The last piece may be shorter or longer, and has no `stop`.
     """
     spans, start, first = [], 0, 0
     try:
         for number, (position, _) in enumerate(_rows(url, 0, None), 1):
-            if position is None:  # Compressed: no row can be jumped to.
+            if position is None:  # Compressed: reading cannot start at a row.
                 break
             if number % rows == 0:
                 spans.append((start, position, first))
                 start, first = position, number
     except UNREADABLE:
-        pass  # Whoever reads the last piece will say why.
+        pass  # The reader of the last piece gives the reason.
     return [*spans, (start, None, first)]
 
 
 def _rows(
     url: str, start: int, stop: int | None
 ) -> Iterator[tuple[int | None, Mapping[str, Any] | str | None]]:
-    """Yields, for each row, the byte behind it and its fields; a text says what is wrong with it,
-    None is empty.
+    """Yields, for each row, the byte behind it and its fields.
+
+    The byte is None in a compressed file. Instead of its fields, an unreadable row has the reason
+    as a text, and an empty row None.
     """
     with open_file(url) as file:
         head = [file.readline(_LONGEST_LINE).removeprefix(codecs.BOM_UTF8)]
@@ -123,17 +121,17 @@ def _rows(
             file.seek(start)
         elif layout.form != "columns":
             lines = itertools.chain(head, lines)
-        tells = not is_compressed(file)
+        has_positions = not is_compressed(file)
         readers = {"columns": _columns, "json": _objects, "text": _texts, "array": _array}
         for row in readers[layout.form](lines, layout):
-            position = file.tell() if tells else None
+            position = file.tell() if has_positions else None
             yield position, row
             if stop is not None and position is not None and position >= stop:
                 return
 
 
 def _lines(file: Any) -> Iterator[bytes]:
-    """Yields lines; of one that is longer than any text its start."""
+    """Yields lines, of each at most the first `_LONGEST_LINE` bytes."""
     while line := file.readline(_LONGEST_LINE):
         yield line
         while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
@@ -141,7 +139,7 @@ def _lines(file: Any) -> Iterator[bytes]:
 
 
 def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | str | None]:
-    # In tab-separated lists, as CC12M's, quotes are part of the caption.
+    # In tab-separated lists, such as CC12M's, quotes are part of the caption.
     quoting = csv.QUOTE_NONE if layout.separator == "\t" else csv.QUOTE_MINIMAL
     rows = csv.reader(map(_text, lines), delimiter=layout.separator, quoting=quoting, strict=True)
     while True:
@@ -149,8 +147,7 @@ def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, An
         try:
             row = next(rows, None)
         except csv.Error as error:
-            # A quote that is not closed takes in the rows behind it: they are lost, but not
-            # uncounted.
+            # An open quote swallows the rows behind it. Each of them is counted as lost.
             for _ in range(rows.line_num - line):
                 yield f"unreadable row: {first_line(error)}"
             continue
@@ -171,9 +168,7 @@ def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, An
 
 
 def _unquoted(field: str) -> str:
-    """Returns a field without the quotes around it; those of `"Merry" and "Happy"` are not around
-    it.
-    """
+    """Returns a field without quotes around all of it. `"Merry" and "Happy"` has none of these."""
     inner = field[1:-1].replace('""', "")
     is_quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
     return field[1:-1].replace('""', '"') if is_quoted else field
@@ -184,12 +179,12 @@ def _objects(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, An
         try:
             row = json.loads(_text(line)) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            yield f"no JSON: {first_line(error)}"
+            yield f"not JSON: {first_line(error)}"
             continue
         if row is None or isinstance(row, dict):
             yield row and {name.lower(): value for name, value in row.items()}
         else:
-            yield "no JSON object"
+            yield "not a JSON object"
 
 
 def _texts(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | None]:
@@ -201,30 +196,14 @@ def _array(lines: Iterable[bytes], layout: Layout) -> Iterator[str]:
 
 
 def _text(line: bytes) -> str:
-    # What is not UTF-8 is found when its caption is cleaned, and costs its own row only.
+    # Bytes that are not UTF-8 stay as they are: cleaning finds them, and drops this row only.
     return line.decode("utf-8", "surrogateescape")
 
 
-def _row_sample(row: Mapping[str, Any], url: str, place: str) -> Sample:
-    name, image = first_of(row, FILE_NAMES), None
-    if is_address(name):
-        return Sample(place=place, fault="address instead of an image file")
-    if isinstance(name, str) and name:
-        try:
-            image = read_whole(os.path.join(os.path.dirname(url), name))
-        except UNREADABLE as error:
-            return Sample(place=place, fault=f"unreadable image file: {first_line(error)}")
-    return Sample(
-        place=place,
-        image=image,
-        captions=as_captions(first_of(row, CAPTION_NAMES)),
-        label=as_label(first_of(row, LABEL_NAMES)),
-    )
-
-
 def table_holds(url: str, kind: str) -> Literal["images", "addresses", "texts"]:
-    """Returns what the first rows of a table lead to; of pairs, images need a caption beside their
-    name.
+    """Returns what the first rows of a table name: image files, web addresses, or texts only.
+
+    With kind `paired`, images count only if there is a caption among the rows.
     """
     try:
         found = (row for _, row in _rows(url, 0, None) if isinstance(row, Mapping))
@@ -242,7 +221,7 @@ def table_holds(url: str, kind: str) -> Literal["images", "addresses", "texts"]:
 
 
 def named_files(url: str) -> Iterator[str]:
-    """Yields the addresses of the files that a table names, as far as it can be read."""
+    """Yields the paths of the files that a table names, as far as it can be read."""
     with contextlib.suppress(*UNREADABLE):
         for _, row in _rows(url, 0, None):
             name = first_of(row, FILE_NAMES) if isinstance(row, Mapping) else None
@@ -252,9 +231,7 @@ def named_files(url: str) -> Iterator[str]:
 
 
 def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
-    """Yields image files: the caption from a `.txt` of the same name, the label from the folder's
-    name.
-    """
+    """Yields image files, each with the `.txt` of the same name and its folder's name as label."""
     for url in urls:
         try:
             image, captions = read_whole(url), _text_beside(url)
@@ -273,4 +250,4 @@ def _text_beside(url: str) -> tuple[bytes, ...]:
             return ()
         with contextlib.suppress(FileNotFoundError):
             return (read_whole(beside),)
-    return ()  # An image alone: whether that is enough is for the kind to say.
+    return ()  # Cleaning decides whether an image alone is enough.

@@ -1,0 +1,109 @@
+"""Preparation of a collection with a progress bar, on this machine or on Beam, and its outcome."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rich.progress
+
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.prepare.convert import DROPPED, MANIFEST
+from m3ae_tpu.prepare.local import prepare_locally
+from m3ae_tpu.prepare.opening import is_remote
+from m3ae_tpu.prepare.options import PrepareOptions
+from m3ae_tpu.prepare.pieces import Collection, find_pieces
+
+
+def prepare_collection(
+    inputs: Sequence[str],
+    output: str,
+    options: PrepareOptions,
+    *,
+    runner: str = "local",
+    runner_options: Sequence[str] = (),
+    num_workers: int = 1,
+) -> None:
+    """Prepares `inputs` into the folder `output` and prints what was kept and dropped.
+
+    Args:
+        inputs: Files and folders.
+        output: Folder of the set, remote only with a runner of Beam.
+        options: Form of the set.
+        runner: `local`, or the name of a Beam runner.
+        runner_options: Options of Beam and its runner.
+        num_workers: Processes of `local`.
+
+    Raises:
+        UserError: input, output or runner cannot be used, or nothing of the input is fit.
+    """
+    columns = rich.progress.Progress.get_default_columns()
+    with rich.progress.Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bars:
+        tasks: dict[str, rich.progress.TaskID] = {}
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        report("looking at the input", 0, None)
+        collection = find_pieces(list(inputs), options.cleaning.kind)
+        report("looking at the input", 1, 1)
+        if runner == "local":
+            folder = _local_output(output, inputs)
+            manifest = prepare_locally(
+                collection, folder, options, num_workers=num_workers, report=report
+            )
+        else:
+            report(f"running on {runner}", 0, None)
+            manifest = _beam(runner)(
+                collection, output, options, runner=runner, runner_options=runner_options
+            )
+    _print_outcome(manifest, collection, output)
+
+
+def _local_output(output: str, inputs: Sequence[str]) -> pathlib.Path:
+    """Returns the folder `output`.
+
+    Raises:
+        UserError: it is remote, or lies in a folder of the input.
+    """
+    require(
+        not is_remote(output),
+        f"--output = {output} is not on this machine. Name a folder, or set --runner=DirectRunner.",
+    )
+    folder = pathlib.Path(output).expanduser()
+    for given in map(pathlib.Path, inputs):
+        require(
+            not folder.resolve().is_relative_to(given.expanduser().resolve()),
+            f"--output = {output} lies in --input = {given} and would become part of it. "
+            "Name a folder outside.",
+        )
+    return folder
+
+
+def _beam(runner: str) -> Callable[..., dict[str, Any]]:
+    try:
+        from m3ae_tpu.prepare.beam import prepare_with_beam
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--runner = {runner} needs {error.name}, which is not installed: "
+            "pip install 'm3ae-tpu[beam]'."
+        ) from error
+    return prepare_with_beam
+
+
+def _print_outcome(manifest: dict[str, Any], collection: Collection, output: str) -> None:
+    num_shards = len(manifest["shards"])
+    print(
+        f"{manifest['given']:,} given, {manifest['kept']:,} kept in {num_shards:,} "
+        f"shard{'s' * (num_shards > 1)}, {manifest['bytes'] / 1e6:,.1f} MB"
+    )
+    if collection.ignored:
+        names = [*map(os.path.basename, list(collection.ignored)[:3])]
+        more = ", ..." if len(collection.ignored) > 3 else ""
+        print(f"  ignored {len(collection.ignored):,} files: {', '.join(names)}{more}")
+    for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
+        print(f"  dropped {count:,}: {reason}")
+    print(f"{output}/{MANIFEST}; everything dropped is in {output}/{DROPPED}")
