@@ -20,6 +20,7 @@ LAYERS = [
 # Rooms beside the layers, and what they may import.
 BESIDE = {
     "command_line": "errors",
+    "option_flags": "",
     "overrides": "errors config command_line",
     "configs": "config",
     "prepare": "errors files config batch data",
