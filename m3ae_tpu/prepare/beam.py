@@ -13,10 +13,10 @@ from typing import Any
 import apache_beam as beam  # pyright: ignore[reportMissingImports]
 from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
 
+from m3ae_tpu.data.manifest import MANIFEST, shard_name
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.convert import (
     DROPPED,
-    MANIFEST,
     Summary,
     clean,
     count_shards,
@@ -25,7 +25,6 @@ from m3ae_tpu.prepare.convert import (
     make_manifest,
     require_fit,
     require_no_empty_shard,
-    shard_name,
     shard_of,
 )
 from m3ae_tpu.prepare.opening import file_system, is_remote, open_file
@@ -132,7 +131,7 @@ def _write_shard(
     output: str,
     options: PrepareOptions,
 ) -> tuple[str, dict[str, Any]]:
-    name = shard_name(keyed[0], num_shards, options)
+    name = shard_name(options.name, keyed[0], num_shards)
     records = (data for _, data in sorted(keyed[1]))
     with tempfile.TemporaryDirectory() as folder:
         # ArrayRecord writes only local files.

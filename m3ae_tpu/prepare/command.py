@@ -8,8 +8,9 @@ from typing import Any
 
 import rich.progress
 
+from m3ae_tpu.data.manifest import MANIFEST
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.prepare.convert import DROPPED, MANIFEST
+from m3ae_tpu.prepare.convert import DROPPED
 from m3ae_tpu.prepare.local import prepare_locally
 from m3ae_tpu.prepare.opening import is_remote
 from m3ae_tpu.prepare.options import PrepareOptions

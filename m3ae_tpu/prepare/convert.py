@@ -22,7 +22,8 @@ from m3ae_tpu.prepare.cleaning import Unfit, clean_sample, image_size
 from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 from m3ae_tpu.prepare.samples import Sample
 
-MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
+DROPPED = "dropped.jsonl"
+"""Name of the list of all dropped samples."""
 STORED = "group_size:1,uncompressed"
 """ArrayRecord's options: each record can be read alone, and images are compressed already."""
 
@@ -95,11 +96,6 @@ def count_shards(size: int, records: int, options: PrepareOptions) -> int:
     """
     asked = round(size / (options.shard_megabytes * 1e6))
     return options.num_shards or max(1, min(asked, records // 32))
-
-
-def shard_name(shard: int, num_shards: int, options: PrepareOptions) -> str:
-    """Returns the file name of a shard."""
-    return f"{options.name}-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
 def gather_shard(

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from m3ae_tpu.data.manifest import MANIFEST, shard_name
 from m3ae_tpu.data.workers import end_with_parent
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_path, atomic_write
 from m3ae_tpu.prepare.convert import (
     DROPPED,
-    MANIFEST,
     Summary,
     clean,
     count_shards,
@@ -31,7 +31,6 @@ from m3ae_tpu.prepare.convert import (
     make_manifest,
     require_fit,
     require_no_empty_shard,
-    shard_name,
 )
 from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 from m3ae_tpu.prepare.pieces import Collection, Piece
@@ -97,7 +96,7 @@ def prepare_locally(
         _require_same(work / "num_shards", str(num_shards))
         tasks = [
             _ShardTask(
-                path=output / shard_name(shard, num_shards, options),
+                path=output / shard_name(options.name, shard, num_shards),
                 work=work,
                 start=starts[shard],
                 stop=starts[shard + 1],
