@@ -1,6 +1,4 @@
-"""Guards the program as a user runs it: kills, restarts, extensions, and mistakes that must read
-well.
-"""
+"""Guards the program as a user runs it: kills, restarts, extensions, and messages of mistakes."""
 
 import json
 import os
@@ -8,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -24,22 +21,16 @@ SOURCES = (
     SourceConfig(kind="image", shards="starter/images-*"),
     SourceConfig(kind="text", shards="starter/texts-*", text_length=32),
 )
-CONFIG = dataclasses.replace(debug.CONFIG, data=dataclasses.replace(debug.CONFIG.data, sources=SOURCES))
+DATA = dataclasses.replace(debug.CONFIG.data, sources=SOURCES)
+CONFIG = dataclasses.replace(debug.CONFIG, data=DATA)
 """
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def start(workdir, *flags, config="debug"):
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.pretrain",
-        f"--config={config}",
-        f"--workdir={workdir}",
-        *flags,
-    ]
+    program = [sys.executable, "-m", "pipelines.pretrain"]
     return subprocess.Popen(
-        command,
+        [*program, f"--config={config}", f"--workdir={workdir}", *flags],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -49,36 +40,34 @@ def start(workdir, *flags, config="debug"):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=240)
+    """Waits for a program's end. Returns its exit code and its output since `wait_for_step`."""
+    output, _ = process.communicate()
     return process.returncode, output
 
 
-def wait_for_step(workdir, step, process):
-    metrics = pathlib.Path(workdir) / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < step:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the run makes no progress"
-        time.sleep(0.02)
+def wait_for_step(step, process):
+    """Reads a program's output until it shows the metrics of a step, which are then on disk."""
+    lines = []
+    while not lines or not lines[-1].startswith(f"step {step}/"):
+        lines.append(process.stdout.readline())
+        assert lines[-1], f"the program ended: {''.join(lines)}"
 
 
-def values(workdir):
-    """All lines of metrics, without what time decides."""
+def metrics(workdir):
+    """Returns all lines of metrics, without those that measure time."""
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
     ]
 
 
-def hashes(workdir):
+def digests(workdir):
+    """Returns the digests of model, optimizer and data state of each kept step."""
     command = [sys.executable, "-m", "pipelines.inspect_checkpoint", str(workdir), "--json"]
-    shown = json.loads(
-        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True).stdout
-    )
-    steps = shown["steps"] if isinstance(shown, dict) else shown
+    shown = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
     return {
         step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"])
-        for step in steps
+        for step in json.loads(shown.stdout)
     }
 
 
@@ -91,17 +80,18 @@ def mixed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight(mixed, tmp_path_factory):
+def uninterrupted(mixed, tmp_path_factory):
     """A run that nothing interrupts."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     code, output = finish(start(workdir, *FLAGS, "--log_record_ids", config=mixed))
     assert code == 0, output
     return workdir
 
 
-def test_a_killed_run_goes_on_bit_for_bit_also_with_other_workers(straight, mixed, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit_also_with_other_workers(uninterrupted, mixed, tmp_path):
     process = start(tmp_path, *FLAGS, "--log_record_ids", "--data.num_workers=2", config=mixed)
-    wait_for_step(tmp_path, 10, process)
+    # The save of step 8 waits for that of step 4, so one checkpoint is complete.
+    wait_for_step(10, process)
     process.kill()
     finish(process)
     code, output = finish(
@@ -110,16 +100,18 @@ def test_a_killed_run_goes_on_bit_for_bit_also_with_other_workers(straight, mixe
     assert code == 0, output
     assert "data.num_workers = 0 now, was 2" in output
     assert "going on after step" in output
-    assert values(tmp_path) == values(straight)
-    assert hashes(tmp_path)[24] == hashes(straight)[24]
-    ids = [(workdir / "record_ids.jsonl").read_text() for workdir in (tmp_path, straight)]
+    assert metrics(tmp_path) == metrics(uninterrupted)
+    assert digests(tmp_path)[24] == digests(uninterrupted)[24]
+    ids = [(workdir / "record_ids.jsonl").read_text() for workdir in (tmp_path, uninterrupted)]
     assert len(ids[1].splitlines()) == 24
     assert ids[0] == ids[1]
 
 
-def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(straight, mixed, tmp_path):
+def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(
+    uninterrupted, mixed, tmp_path
+):
     process = start(tmp_path, *FLAGS, config=mixed)
-    wait_for_step(tmp_path, 5, process)
+    wait_for_step(5, process)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 0, output
@@ -129,13 +121,13 @@ def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(straight, m
     assert saved >= 5
     code, output = finish(start(tmp_path, *FLAGS, config=mixed))
     assert code == 0, output
-    assert values(tmp_path) == values(straight)
+    assert metrics(tmp_path) == metrics(uninterrupted)
     code, output = finish(start(tmp_path, *FLAGS, "--num_steps=30", config=mixed))
     assert code == 0
     assert "num_steps = 30 now, was 24" in output
     # The rate of the longer schedule, not the 0 at which the shorter one ended.
-    assert values(tmp_path)[-1]["step"] == 30
-    assert values(tmp_path)[-3]["train/learning_rate"] > 1e-6
+    assert metrics(tmp_path)[-1]["step"] == 30
+    assert metrics(tmp_path)[-3]["train/learning_rate"] > 1e-6
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
@@ -161,8 +153,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
         (["--seed=1"], "holds another run: seed = 1 now, was 0"),
     ],
 )
-def test_mistakes_end_in_a_message_that_names_them(straight, mixed, flags, message, tmp_path):
-    workdir = straight if flags == ["--seed=1"] else tmp_path
+def test_mistakes_end_in_a_message_that_names_them(uninterrupted, mixed, flags, message, tmp_path):
+    workdir = uninterrupted if flags == ["--seed=1"] else tmp_path
     code, output = finish(start(workdir, *FLAGS, *flags, config=mixed))
     assert code != 0
     assert message in output

@@ -1,6 +1,5 @@
 """Guards that the first signal requests a stop, the second ends, and the old handlers return."""
 
-import os
 import signal
 
 import pytest
@@ -14,7 +13,7 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT]
 def test_signal_asks_to_stop_after_the_step(number, caplog):
     with Preemption() as preemption:
         assert not preemption.reached(1)
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert preemption.reached(2)
         assert preemption.reached(3)
     assert caplog.text.count(f"{number.name} after step 2: saving") == 1
@@ -24,9 +23,9 @@ def test_second_ctrl_c_ends_at_once():
     # Started in the background of a shell, a process inherits SIGINT ignored.
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Preemption():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, former)
 
 
@@ -36,5 +35,5 @@ def test_former_handlers_come_back(is_signalled):
     with Preemption():
         assert [signal.getsignal(number) for number in SIGNALS] != former
         if is_signalled:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in SIGNALS] == former
