@@ -33,8 +33,9 @@ class Shards:
     Thread-safe. Pickles without open files: the copy opens each on its first use.
     """
 
-    def __init__(self, paths: Sequence[str], files: Sequence[ArrayRecordDataSource]):
-        """Takes paths and their open files; `open_shards` makes both."""
+    def __init__(self, pattern: str, paths: Sequence[str], files: Sequence[ArrayRecordDataSource]):
+        """Takes the files of a glob, opened: use `open_shards`."""
+        self.pattern = pattern
         self.paths, self._files = tuple(paths), tuple(files)
         self.counts = tuple(len(file) for file in files)
         self._ends = tuple(itertools.accumulate(self.counts))
@@ -149,7 +150,7 @@ def open_shards(pattern: str) -> Shards:
     if faults:
         more = f"... and {len(faults) - 2} more of the {len(paths)} files of {pattern}"
         raise UserError("\n".join(faults[:2] + [more] * (len(faults) > 2)))
-    return Shards(paths, files)
+    return Shards(pattern, paths, files)
 
 
 def _require_records(file: ArrayRecordDataSource) -> None:

@@ -38,6 +38,11 @@ class OpenData:
         """Number of records of each source."""
         return tuple(len(split) for split in self.splits)
 
+    def open(self, pattern: str) -> Shards:
+        """Returns the shards that a glob names; a source's own are not opened again."""
+        opened = {shards.pattern: shards for shards in self.shards}
+        return opened[pattern] if pattern in opened else open_shards(pattern)
+
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the rows of every step, ready for JSON; a resumed run must match it.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
+from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation import heldout, probes
 from m3ae_tpu.evaluation.features import image_features, pair_features, raw_pixels
@@ -96,7 +97,7 @@ def read_examples(
     # As pairs were trained, where there are any: texts alone may be longer.
     length_by_kind = {source.kind: source.text_length for source in run.config.data.sources}
     return read_labelled(
-        shards,
+        open_shards(shards),
         image_size=run.config.data.image_size,
         tokenizer=run.tokenizer,
         text_length=length_by_kind.get("paired", length_by_kind.get("text", 1)),
@@ -106,9 +107,9 @@ def read_examples(
 
 def title_tokens(examples: LabelledExamples, tokenizer: Tokenizer) -> np.ndarray:
     """Returns which caption tokens spell the title: bool [examples, length]."""
-    ids, is_piece, _ = tokenizer.encode(examples.title, examples.text.shape[1])
+    ids, is_piece, _ = tokenizer.encode(examples.title, examples.text_ids.shape[1])
     titles = [row[pieces].tolist() for row, pieces in zip(ids, is_piece, strict=True)]
-    return heldout.title_positions(examples.text, titles)
+    return heldout.title_positions(examples.text_ids, titles)
 
 
 def _image_probes(
@@ -122,7 +123,7 @@ def _image_probes(
     def features(model: M3AE) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         known, asked = (
             image_features(
-                model, part.image, mean=config.data.image_mean, std=config.data.image_std
+                model, part.images, mean=config.data.image_mean, std=config.data.image_std
             )
             for part in (train, test)
         )
@@ -140,7 +141,7 @@ def _image_probes(
     )
     tell("the same, untrained encoder")
     known, asked = features(untrained)
-    pixels = raw_pixels(train.image), raw_pixels(test.image)
+    pixels = raw_pixels(train.images), raw_pixels(test.images)
     linear = {
         "pretrained": scores[pooling],
         "untrained": _linear(known[pooling], asked[pooling], train, test),
@@ -172,9 +173,9 @@ def _pair_probes(
         known, asked = (
             pair_features(
                 model,
-                part.image,
-                part.text,
-                part.text_valid,
+                part.images,
+                part.text_ids,
+                part.is_valid,
                 mean=config.data.image_mean,
                 std=config.data.image_std,
             )

@@ -58,10 +58,10 @@ def heldout_reconstruction(
     has_image, has_text = bool(kinds & {"paired", "image"}), bool(kinds & {"paired", "text"})
     num_examples = len(examples.label)
     if title_tokens is None:
-        title_tokens = np.zeros_like(examples.text_valid)
-    arrays = (examples.image, examples.text, examples.text_valid, title_tokens)
+        title_tokens = np.zeros_like(examples.is_valid)
+    arrays = (examples.images, examples.text_ids, examples.is_valid, title_tokens)
     other_images = (
-        examples.image[other_rows(examples.label)] if "paired" in kinds else examples.image
+        examples.images[other_rows(examples.label)] if "paired" in kinds else examples.images
     )
     score = functools.partial(
         _score, config=config, is_paired="paired" in kinds, has=(has_image, has_text)

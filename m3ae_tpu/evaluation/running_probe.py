@@ -8,6 +8,7 @@ from jaxtyping import Bool
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
+from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import require
 from m3ae_tpu.evaluation.features import image_features
@@ -33,8 +34,8 @@ def knn_accuracy(
         mean: Of each channel, on a scale of 0 to 1.
         std: Like `mean`.
     """
-    known = image_features(model, train.image, mean=mean, std=std)["mean"]
-    asked = image_features(model, test.image, mean=mean, std=std)["mean"]
+    known = image_features(model, train.images, mean=mean, std=std)["mean"]
+    asked = image_features(model, test.images, mean=mean, std=std)["mean"]
     return float(np.mean(predict_neighbors(known, train.label, asked) == test.label))
 
 
@@ -67,9 +68,11 @@ def read_probe_examples(
         "text_length": 1,
         "limit": probe.max_examples,
     }
-    train = read_labelled(probe.train_shards, **how)
+    train = read_labelled(open_shards(probe.train_shards), **how)
     if probe.test_shards:
-        return train, read_labelled(probe.test_shards, **how, label_names=train.label_names)
+        return train, read_labelled(
+            open_shards(probe.test_shards), **how, label_names=train.label_names
+        )
     is_validation = assign_folds(train.group) == 0
     require(
         0 < int(is_validation.sum()) < len(is_validation),

@@ -85,9 +85,9 @@ def make_pictures(
     has_image, has_text = bool(kinds & {"paired", "image"}), bool(kinds & {"paired", "text"})
     chosen = choose_rows(examples.label, count)
     images, text, text_valid = (
-        examples.image[chosen],
-        examples.text[chosen],
-        examples.text_valid[chosen],
+        examples.images[chosen],
+        examples.text_ids[chosen],
+        examples.is_valid[chosen],
     )
     drawn = jax.device_get(
         _reconstruct(model, images, text, text_valid, config=config, has=(has_image, has_text))

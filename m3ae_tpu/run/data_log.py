@@ -70,7 +70,7 @@ class DataLog:
         self._clear()
 
     def line(self, step: int) -> dict[str, float]:
-        """Returns the metrics of the steps since the last call, up to `step`; call `reduce` first."""
+        """Returns the metrics of the steps since the last call, up to `step`, after `reduce`."""
         line: dict[str, float] = dict(sorted(self._window.items()))
         self._window.clear()
         for source, num_records in zip(self._data.sources, self._data.num_records, strict=True):
@@ -83,7 +83,7 @@ class DataLog:
 
     @property
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs to continue from here, ready for JSON; call `reduce` first."""
+        """All that a resumed run needs to continue, ready for JSON; read it after `reduce`."""
         return copy.deepcopy({"window": dict(self._window), "broken": self._broken.state})
 
 

@@ -60,9 +60,9 @@ def examples(tokenizer):
     text, text_valid, _ = tokenizer.encode(captions, 8)
     names = tuple("abcdefg")
     return LabelledExamples(
-        image=np.random.default_rng(2).integers(0, 256, (7, 32, 32, 3), np.uint8),
-        text=text,
-        text_valid=text_valid,
+        images=np.random.default_rng(2).integers(0, 256, (7, 32, 32, 3), np.uint8),
+        text_ids=text,
+        is_valid=text_valid,
         label=np.array([0, 1, 2, 1, 2, 0, 1], np.int32),
         label_names=("food", "animals", "objects"),
         id=names,
@@ -78,8 +78,8 @@ def with_source(kind):
 
 
 def test_every_figure_is_there_and_no_batch_size_changes_it(model, examples):
-    titles = np.zeros_like(examples.text_valid)
-    titles[:, 1] = examples.text_valid[:, 1]
+    titles = np.zeros_like(examples.is_valid)
+    titles[:, 1] = examples.is_valid[:, 1]
     one = heldout.heldout_reconstruction(
         model, examples, CONFIG, title_tokens=titles, num_draws=2, batch_size=3
     )
@@ -110,7 +110,7 @@ def test_runs_of_one_modality_have_its_figures_only(model, examples, kind, prese
 
 def test_plain_pictures_are_guessed_exactly_by_their_visible_mean(model, examples):
     colours = np.random.default_rng(0).integers(0, 256, (7, 1, 1, 3), np.uint8)
-    plain = dataclasses.replace(examples, image=np.broadcast_to(colours, (7, 32, 32, 3)).copy())
+    plain = dataclasses.replace(examples, images=np.broadcast_to(colours, (7, 32, 32, 3)).copy())
     figures = heldout.heldout_reconstruction(
         model, plain, with_source("image"), num_draws=1, batch_size=7
     )
@@ -151,7 +151,7 @@ def test_title_is_found_where_it_stands():
 
 
 def test_attention_of_a_word_sums_to_one_over_the_patches(model, examples):
-    maps = word_attention(model, examples.image, examples.text, examples.text_valid, CONFIG.data)
+    maps = word_attention(model, examples.images, examples.text_ids, examples.is_valid, CONFIG.data)
     assert maps.shape == (7, 8, 4, 4)
     np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, rtol=1e-5)
 

@@ -1,6 +1,4 @@
-"""Labelled examples: every field belongs to the same record, and classes are the same in train and
-test.
-"""
+"""Guards labelled examples: fields of one record stay together, train and test share classes."""
 
 import numpy as np
 import pytest
@@ -15,7 +13,10 @@ TOKENIZER = Tokenizer("starter/tokenizer.model")
 
 
 def read(pattern: str = "starter/heldout-*", **options):
-    return read_labelled(pattern, image_size=24, tokenizer=TOKENIZER, text_length=16, **options)
+    shards = open_shards(pattern)
+    return read_labelled(
+        shards, **{"image_size": 24, "tokenizer": TOKENIZER, "text_length": 16} | options
+    )
 
 
 def test_fields_are_those_of_the_records_in_order():
@@ -28,10 +29,10 @@ def test_fields_are_those_of_the_records_in_order():
         assert examples.label_names[examples.label[index]] == record.label_name
         assert examples.caption[index] == record.captions[0]
         ids, valid, _ = TOKENIZER.encode(record.captions[:1], 16)
-        np.testing.assert_array_equal(examples.text[index], ids[0])
-        np.testing.assert_array_equal(examples.text_valid[index], valid[0])
+        np.testing.assert_array_equal(examples.text_ids[index], ids[0])
+        np.testing.assert_array_equal(examples.is_valid[index], valid[0])
         image = resize_and_crop_center(decode_image(record.image), 24)
-        np.testing.assert_array_equal(examples.image[index], image)
+        np.testing.assert_array_equal(examples.images[index], image)
 
 
 def test_classes_are_sorted_and_can_be_given():
@@ -43,10 +44,18 @@ def test_classes_are_sorted_and_can_be_given():
 
 
 def test_a_class_that_train_lacks_is_refused():
-    with pytest.raises(UserError, match=r"hold the label .* not among the 1 known ones"):
+    with pytest.raises(
+        UserError, match=r"hold the label .* not among the 1 classes of the training examples"
+    ):
         read(limit=20, label_names=("flags",))
 
 
 def test_shards_without_labels_are_refused():
     with pytest.raises(UserError, match=r"starter/images-\* hold a record without label or image"):
         read("starter/images-*")
+
+
+def test_without_a_tokenizer_all_tokens_are_padding():
+    examples = read(limit=3, tokenizer=None)
+    assert examples.text_ids.shape == (3, 16)
+    assert not examples.is_valid.any()
