@@ -1,0 +1,125 @@
+"""Guards the words of code and documents: the field's names, plain sentences, lines that fit."""
+
+import ast
+import io
+import re
+import tokenize
+
+import pytest
+from repository import ROOT, tracked_files
+
+# Each name that is not to come back, and the one to write.
+NAMES = {
+    "asked": "test_features",
+    "chances": "probs",
+    "choosing": "override_blocks",
+    "contestant": "baseline",
+    "contestants": "baselines",
+    "entered": "with_row",
+    "go": "run",
+    "how": "a noun",
+    "in_one_piece": "atomic_path",
+    "known": "train_features",
+    "lags": "stage_offsets",
+    "log_normalizer": "logsumexp",
+    "origin": "info",
+    "picture": "image",
+    "pictures": "images",
+    "said": "a noun",
+    "settle": "reduce",
+    "stand_in": "substitute",
+    "surprise": "nll",
+    "tell": "report",
+    "text_valid": "is_valid",
+    "trip": "iteration",
+    "turn": "iteration",
+    "valid": "is_valid",
+    "why_not": "unsupported_reason",
+    "wording": "caption",
+    "write_whole": "atomic_write",
+}
+# Each expression that is not to come back in sentences, and what to write.
+PHRASES = {
+    r"a image": "an image",
+    r"anew": "again",
+    r"(?:are|is|was|were) no (?!longer|more|less|\w+er\b)": "is not a",
+    r"chances": "probs, probabilities",
+    r"contestants?": "baseline",
+    r"log.normali[sz]er": "logsumexp",
+    r"nothing of its own": "what it has",
+    r"odd quer(?:y|ies)": "tail",
+    r"pictures?": "image",
+    r"stand-ins?": "substitute",
+    r"surprises?": "negative log likelihood",
+    r"untold": "a number",
+    r"why_not": "unsupported_reason",
+    r"wordings?": "caption",
+    r"text_valid|in_one_piece|write_whole|ConfigError": "the name of today",
+}
+PHRASE = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def files():
+    paths = tracked_files("*.py", "*.md")
+    if paths is None:
+        pytest.skip("tracked files are read, and this folder is not a git checkout")
+    left_out = {"starter", "test_words.py", "CHANGELOG.md"}  # Others' texts; names of the past.
+    return [path for path in paths if not left_out & set(path.parts)]
+
+
+def bound_names(tree):
+    """Yields the names that a module gives: functions, classes, arguments, variables, fields."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield node.name, node.lineno
+            case ast.arg():
+                yield node.arg, node.lineno
+            case ast.Name(ctx=ast.Store()) | ast.Attribute(ctx=ast.Store()):
+                yield (node.id if isinstance(node, ast.Name) else node.attr), node.lineno
+
+
+def sentences(path):
+    """Yields the numbered lines of a file's prose: comments and strings of Python, all Markdown."""
+    text = (ROOT / path).read_text()
+    if path.suffix == ".md":
+        yield from enumerate(text.splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING, tokenize.FSTRING_MIDDLE):
+            yield from enumerate(token.string.splitlines(), token.start[0])
+
+
+def test_names_are_the_fields(files):
+    wrong = [
+        f"{path}:{line}: {name}; write {NAMES[name.lstrip('_')]}"
+        for path in files
+        if path.suffix == ".py"
+        for name, line in bound_names(ast.parse((ROOT / path).read_text()))
+        if name.lstrip("_") in NAMES
+    ]
+    assert wrong == []
+
+
+def test_sentences_use_the_fields_words(files):
+    wrong = [
+        f"{path}:{line}: {found[0]}"
+        for path in files
+        for line, text in sentences(path)
+        if (found := PHRASE.search(text))
+    ]
+    assert wrong == []
+
+
+def test_no_line_is_longer_than_a_hundred_characters(files):
+    wrong = []
+    for path in [*files, *(tracked_files("CHANGELOG.md") or [])]:
+        in_code = False
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), 1):
+            if path.suffix == ".md" and line.startswith("```"):
+                in_code = not in_code
+            is_free = in_code or "://" in line or line.startswith(("|", "!["))
+            if len(line) > 100 and not ((is_free and path.suffix == ".md") or "://" in line):
+                wrong.append(f"{path}:{number}: {len(line)}")
+    assert wrong == []
