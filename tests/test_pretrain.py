@@ -27,30 +27,43 @@ CONFIG = dataclasses.replace(debug.CONFIG, data=DATA)
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
-def start(workdir, *flags, config="debug"):
-    program = [sys.executable, "-m", "pipelines.pretrain"]
-    return subprocess.Popen(
-        [*program, f"--config={config}", f"--workdir={workdir}", *flags],
+# Sends a signal to the run itself as soon as the metrics of a step are written.
+SIGNALLED = """
+import os, runpy, sys
+from m3ae_tpu.run.metrics import MetricsWriter
+
+write = MetricsWriter.write
+
+def write_and_signal(self, step, *values):
+    write(self, step, *values)
+    if step == {step}:
+        os.kill(os.getpid(), {number})
+
+MetricsWriter.write = write_and_signal
+runpy.run_module("pipelines.pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def pretrain(workdir, *flags, config="debug", signalled=None):
+    """Runs the program; returns its exit code and all that it printed.
+
+    Args:
+        signalled: A step and the signal that the run gets after it.
+    """
+    program = ["-m", "pipelines.pretrain"]
+    if signalled is not None:
+        step, number = signalled
+        program = ["-c", SIGNALLED.format(step=step, number=int(number))]
+    done = subprocess.run(
+        [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *flags],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        check=False,
     )
-
-
-def finish(process):
-    """Waits for a program's end. Returns its exit code and its output since `wait_for_step`."""
-    output, _ = process.communicate()
-    return process.returncode, output
-
-
-def wait_for_step(step, process):
-    """Reads a program's output until it shows the metrics of a step, which are then on disk."""
-    lines = []
-    while not lines or not lines[-1].startswith(f"step {step}/"):
-        lines.append(process.stdout.readline())
-        assert lines[-1], f"the program ended: {''.join(lines)}"
+    return done.returncode, done.stdout
 
 
 def metrics(workdir):
@@ -83,20 +96,19 @@ def mixed(tmp_path_factory):
 def uninterrupted(mixed, tmp_path_factory):
     """A run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    code, output = finish(start(workdir, *FLAGS, "--log_record_ids", config=mixed))
+    code, output = pretrain(workdir, *FLAGS, "--log_record_ids", config=mixed)
     assert code == 0, output
     return workdir
 
 
 def test_a_killed_run_resumes_bit_for_bit_also_with_other_workers(uninterrupted, mixed, tmp_path):
-    process = start(tmp_path, *FLAGS, "--log_record_ids", "--data.num_workers=2", config=mixed)
+    flags = [*FLAGS, "--log_record_ids"]
     # The save of step 8 waits for that of step 4, so one checkpoint is complete.
-    wait_for_step(10, process)
-    process.kill()
-    finish(process)
-    code, output = finish(
-        start(tmp_path, *FLAGS, "--log_record_ids", "--data.num_workers=0", config=mixed)
+    code, _ = pretrain(
+        tmp_path, *flags, "--data.num_workers=2", config=mixed, signalled=(10, signal.SIGKILL)
     )
+    assert code == -signal.SIGKILL
+    code, output = pretrain(tmp_path, *flags, "--data.num_workers=0", config=mixed)
     assert code == 0, output
     assert "data.num_workers = 0 now, was 2" in output
     assert "going on after step" in output
@@ -110,19 +122,14 @@ def test_a_killed_run_resumes_bit_for_bit_also_with_other_workers(uninterrupted,
 def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(
     uninterrupted, mixed, tmp_path
 ):
-    process = start(tmp_path, *FLAGS, config=mixed)
-    wait_for_step(5, process)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
+    code, output = pretrain(tmp_path, *FLAGS, config=mixed, signalled=(5, signal.SIGTERM))
     assert code == 0, output
-    saved = max(
-        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
-    )
-    assert saved >= 5
-    code, output = finish(start(tmp_path, *FLAGS, config=mixed))
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert 5 <= max(saved) < 24
+    code, output = pretrain(tmp_path, *FLAGS, config=mixed)
     assert code == 0, output
     assert metrics(tmp_path) == metrics(uninterrupted)
-    code, output = finish(start(tmp_path, *FLAGS, "--num_steps=30", config=mixed))
+    code, output = pretrain(tmp_path, *FLAGS, "--num_steps=30", config=mixed)
     assert code == 0
     assert "num_steps = 30 now, was 24" in output
     # The rate of the longer schedule, not the 0 at which the shorter one ended.
@@ -136,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
         "--checkpoint.every_steps=1",
         "--optimizer.warmup_fraction=0.1",
     ]
-    code, output = finish(start(tmp_path, *FLAGS, *flags))
+    code, output = pretrain(tmp_path, *FLAGS, *flags)
     assert code != 0
     assert "Traceback" not in output
     assert "is not finite; the last good checkpoint is" in output
@@ -155,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
 )
 def test_mistakes_end_in_a_message_that_names_them(uninterrupted, mixed, flags, message, tmp_path):
     workdir = uninterrupted if flags == ["--seed=1"] else tmp_path
-    code, output = finish(start(workdir, *FLAGS, *flags, config=mixed))
+    code, output = pretrain(workdir, *FLAGS, *flags, config=mixed)
     assert code != 0
     assert message in output
     assert "Traceback" not in output
