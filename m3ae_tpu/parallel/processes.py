@@ -20,6 +20,11 @@ def is_leader() -> bool:
     return jax.process_index() == 0
 
 
+def file_suffix() -> str:
+    """Returns the suffix of files that each process writes for itself: "" alone, or "-003"."""
+    return "" if is_alone() else f"-{jax.process_index():03d}"
+
+
 def total(values: Sequence[int]) -> list[int]:
     """Returns the sum of each value over all processes, which must call this together."""
     if is_alone():

@@ -7,15 +7,12 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from m3ae_tpu.data.broken import FAULTS, BrokenRecords
 from m3ae_tpu.data.examples import Fault
 from m3ae_tpu.data.loader import BatchInfo
 from m3ae_tpu.data.sources import OpenData
 from m3ae_tpu.errors import require
+from m3ae_tpu.parallel import processes
 
 
 class DataLog:
@@ -59,7 +56,7 @@ class DataLog:
             *(counter[fault] for counter in self._faults for fault in FAULTS),
             *self._broken.num_named(),
         ]
-        sums = iter(_sum_over_processes(np.array(local, np.int64)))
+        sums = iter(processes.total(local))
         self._window.update({name: next(sums) for name in names})
         faults: list[dict[Fault, int]] = [
             {fault: n for fault in FAULTS if (n := next(sums))} for _ in self._faults
@@ -87,12 +84,6 @@ class DataLog:
         return copy.deepcopy({"window": dict(self._window), "broken": self._broken.state})
 
 
-def _sum_over_processes(values: np.ndarray) -> list[int]:
-    if jax.process_count() > 1:
-        values = np.asarray(multihost_utils.process_allgather(values)).sum(axis=0)
-    return [int(value) for value in values]
-
-
 class RecordIdsWriter:
     """Writes the records of each step, one JSON line a step: {"step": 1, "paired": [ids], ...}.
 
@@ -109,8 +100,7 @@ class RecordIdsWriter:
         Raises:
             UserError: steps are missing in the file.
         """
-        suffix = f"-{jax.process_index():03d}" if jax.process_count() > 1 else ""
-        path = workdir / f"record_ids{suffix}.jsonl"
+        path = workdir / f"record_ids{processes.file_suffix()}.jsonl"
         if path.exists():
             last = _cut_after(path, resume_step)
             require(
