@@ -98,8 +98,11 @@ def parse_launch_flags(argv: list[str], *, module: Any) -> list[str]:
         rest = argv[:1]
     if wants_help:
         print(f"{(module.__doc__ or '').strip()}\n\nlaunch flags:")
-        for flag in flags.FLAGS.get_flags_for_module(_flags_owner(module)):
-            print(f"  --{flag.name:<14} {flag.help} (default: {flag.default_as_str or 'none'})")
+        own = flags.FLAGS.get_flags_for_module(_flags_owner(module))
+        width = max((len(flag.name) for flag in own), default=0)
+        for flag in own:
+            default = flag.default_as_str or "none"
+            print(f"  --{flag.name:<{width}}  {flag.help} (default: {default})")
         if not takes_overrides:
             sys.exit(0)
         return [argv[0], "--help"]
@@ -127,11 +130,13 @@ def flag_name(arg: str) -> str:
     return arg.lstrip("-").partition("=")[0].replace("-", "_")
 
 
-def refuse_flag(name: str, valid_names: Iterable[str]) -> NoReturn:
+def refuse_flag(
+    name: str, valid_names: Iterable[str], *, problem: str = "is not a flag of this program"
+) -> NoReturn:
     """Raises `UserError` for an unknown name, with the nearest of the valid ones."""
     names = list(valid_names)
     near = difflib.get_close_matches(name, names, n=1)
     if not near:  # `--num_layers` alone: the leaf is right, the path before it is missing.
         near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     fix = f"Did you mean --{near[0]}?" if near else "See --help."
-    raise UserError(f"--{name} is neither a launch flag nor a field of the config. {fix}")
+    raise UserError(f"--{name} {problem}. {fix}")

@@ -96,7 +96,8 @@ def override[Config](config: Config, args: list[str]) -> Config:
     changes = {}
     for name, words in _grouped(args):
         if name not in types:
-            refuse_flag(name, [*types, *flags.FLAGS])
+            problem = "is neither a launch flag nor a field of the config"
+            refuse_flag(name, [*types, *flags.FLAGS], problem=problem)
         try:
             changes[name] = _parse(types[name], words)
         except ValueError:

@@ -2,9 +2,8 @@
 
     python -m pipelines.pretrain --config=quickstart --workdir=runs/x --model.encoder.num_layers=4
 
-Every field of the config can be set by its dotted name. The same command goes on with a run that
-was interrupted, bit for bit; a larger --num_steps extends one that is finished. SIGTERM or Ctrl-C
-saves first.
+Every field of the config can be set by its dotted name. The same command resumes an interrupted
+run, bit for bit; a larger --num_steps extends a finished one. SIGTERM or Ctrl-C saves first.
 """
 
 import logging
@@ -25,10 +24,10 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 _LOG_RECORD_IDS = flags.DEFINE_bool(
-    "log_record_ids", False, "Write to WORKDIR/record_ids.jsonl which records each step sees."
+    "log_record_ids", False, "Write the ids of each step's records to WORKDIR/record_ids.jsonl."
 )
 _ALLOW_CHANGED_DATA = flags.DEFINE_bool(
-    "allow_changed_data", False, "Go on with a run although its shards or sources changed since."
+    "allow_changed_data", False, "Resume a run although its shards or sources have changed."
 )
 
 

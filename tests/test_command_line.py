@@ -93,7 +93,7 @@ def test_help_lists_launch_flags_and_the_fields_of_the_config_named_beside_it(la
     [
         (
             ["--workdri=w"],
-            "--workdri is neither a launch flag nor a field of the config. Did you mean --work",
+            "--workdri is not a flag of this program. Did you mean --workdir?",
         ),
         ([], "Flag --workdir must have a value other than None."),
         (["--workdir=w", "--config=quickstrt"], "Did you mean quickstart?"),

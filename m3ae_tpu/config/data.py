@@ -18,7 +18,7 @@ class SourceConfig:
     """A set of shards of one kind, and its share of each batch."""
 
     kind: Kind = "paired"
-    """Content that is used of a record: an image with its caption (`paired`), or one of the two."""
+    """Modalities that are used of each record: image and text (`paired`), or one of the two."""
     shards: str = "starter/train-*"
     """Glob of ArrayRecord shards; `starter/...` names the set that ships with the package."""
     weight: float = 1.0
@@ -26,8 +26,8 @@ class SourceConfig:
     text_length: int = 64
     """Tokens per text; longer texts are cut, shorter ones padded."""
     split: tuple[float, float] = (0.0, 1.0)
-    """Fraction of the records to use, as (start, end) in shard order: (0, 0.25) is the first
-    quarter. Sources whose splits meet share no record.
+    """Range of the records to use, from start to end in shard order; (0, 0.25) is a quarter.
+    Splits that only touch, as (0, 0.25) and (0.25, 1), share no record.
     """
 
     def __post_init__(self) -> None:
@@ -54,21 +54,20 @@ class DataConfig:
     crop_area: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest fraction of the image's area that a random crop keeps."""
     flip_probability: float = 0.5
-    """Probability that an image is mirrored. Images whose text has a word of direction, such as
-    "left", never are.
+    """Probability that an image is mirrored.
+    Images whose text has a word of direction, such as "left", are never mirrored.
     """
     num_workers: int = 2
-    """Processes that read and decode; 0 does it in the training process. Does not change a bit."""
+    """Processes that read and decode; with 0 the training process does. Batches are the same."""
     max_broken_fraction: float = 0.01
-    """Fraction of a source's records that may be broken before the run stops; 0 stops at the first
-    one.
-    """
+    """Largest fraction of a source's records that may be broken; with more the run stops."""
     timeout_seconds: float = 120.0
-    """Longest wait for a batch. After it the run stops: a worker process or the disk hangs."""
+    """Longest wait for a batch. Then the run stops, as a worker process or the disk hangs."""
 
     def __post_init__(self) -> None:
         require_field(self, "sources", len(self.sources) >= 1, "has no set of shards", "Name one.")
-        require_positive(self, "image_size", "timeout_seconds")
+        require_positive(self, "image_size")
+        require_within(self, "(0, inf]", "timeout_seconds")
         is_spread = all(deviation > 0 for deviation in self.image_std)
         require_field(self, "image_std", is_spread, "has a channel that is not positive")
         smallest, largest = self.crop_area

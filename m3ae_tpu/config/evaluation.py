@@ -14,8 +14,8 @@ class ProbeConfig:
     train_shards: str = "starter/train-*"
     """Labelled shards whose records are the neighbours."""
     test_shards: str = ""
-    """Labelled shards whose records are classified; empty: a fifth of `train_shards`, whole groups
-    of duplicates at a time.
+    """Labelled shards whose records are classified; empty: a fifth of `train_shards`.
+    Duplicates of an image are never on both sides of that split.
     """
     max_examples: int = 4_000
     """Examples read of each of the two; bounds the probe's time."""

@@ -54,7 +54,7 @@ class ModelConfig:
     vocab_size: int = 32_000
     """Pieces of the tokenizer; 0 builds a model without text parameters."""
     encoder: TransformerConfig = TransformerConfig()
-    """Transformer over the visible tokens; its features are what a run is for."""
+    """Transformer over the visible tokens; its features are the product of a run."""
     decoder: TransformerConfig = TransformerConfig(num_layers=8, width=512, num_heads=16)
     """Transformer that predicts the hidden tokens; only pre-training uses it."""
     compute_dtype: Dtype = "bfloat16"
@@ -62,12 +62,12 @@ class ModelConfig:
     parameter_dtype: Dtype = "float32"
     """Dtype of parameters and optimizer moments."""
     remat: bool = False
-    """Keep only each block's input for the backward pass and compute the blocks again: less memory,
-    a third more work.
+    """Keep only each block's input for the backward pass, and compute the blocks again.
+    Less memory, a third more work.
     """
     unroll: int = 1
-    """Blocks per iteration of the loop over layers. More take longer to compile and copy less: pays
-    on CPUs and GPUs.
+    """Blocks per iteration of the loop over layers.
+    More blocks take longer to compile and copy less, which pays on CPUs and GPUs.
     """
 
     def __post_init__(self) -> None:

@@ -20,8 +20,8 @@ class MaskingConfig:
     draw: Literal["per_example", "per_batch"] = "per_example"
     """Mask drawn for each example, or one mask for the whole batch, as in the paper's code."""
     image_predicted_share: float = 1.0
-    """Fraction of the hidden patches that the decoder predicts, drawn again at every step. Below 1
-    the decoder is cheaper.
+    """Fraction of the hidden patches that the decoder predicts, drawn again at every step.
+    Below 1 the decoder is cheaper.
     """
     text_positions: Literal["valid", "all"] = "valid"
     """Positions of a text that may be hidden: its tokens, or padding too, as in the paper's code.
@@ -63,9 +63,9 @@ class PretrainConfig(RunConfig):
     model: ModelConfig = ModelConfig()
     """The network."""
     masking: MaskingConfig = MaskingConfig()
-    """Tokens that are hidden from the encoder."""
+    """Tokens that are hidden from the encoder, and those that the decoder predicts."""
     loss: LossConfig = LossConfig()
-    """Weights of the reconstruction terms."""
+    """Weights of the reconstruction terms, and the image target."""
     probe: ProbeConfig = ProbeConfig()
     """A k-NN probe of frozen features during training."""
 
