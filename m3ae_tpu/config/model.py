@@ -10,6 +10,7 @@ from m3ae_tpu.config.checks import (
     require_within,
 )
 
+type Activation = Literal["gelu_tanh", "gelu_erf"]
 type Dtype = Literal["float32", "bfloat16", "float64"]
 
 
@@ -57,6 +58,15 @@ class ModelConfig:
     """Transformer over the visible tokens; its features are the product of a run."""
     decoder: TransformerConfig = TransformerConfig(num_layers=8, width=512, num_heads=16)
     """Transformer that predicts the hidden tokens; only pre-training uses it."""
+    activation: Activation = "gelu_tanh"
+    """GELU of the MLPs: by its tanh approximation, as the paper's code, or exact."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance in layer norms."""
+    stored_image_positions: int = 0
+    """Patches whose position codes in the encoder are parameters, as an imported encoder may have
+    them; a square number. 0 computes fixed sine-cosine codes."""
+    stored_text_positions: int = 0
+    """Text positions whose codes in the encoder are parameters. 0 computes fixed ones."""
     compute_dtype: Dtype = "bfloat16"
     """Dtype of activations. Norms, softmax and losses are float32 or wider in any case."""
     parameter_dtype: Dtype = "float32"
@@ -71,6 +81,14 @@ class ModelConfig:
     """
 
     def __post_init__(self) -> None:
-        require_positive(self, "patch_size", "unroll")
-        require_within(self, "[0, inf)", "vocab_size")
-        require_choice(self, "compute_dtype", "parameter_dtype")
+        require_positive(self, "patch_size", "unroll", "norm_epsilon")
+        require_within(self, "[0, inf)", "vocab_size", "stored_text_positions")
+        require_choice(self, "activation", "compute_dtype", "parameter_dtype")
+        near = round(max(self.stored_image_positions, 0) ** 0.5) ** 2
+        require_field(
+            self,
+            "stored_image_positions",
+            self.stored_image_positions == near,
+            "is not a square number",
+            f"Set {near}.",
+        )

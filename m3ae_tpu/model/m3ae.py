@@ -1,32 +1,32 @@
 """The multimodal masked autoencoder: one encoder for patches and words, one small decoder."""
 
-import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
 from m3ae_tpu.config import ModelConfig
-from m3ae_tpu.kernels.attention import reference
-from m3ae_tpu.kernels.cross_entropy import reference as ce_reference
-from m3ae_tpu.model.losses import CrossEntropyFunction
-from m3ae_tpu.model.masking import Selection
+from m3ae_tpu.model.inputs import Inputs
+from m3ae_tpu.model.masking import Masks
+from m3ae_tpu.model.modality import Embedding, Modality, Tokens, as_token, small_vector
 from m3ae_tpu.model.patches import patchify
 from m3ae_tpu.model.positions import image_positions, text_positions
-from m3ae_tpu.model.transformer import AttentionFunction, Linear, Transformer
+from m3ae_tpu.model.transformer import Linear, Transformer
+from m3ae_tpu.parallel.operations import Operations
 
 
 class Features(NamedTuple):
-    """What the encoder says of a batch; from `encode_layers` with a leading `layers` axis."""
+    """The encoder's outputs for a batch; from `encode_layers` with a leading `layers` axis."""
 
     cls: Float[Array, "*layers batch width"]
-    """The class token's output."""
+    """The class token."""
     image_mean: Float[Array, "*layers batch width"] | None
-    """Mean of the patch tokens; None without an image."""
+    """Mean of the patch tokens; None without images."""
     text_mean: Float[Array, "*layers batch width"] | None
-    """Mean of the valid text tokens, 0 for a row without any; None without a text."""
+    """Mean of the valid text tokens, 0 for a row that has none; None without texts."""
     tokens: Float[Array, "*layers batch tokens width"]
     """Every token: class, patches in row-major order, text."""
 
@@ -34,346 +34,234 @@ class Features(NamedTuple):
 class HiddenTokens(NamedTuple):
     """The decoder's outputs for the hidden tokens, in the order of `Selection.hidden`."""
 
-    patches: Float[Array, "batch hidden_patches decoder_width"] | None
-    """None without an image."""
-    text: Float[Array, "batch hidden_tokens decoder_width"] | None
-    """None without a text."""
+    image: Float[Array, "batch hidden_patches decoder_width"] | None = None
+    """None without images."""
+    text: Float[Array, "batch hidden_tokens decoder_width"] | None = None
+    """None without texts."""
 
 
 class Reconstruction(NamedTuple):
-    """The decoder's guesses at the hidden tokens, in the order of `Selection.hidden`."""
+    """Predictions of the hidden tokens, in the order of `Selection.hidden`."""
 
     patches: Float[Array, "batch hidden_patches values"] | None
-    """Normalised pixels (or per-patch normalised ones, by the loss); None without an image."""
+    """Normalised pixels, or patches normalised one by one, as the loss has it; None without images."""
     logits: Float[Array, "batch hidden_tokens vocab"] | None
-    """Unnormalised log-probabilities of the pieces; None without a text."""
+    """Unnormalised log-probabilities of the token ids; None without texts."""
 
 
 class M3AE(eqx.Module):
-    """Multimodal masked autoencoder (Geng et al. 2022, arXiv 2205.14204).
+    """Multimodal masked autoencoder (Geng et al. 2022, arXiv 2205.14204, §3).
 
-    Takes images, texts or both: what is left out costs nothing and gets no gradient. All leaves
-    are arrays; the class token has neither position code nor type embedding.
+    Takes images, texts or both: a modality that is left out costs nothing and gets no gradient. All
+    leaves are arrays. The class token has neither position code nor type embedding.
     """
 
     cls_token: Float[Array, " width"]
-    image_embedding: Linear
-    text_embedding: Float[Array, "vocab width"] | None
-    encoder_image_type: Float[Array, " width"]
-    encoder_text_type: Float[Array, " width"] | None
+    image: Modality
+    text: Modality | None
+    """None for a model of images alone (`vocab_size = 0`)."""
     encoder: Transformer
     decoder_input: Linear
-    image_mask_token: Float[Array, " decoder_width"]
-    text_mask_token: Float[Array, " decoder_width"] | None
-    decoder_image_type: Float[Array, " decoder_width"]
-    decoder_text_type: Float[Array, " decoder_width"] | None
     decoder: Transformer
-    image_head: Linear
-    text_head: Linear | None
     patch_size: int = eqx.field(static=True)
     compute_dtype: jnp.dtype = eqx.field(static=True)
-    cross_entropy_fn: CrossEntropyFunction = eqx.field(static=True)
+    operations: Operations = eqx.field(static=True)
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        key: Key[Array, ""],
-        attention_fn: AttentionFunction = reference.attention,
-        cross_entropy_fn: CrossEntropyFunction = ce_reference.cross_entropy,
+        self, config: ModelConfig, *, key: Key[Array, ""], operations: Operations = Operations()
     ):
         """Draws a model's initial values as the paper's code does.
 
-        Matrices are Xavier-uniform, biases 0; class token, type and mask embeddings normal with
+        Matrices are Xavier-uniform, biases 0; class token, type and mask vectors normal with
         standard deviation 0.02, word embeddings with 1.
 
         Args:
             config: Sizes and dtypes.
             key: Decides every initial value.
-            attention_fn: Computes attention from packed queries, keys and values; see `kernels`.
-            cross_entropy_fn: Computes the text head and its loss in one; see `kernels`.
+            operations: Of the mesh that the model computes on.
         """
+        width, num_values = config.encoder.width, config.patch_size**2 * 3
         dtype = jnp.dtype(config.parameter_dtype)
-        width, decoder_width = config.encoder.width, config.decoder.width
-        values = config.patch_size**2 * 3
-        keys = iter(jax.random.split(key, 14))
-
-        def small(size: int) -> Array:
-            return 0.02 * jax.random.normal(next(keys), (size,), dtype)
-
-        self.cls_token = small(width)
-        self.encoder_image_type = small(width)
-        self.decoder_image_type = small(decoder_width)
-        self.image_mask_token = small(decoder_width)
-        self.image_embedding = Linear(values, width, key=next(keys), dtype=dtype)
-        self.image_head = Linear(decoder_width, values, key=next(keys), dtype=dtype)
-        self.decoder_input = Linear(width, decoder_width, key=next(keys), dtype=dtype)
-        stack = functools.partial(
-            Transformer,
-            attention_fn=attention_fn,
-            remat=config.remat,
-            unroll=config.unroll,
-            dtype=dtype,
+        keys = jax.random.split(key, 6)
+        self.cls_token = small_vector(width, key=keys[0], dtype=dtype)
+        self.image = Modality(
+            lambda key: Linear(num_values, width, key=key, dtype=dtype),
+            num_values,
+            config,
+            positions=_stored_image_positions(config),
+            key=keys[1],
         )
-        self.encoder = stack(config.encoder, key=next(keys))
-        self.decoder = stack(config.decoder, key=next(keys))
-        has_text = config.vocab_size > 0
-        self.encoder_text_type = small(width) if has_text else None
-        self.decoder_text_type = small(decoder_width) if has_text else None
-        self.text_mask_token = small(decoder_width) if has_text else None
-        self.text_embedding = (
-            jax.random.normal(next(keys), (config.vocab_size, width), dtype) if has_text else None
-        )
-        self.text_head = (
-            Linear(decoder_width, config.vocab_size, key=next(keys), dtype=dtype)
-            if has_text
-            else None
-        )
+        self.text = None
+        if config.vocab_size > 0:
+            self.text = Modality(
+                lambda key: Embedding(config.vocab_size, width, key=key, dtype=dtype),
+                config.vocab_size,
+                config,
+                positions=_stored_text_positions(config),
+                key=keys[2],
+            )
+        self.encoder = Transformer(config.encoder, config, key=keys[3], operations=operations)
+        self.decoder_input = Linear(width, config.decoder.width, key=keys[4], dtype=dtype)
+        self.decoder = Transformer(config.decoder, config, key=keys[5], operations=operations)
         self.patch_size = config.patch_size
         self.compute_dtype = jnp.dtype(config.compute_dtype)
-        self.cross_entropy_fn = cross_entropy_fn
+        self.operations = operations
 
-    def encode(
-        self,
-        images: Float[Array, "batch height width_ 3"] | None = None,
-        text: Int[Array, "batch length"] | None = None,
-        text_valid: Bool[Array, "batch length"] | None = None,
-    ) -> Features:
-        """Computes the features of whole images, whole texts, or both; nothing is hidden.
-
-        Args:
-            images: Normalised pixels (`patches.normalize_images`); sides are multiples of
-                `patch_size`.
-            text: int32, piece ids, padded at the end.
-            text_valid: True for words, False for padding; None with a text: all are words.
+    def encode(self, inputs: Inputs) -> Features:
+        """Computes the features of whole examples; nothing is hidden.
 
         Raises:
-            ValueError: neither an image nor a text, or a text for a model without text parameters.
+            ValueError: neither images nor texts, or texts for a model without text parameters.
         """
-        x, valid = self.embed(images, text, text_valid)
-        return self._features(self.encoder(x, valid), images, text, text_valid)
+        return self._features(self.encoder(*self.embed(inputs)), inputs)
 
-    def encode_layers(
-        self,
-        images: Float[Array, "batch height width_ 3"] | None = None,
-        text: Int[Array, "batch length"] | None = None,
-        text_valid: Bool[Array, "batch length"] | None = None,
-    ) -> Features:
-        """Computes `encode`'s features after every block, on a leading axis; the last has the final
-        norm.
+    def encode_layers(self, inputs: Inputs) -> Features:
+        """Computes `encode`'s features after every block; the last has the final norm."""
+        return self._features(self.encoder.all_layers(*self.embed(inputs)), inputs)
+
+    def decode_hidden(self, inputs: Inputs, masks: Masks) -> HiddenTokens:
+        """Encodes the visible tokens, decodes all, and returns the hidden ones: the heads' inputs.
+
+        Args:
+            inputs: Whole examples.
+            masks: A selection for every modality of the inputs.
         """
-        x, valid = self.embed(images, text, text_valid)
-        return self._features(self.encoder.all_layers(x, valid), images, text, text_valid)
+        with jax.named_scope("embed"):
+            x, is_valid = self.embed(inputs, masks)
+        with jax.named_scope("encoder"):
+            encoded = self.encoder(x, is_valid)
+        with jax.named_scope("embed"):
+            x, is_valid = self.embed_for_decoder(encoded, inputs, masks)
+        with jax.named_scope("decoder"):
+            x = self.decoder(x, is_valid)
+        hidden, start = {}, 1
+        for name in self.tokens(inputs):
+            num_visible, num_hidden = (places.shape[1] for places in getattr(masks, name))
+            start += num_visible + num_hidden
+            hidden[name] = x[:, start - num_hidden : start]
+        return HiddenTokens(**hidden)
 
-    def grid(self, images: Float[Array, "batch height width_ 3"]) -> tuple[int, int]:
-        """Returns how many rows and columns of patches the images have."""
-        return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+    def reconstruct(self, inputs: Inputs, masks: Masks) -> Reconstruction:
+        """Predicts the hidden tokens from the visible ones.
+
+        Holds all logits: for evaluation. Training takes `operations.cross_entropy`.
+        """
+        hidden = self.decode_hidden(inputs, masks)
+        return Reconstruction(
+            None if hidden.image is None else self.image.head(hidden.image),
+            None if hidden.text is None or self.text is None else self.text.head(hidden.text),
+        )
 
     def embed(
-        self,
-        images: Float[Array, "batch height width_ 3"] | None = None,
-        text: Int[Array, "batch length"] | None = None,
-        text_valid: Bool[Array, "batch length"] | None = None,
+        self, inputs: Inputs, masks: Masks = Masks()
     ) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"] | None]:
-        """Returns the encoder's input for whole examples, and which of its tokens are valid (None:
-        all).
-        """
-        return self.embed_visible(images, None, text, text_valid, None)
+        """Returns the encoder's input [class, visible patches, visible text].
 
-    def embed_visible(
-        self,
-        images: Float[Array, "batch height width_ 3"] | None,
-        image_selection: Selection | None,
-        text: Int[Array, "batch length"] | None,
-        text_valid: Bool[Array, "batch length"] | None,
-        text_selection: Selection | None,
-    ) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"] | None]:
-        """Returns the encoder's input [class, visible patches, visible text] and which tokens are
-        valid.
-
-        Patches are gathered before they are embedded. A selection of None leaves all visible.
+        Beside it, which of its tokens are valid (None: all).
         """
-        dtype = self.compute_dtype
-        parts, valid_parts = [], []
-        if images is not None:
-            positions = self._positions(
-                image_positions(self.grid(images), self.cls_token.shape[0]), image_selection
-            )
-            patches = patchify(images, self.patch_size)
-            if image_selection is not None:
-                patches = _gather(patches, image_selection.visible)
-            x = (
-                self.image_embedding(patches.astype(dtype))
-                + positions
-                + _row(self.encoder_image_type, dtype)
-            )
-            parts.append(x)
-            valid_parts.append(jnp.ones(x.shape[:2], bool))
-        if text is not None:
-            if self.text_embedding is None:
-                raise ValueError(
-                    "The model has vocab_size = 0 and takes no text. Leave the text out."
-                )
-            positions = self._positions(
-                text_positions(text.shape[1], self.cls_token.shape[0]), text_selection
-            )
-            if text_selection is not None:
-                text = _gather(text, text_selection.visible)
-                text_valid = (
-                    None if text_valid is None else _gather(text_valid, text_selection.visible)
-                )
-            x = (
-                self.text_embedding[text].astype(dtype)
-                + positions
-                + _row(self.encoder_text_type, dtype)
-            )
-            parts.append(x)
-            valid_parts.append(jnp.ones(x.shape[:2], bool) if text_valid is None else text_valid)
-        if not parts:
-            raise ValueError("Nothing to encode: give images, text, or both.")
-        batch = parts[0].shape[0]
-        cls = jnp.broadcast_to(_row(self.cls_token, dtype), (batch, 1, self.cls_token.shape[0]))
-        valid = None
-        if text_valid is not None:
-            valid = jnp.concatenate([jnp.ones((batch, 1), bool), *valid_parts], axis=1)
-        return jnp.concatenate([cls, *parts], axis=1), valid
+        embedded = [
+            self.modality(name).embed_visible(tokens, getattr(masks, name), self.compute_dtype)
+            for name, tokens in self.tokens(inputs).items()
+        ]
+        shape = embedded[0][0].shape[0], 1, self.cls_token.shape[0]
+        cls = jnp.broadcast_to(as_token(self.cls_token, self.compute_dtype), shape)
+        return _joined(cls, embedded)
 
     def embed_for_decoder(
-        self,
-        encoded: Float[Array, "batch tokens width"],
-        images: Float[Array, "batch height width_ 3"] | None,
-        image_selection: Selection | None,
-        text: Int[Array, "batch length"] | None,
-        text_valid: Bool[Array, "batch length"] | None,
-        text_selection: Selection | None,
+        self, encoded: Float[Array, "batch tokens width"], inputs: Inputs, masks: Masks
     ) -> tuple[
         Float[Array, "batch all_tokens decoder_width"], Bool[Array, "batch all_tokens"] | None
     ]:
         """Returns the decoder's input [class, visible and hidden patches, visible and hidden text].
 
-        Attention knows no order and every token carries its own position code, so tokens are never
-        sorted back: hidden ones are appended to the visible ones of their modality.
+        Beside it, which of its tokens are valid (None: all).
         """
         x = self.decoder_input(encoded)
-        width, dtype, batch = x.shape[2], x.dtype, x.shape[0]
-        parts, start = [x[:, :1]], 1
-        valid_parts = [jnp.ones((batch, 1), bool)]
-
-        def append(
-            selection: Selection, table, mask_token: Array | None, type_embedding: Array | None
-        ) -> Array:
-            num_visible, num_hidden = selection.visible.shape[1], selection.hidden.shape[1]
-            hidden = jnp.broadcast_to(_row(mask_token, dtype), (batch, num_hidden, width))
-            part = jnp.concatenate([x[:, start : start + num_visible], hidden], axis=1)
-            order = jnp.concatenate(selection, axis=1)
-            parts.append(part + jnp.asarray(table, dtype)[order] + _row(type_embedding, dtype))
-            return order
-
-        if images is not None and image_selection is not None:
-            table = image_positions(self.grid(images), width)
-            order = append(image_selection, table, self.image_mask_token, self.decoder_image_type)
-            valid_parts.append(jnp.ones(order.shape, bool))
-            start += image_selection.visible.shape[1]
-        if text is not None and text_selection is not None:
-            table = text_positions(text.shape[1], width)
-            order = append(text_selection, table, self.text_mask_token, self.decoder_text_type)
-            valid_parts.append(
-                jnp.ones(order.shape, bool) if text_valid is None else _gather(text_valid, order)
+        embedded, start = [], 1
+        for name, tokens in self.tokens(inputs).items():
+            selection = getattr(masks, name)
+            stop = start + selection.visible.shape[1]
+            embedded.append(
+                self.modality(name).embed_for_decoder(x[:, start:stop], tokens, selection)
             )
-        valid = None if text_valid is None else jnp.concatenate(valid_parts, axis=1)
-        return jnp.concatenate(parts, axis=1), valid
+            start = stop
+        return _joined(x[:, :1], embedded)
 
-    def decode_hidden(
-        self,
-        images: Float[Array, "batch height width_ 3"] | None,
-        image_selection: Selection | None,
-        text: Int[Array, "batch length"] | None,
-        text_valid: Bool[Array, "batch length"] | None,
-        text_selection: Selection | None,
-    ) -> HiddenTokens:
-        """Encodes the visible tokens and decodes all; returns the hidden ones, which the heads run
-        on.
+    def tokens(self, inputs: Inputs) -> dict[Literal["image", "text"], Tokens]:
+        """Returns the tokens of each modality that the inputs hold, patches first.
 
-        Args:
-            images: Normalised pixels of whole images, or None without an image.
-            image_selection: The visible and hidden patches, or None without an image.
-            text: int32, piece ids of whole texts, or None without a text.
-            text_valid: True for words, False for padding; None: all are words.
-            text_selection: The visible and hidden text positions, or None without a text.
+        Raises:
+            ValueError: there are none.
         """
-        with jax.named_scope("embed"):
-            x, valid = self.embed_visible(images, image_selection, text, text_valid, text_selection)
-        with jax.named_scope("encoder"):
-            encoded = self.encoder(x, valid)
-        with jax.named_scope("embed"):
-            x, valid = self.embed_for_decoder(
-                encoded, images, image_selection, text, text_valid, text_selection
+        tokens: dict[Literal["image", "text"], Tokens] = {}
+        if inputs.images is not None:
+            grid = self.grid(inputs.images)
+            patches = patchify(inputs.images, self.patch_size)
+            tokens["image"] = Tokens(patches, None, lambda width: image_positions(grid, width))
+        if inputs.text_ids is not None:
+            length = inputs.text_ids.shape[1]
+            tokens["text"] = Tokens(
+                inputs.text_ids, inputs.is_valid, lambda width: text_positions(length, width)
             )
-        with jax.named_scope("decoder"):
-            x = self.decoder(x, valid)
-        hidden_patches = hidden_text = None
-        start = 1
-        if image_selection is not None:
-            num_visible, num_hidden = (
-                image_selection.visible.shape[1],
-                image_selection.hidden.shape[1],
-            )
-            hidden_patches = x[:, start + num_visible : start + num_visible + num_hidden]
-            start += num_visible + num_hidden
-        if text_selection is not None:
-            hidden_text = x[:, start + text_selection.visible.shape[1] :]
-        return HiddenTokens(hidden_patches, hidden_text)
+        if not tokens:
+            raise ValueError("Nothing to encode: give images, texts, or both.")
+        return tokens
 
-    def reconstruct(
-        self,
-        images: Float[Array, "batch height width_ 3"] | None,
-        image_selection: Selection | None,
-        text: Int[Array, "batch length"] | None,
-        text_valid: Bool[Array, "batch length"] | None,
-        text_selection: Selection | None,
-    ) -> Reconstruction:
-        """Guesses the hidden tokens from the visible ones; arguments are those of `decode_hidden`.
+    def modality(self, name: Literal["image", "text"]) -> Modality:
+        """Returns the parameters of a modality.
 
-        Holds all logits: for images and evaluation. Training takes `cross_entropy_fn`.
+        Raises:
+            ValueError: the model has none for texts.
         """
-        hidden = self.decode_hidden(images, image_selection, text, text_valid, text_selection)
-        guessed_patches = None if hidden.patches is None else self.image_head(hidden.patches)
-        if hidden.text is None or self.text_head is None:
-            return Reconstruction(guessed_patches, None)
-        return Reconstruction(guessed_patches, self.text_head(hidden.text))
+        modality = self.image if name == "image" else self.text
+        if modality is None:
+            raise ValueError("The model has vocab_size = 0 and takes no text. Leave the text out.")
+        return modality
 
-    def _positions(self, table, selection: Selection | None) -> Float[Array, "..."]:
-        table = jnp.asarray(table, self.compute_dtype)
-        return table[None] if selection is None else table[selection.visible]
+    def grid(self, images: Float[Array, "batch height width 3"]) -> tuple[int, int]:
+        """Returns how many rows and columns of patches the images have."""
+        return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
 
     def _features(
-        self, tokens: Array, images: Array | None, text: Array | None, text_valid: Array | None
+        self, encoded: Float[Array, "*layers batch tokens width"], inputs: Inputs
     ) -> Features:
-        num_text = 0 if text is None else text.shape[1]
-        num_tokens = tokens.shape[-2]
+        start = encoded.shape[-2] - (0 if inputs.text_ids is None else inputs.text_ids.shape[1])
         image_mean = text_mean = None
-        if images is not None:
-            image_mean = tokens[..., 1 : num_tokens - num_text, :].mean(axis=-2)
-        if text is not None:
-            is_word = jnp.ones(text.shape, bool) if text_valid is None else text_valid
-            weights = is_word.astype(tokens.dtype)
-            weights = weights / jnp.maximum(
-                weights.sum(axis=1, keepdims=True), jnp.ones((), tokens.dtype)
-            )
-            text_mean = jnp.einsum(
-                "...td,...t->...d", tokens[..., num_tokens - num_text :, :], weights
-            )
-        return Features(tokens[..., 0, :], image_mean, text_mean, tokens)
+        if inputs.images is not None:
+            image_mean = encoded[..., 1:start, :].mean(axis=-2)
+        if inputs.text_ids is not None:
+            is_valid = inputs.is_valid
+            is_valid = jnp.ones(inputs.text_ids.shape, bool) if is_valid is None else is_valid
+            weights = is_valid.astype(encoded.dtype)
+            one = jnp.ones((), encoded.dtype)
+            weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), one)
+            text_mean = jnp.einsum("...td,...t->...d", encoded[..., start:, :], weights)
+        return Features(encoded[..., 0, :], image_mean, text_mean, encoded)
 
 
-def _gather(tokens: Array, positions: Int[Array, "batch kept"]) -> Array:
-    """Picks each row's own positions along the token axis."""
-    index = positions.reshape(positions.shape + (1,) * (tokens.ndim - 2))
-    return jnp.take_along_axis(tokens, index, axis=1)
+def _joined(
+    cls: Float[Array, "batch 1 width"],
+    embedded: list[tuple[Float[Array, "batch _ width"], Bool[Array, "batch _"] | None]],
+) -> tuple[Float[Array, "batch tokens width"], Bool[Array, "batch tokens"] | None]:
+    """Puts the class token before the modalities' tokens; without padding no mask is made."""
+    x = jnp.concatenate([cls, *(tokens for tokens, _ in embedded)], axis=1)
+    if all(is_valid is None for _, is_valid in embedded):
+        return x, None
+    masks = [
+        jnp.ones(tokens.shape[:2], bool) if is_valid is None else is_valid
+        for tokens, is_valid in [(cls, None), *embedded]
+    ]
+    return x, jnp.concatenate(masks, axis=1)
 
 
-def _row(vector: Array | None, dtype: jnp.dtype) -> Array:
-    """Shapes a vector for adding to [batch, tokens, width]. A model without text has none for it."""
-    if vector is None:
-        raise ValueError("The model has vocab_size = 0 and takes no text. Leave the text out.")
-    return vector.astype(dtype)[None, None]
+def _stored_image_positions(config: ModelConfig) -> np.ndarray | None:
+    if config.stored_image_positions == 0:
+        return None
+    side = round(config.stored_image_positions**0.5)
+    return image_positions((side, side), config.encoder.width)
+
+
+def _stored_text_positions(config: ModelConfig) -> np.ndarray | None:
+    if config.stored_text_positions == 0:
+        return None
+    return text_positions(config.stored_text_positions, config.encoder.width)

@@ -1,32 +1,7 @@
 """Images as sequences of patches, and back."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
-
-
-def normalize_images(
-    images: UInt8[Array, "batch height width 3"],
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: DTypeLike,
-) -> Float[Array, "batch height width 3"]:
-    """Turns bytes into (image / 255 - mean) / std, with `mean` and `std` on a scale of 0 to 1."""
-    scale = jnp.asarray([1 / (255 * s) for s in std], dtype)
-    offset = jnp.asarray([m / s for m, s in zip(mean, std, strict=True)], dtype)
-    return images.astype(dtype) * scale[None, None, None] - offset[None, None, None]
-
-
-def denormalize_images(
-    images: Float[Array, "batch height width 3"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Array, "batch height width 3"]:
-    """Undoes `normalize_images`, up to the cut to bytes: values on a scale of 0 to 1, not clipped."""
-    return (
-        images * jnp.asarray(std, images.dtype)[None, None, None]
-        + jnp.asarray(mean, images.dtype)[None, None, None]
-    )
+from jaxtyping import Array, Float
 
 
 def patchify(

@@ -1,136 +1,158 @@
-"""The state of a run and one step of it, as pure functions."""
+"""The state of a run and one optimizer step of it, as pure functions of any model and loss."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PyTree
 
-from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.kernels.attention import reference
-from m3ae_tpu.kernels.cross_entropy import reference as ce_reference
-from m3ae_tpu.model.losses import CrossEntropyFunction
-from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.model.transformer import AttentionFunction
-from m3ae_tpu.train.optimizer import adamw, is_matrix, learning_rate_schedule
-from m3ae_tpu.train.reconstruction import Batch, Metrics, reconstruction_loss
+from m3ae_tpu.parallel.mesh import by_example, replicated
 
 # Streams of random numbers that one seed feeds; data order has its own, in `data/mixture.py`.
 _MODEL_STREAM, _STEP_STREAM = 0, 1
 
 
+class Metrics(NamedTuple):
+    """Scalars of one step, by name."""
+
+    means: dict[str, Array]
+    """Means over rows; the mean over an accumulated batch's micro-batches is that of the batch."""
+    counts: dict[str, Array]
+    """int32; added up over micro-batches."""
+
+
+type Loss[Model] = Callable[
+    [Model, Any, dict[str, Int[Array, " rows"]], Key[Array, ""]], tuple[Array, Metrics]
+]
+"""Computes a scalar and metrics from a model, a batch (arrays by kind of rows), the place of each
+kind's rows in the global batch, and the step's key. A mean over rows, so that it accumulates."""
+type StepFunction = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
+
+
 class TrainState(eqx.Module):
-    """All arrays that a checkpoint must hold to go on bit for bit; with the config and the data
-    position.
-    """
+    """All arrays that a checkpoint must hold to go on bit for bit."""
 
     step: Int[Array, ""]
     """int32, finished steps."""
-    model: M3AE
+    model: PyTree
     optimizer_state: PyTree
 
 
-def init_model(
-    config: PretrainConfig,
-    attention_fn: AttentionFunction = reference.attention,
-    cross_entropy_fn: CrossEntropyFunction = ce_reference.cross_entropy,
-) -> M3AE:
-    """Draws the initial model of a run: a pure function of `config.model` and `config.seed`."""
-    key = jax.random.fold_in(jax.random.key(config.seed), _MODEL_STREAM)
-    return M3AE(config.model, key=key, attention_fn=attention_fn, cross_entropy_fn=cross_entropy_fn)
+def model_key(seed: int) -> Key[Array, ""]:
+    """Returns the key of a run's initial model."""
+    return jax.random.fold_in(jax.random.key(seed), _MODEL_STREAM)
 
 
-def make_optimizer(config: PretrainConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the run's optimizer and its learning rate by update."""
-    schedule = learning_rate_schedule(
-        config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
-    )
-    return adamw(config.optimizer, schedule, is_matrix), schedule
+def steps_key(seed: int) -> Key[Array, ""]:
+    """Returns the key that all steps of a run share: `train_step` folds the step's number in."""
+    return jax.random.fold_in(jax.random.key(seed), _STEP_STREAM)
 
 
-def init_state(
-    config: PretrainConfig,
-    attention_fn: AttentionFunction = reference.attention,
-    cross_entropy_fn: CrossEntropyFunction = ce_reference.cross_entropy,
-) -> TrainState:
+def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step."""
-    model = init_model(config, attention_fn, cross_entropy_fn)
-    optimizer, _ = make_optimizer(config)
-    return TrainState(
-        jnp.zeros((), jnp.int32), model, optimizer.init(eqx.filter(model, eqx.is_array))
-    )
-
-
-def step_key(config: PretrainConfig, step: Int[Array, ""]) -> Key[Array, ""]:
-    """Returns the key of one step: of the seed and the step's number alone."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _STEP_STREAM), step)
+    parameters = eqx.filter(model, eqx.is_array)
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(parameters))
 
 
 def train_step(
     state: TrainState,
-    batch: Batch,
+    batch: Any,
     *,
-    config: PretrainConfig,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    accumulation_steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on a global batch.
 
-    With `optimizer.accumulation_steps` the batch is computed in parts and the gradients' mean is
-    applied: the same update to rounding, as every term is a mean over rows.
-
     Args:
         state: Before the step; may be donated.
-        batch: Arrays by kind, see `data/records.py`; rows over all devices.
-        config: The run's.
-        optimizer: From `make_optimizer(config)`.
+        batch: By kind of rows, a tree of arrays that share their first axis; over all devices.
+        loss: Differentiated with respect to the model.
+        optimizer: Whose state the train state holds.
+        key: Of the run's steps, see `steps_key`; the step's number is folded in.
+        accumulation_steps: Micro-batches that the batch is computed in, one after the other, for
+            less memory; the mean of their gradients is applied: the same update to rounding.
 
     Returns:
-        The state after the step, and scalars: the terms of `reconstruction_loss`, `grad_norm`, the
-        gradient's global norm before any clip, and `parameter_norm`, that of the parameters after
-        the update.
+        The state after the step, and the loss's metrics with two more means: `grad_norm`, the
+        gradient's global norm before any clip, and `parameter_norm`, that of the new parameters.
     """
-    key = step_key(config, state.step)
-    rows = {
-        kind: jnp.arange(next(iter(arrays.values())).shape[0]) for kind, arrays in batch.items()
-    }
-    gradient = jax.value_and_grad(reconstruction_loss, has_aux=True)
-    parts = config.optimizer.accumulation_steps
-    if parts == 1:
-        (_, metrics), gradients = gradient(state.model, batch, rows, key, config)
+    key = jax.random.fold_in(key, state.step)
+    rows = {kind: jnp.arange(jax.tree.leaves(arrays)[0].shape[0]) for kind, arrays in batch.items()}
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulation_steps == 1:
+        (_, metrics), gradients = gradient(state.model, batch, rows, key)
     else:
-        gradients, metrics = _accumulate(gradient, state.model, (batch, rows), key, config, parts)
+        gradients, metrics = _accumulate(
+            functools.partial(gradient, state.model), (batch, rows), key, accumulation_steps
+        )
     parameters = eqx.filter(state.model, eqx.is_array)
-    with (
-        jax.named_scope("optimizer"),
-        jax.numpy_dtype_promotion("standard"),
-    ):  # Optax raises floats to the power of an int32 count.
+    # Optax raises floats to the power of an int32 count.
+    with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, parameters)
         model = eqx.apply_updates(state.model, updates)
-        metrics["grad_norm"] = optax.tree.norm(gradients)
-        metrics["parameter_norm"] = optax.tree.norm(eqx.filter(model, eqx.is_array))
+        norms = {
+            "grad_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(eqx.filter(model, eqx.is_array)),
+        }
+    metrics = Metrics(metrics.means | norms, metrics.counts)
     return TrainState(state.step + 1, model, optimizer_state), metrics
 
 
 def _accumulate(
-    gradient, model: M3AE, batch_and_rows: PyTree, key: Key[Array, ""], config, parts: int
-):
-    """Computes the mean gradient and the metrics of a batch in equal parts, one after the other."""
+    gradient: Callable, batch_and_rows: PyTree, key: Key[Array, ""], num_micro_batches: int
+) -> tuple[PyTree, Metrics]:
+    """Computes the mean gradient and the metrics of a batch in equal micro-batches."""
 
-    # Row r goes to part r % parts, so that every part lies on all devices.
+    # Row r goes to micro-batch r % n, so that each of them lies on all devices.
     def split(leaf: Array) -> Array:
-        return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+        return leaf.reshape(-1, num_micro_batches, *leaf.shape[1:]).swapaxes(0, 1)
 
-    def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
-        (_, metrics), gradients = gradient(model, *part, key, config)
-        return jax.tree.map(jnp.add, total, (gradients, metrics)), None
+    def compute(micro_batch: PyTree) -> tuple[PyTree, Metrics]:
+        (_, metrics), gradients = gradient(*micro_batch, key)
+        return gradients, metrics
+
+    def add(total: PyTree, micro_batch: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, compute(micro_batch)), None
 
     stacked = jax.tree.map(split, batch_and_rows)
-    first = jax.tree.map(lambda leaf: leaf[0], stacked)
-    shapes = jax.eval_shape(lambda: gradient(model, *first, key, config))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes[1], shapes[0][1]))
+    shapes = jax.eval_shape(compute, jax.tree.map(lambda leaf: leaf[0], stacked))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (gradients, metrics), _ = jax.lax.scan(add, zeros, stacked)
-    gradients = jax.tree.map(lambda leaf: leaf / parts, gradients)
-    is_count = {name: jnp.issubdtype(value.dtype, jnp.integer) for name, value in metrics.items()}
-    return gradients, {
-        name: value if is_count[name] else value / parts for name, value in metrics.items()
-    }
+    gradients, means = jax.tree.map(
+        lambda leaf: leaf / num_micro_batches, (gradients, metrics.means)
+    )
+    return gradients, Metrics(means, metrics.counts)
+
+
+def compile_step(
+    mesh: Mesh,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    accumulation_steps: int = 1,
+) -> Any:
+    """Returns `train_step` jitted for a mesh: state replicated and donated, rows over the devices.
+
+    Args are those of `train_step`.
+    """
+    step = functools.partial(
+        train_step,
+        loss=loss,
+        optimizer=optimizer,
+        key=key,
+        accumulation_steps=accumulation_steps,
+    )
+    return jax.jit(
+        step,
+        in_shardings=(replicated(mesh), by_example(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
