@@ -1,6 +1,5 @@
-"""Counts the floating-point operations of a function, or of a config's train step, from its jaxpr."""
+"""Counts the floating-point operations of a function, or of a loss's gradient, from its jaxpr."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,37 +8,26 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import PyTree
 
-from m3ae_tpu.config import Kind, PretrainConfig
-from m3ae_tpu.train.reconstruction import Batch, reconstruction_loss
-from m3ae_tpu.train.step import init_model, step_key
-
-
-def flops_per_example(config: PretrainConfig, batch: dict[Kind, dict[str, Any]]) -> float:
-    """Returns the FLOPs of matrix products that one example costs, forward and backward, mean over
-    a batch.
-    """
-    return sum(flops_by_scope(config, batch).values()) / config.batch_size
+from m3ae_tpu.train.step import Loss
 
 
-def flops_by_scope(config: PretrainConfig, batch: dict[Kind, dict[str, Any]]) -> dict[str, int]:
+def flops_by_scope(loss: Loss, model: PyTree, batch: dict[Any, Any]) -> dict[str, int]:
     """Returns the FLOPs of matrix products of a batch, forward and backward, by named scope.
 
-    Those of the plain operations: what kernels or remat compute again, or need not compute, changes
-    nothing.
+    Args:
+        loss: Of the run.
+        model: Or its shapes. Without remat and with the reference operations, so that nothing is
+            counted that is computed twice, or hidden in a kernel.
+        batch: By kind of rows; or its shapes.
     """
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=False))
     rows = {
-        kind: jax.ShapeDtypeStruct(next(iter(arrays.values())).shape[:1], np.int32)
+        kind: jax.ShapeDtypeStruct(jax.tree.leaves(arrays)[0].shape[:1], np.int32)
         for kind, arrays in batch.items()
     }
-    gradient = jax.grad(reconstruction_loss, has_aux=True)
-
-    def compute(model: Any, batch: Batch, rows: Any, step: Any) -> Any:
-        return gradient(model, batch, rows, step_key(config, step), config)
-
-    model = jax.eval_shape(lambda: init_model(config))
-    return matmul_flops(compute, model, batch, rows, jax.ShapeDtypeStruct((), np.int32))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return matmul_flops(jax.grad(loss, has_aux=True), model, batch, rows, key)
 
 
 def matmul_flops(function: Callable[..., Any], *arguments: Any) -> dict[str, int]:

@@ -25,6 +25,14 @@ def learning_rate_schedule(
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
 
 
+def make_optimizer(
+    config: OptimizerConfig, *, batch_size: int, num_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns a run's optimizer and its learning rate by update."""
+    schedule = learning_rate_schedule(config, batch_size=batch_size, num_steps=num_steps)
+    return adamw(config, schedule, is_matrix), schedule
+
+
 def adamw(
     config: OptimizerConfig,
     schedule: optax.Schedule,

@@ -1,33 +1,21 @@
 """The pre-training objective: reconstruction losses of every kind of example in a batch."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from m3ae_tpu.batch import Batch
-from m3ae_tpu.config import Kind, LossConfig, MaskingConfig, PretrainConfig
+from m3ae_tpu.config import Kind, LossConfig, MaskingConfig
 from m3ae_tpu.model import losses
 from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Masks, draw_masks
 from m3ae_tpu.model.modality import gather
 from m3ae_tpu.model.patches import normalize_patches, patchify
-from m3ae_tpu.train.step import Loss, Metrics
+from m3ae_tpu.train.step import Metrics
 
 _KIND_NUMBER: dict[Kind, int] = {"paired": 0, "image": 1, "text": 2}
-
-
-def make_loss(config: PretrainConfig) -> Loss[M3AE]:
-    """Returns the loss of a pre-training run."""
-    return functools.partial(
-        reconstruction_loss,
-        masking=config.masking,
-        weights=config.loss,
-        normalizer=Normalizer(config.data.image_mean, config.data.image_std),
-    )
 
 
 def reconstruction_loss(
@@ -83,7 +71,7 @@ def reconstruction_loss(
             means |= {f"{prefix}text_loss": loss, f"{prefix}text_accuracy": accuracy}
             counts["num_texts"] += inputs.is_valid.any(axis=1).sum(dtype=jnp.int32)
             counts["hidden_words"] += num_words
-    return total, Metrics(means | {"loss": total}, counts)
+    return total, Metrics(means, counts)
 
 
 def kind_key(key: Key[Array, ""], kind: Kind) -> Key[Array, ""]:
@@ -107,8 +95,11 @@ def draw_input_masks(
 
 
 def image_targets(
-    model: M3AE, images: Float[Array, "batch height width 3"], hidden: Int[Array, "batch hidden"],
-    *, norm_pix_loss: bool
+    model: M3AE,
+    images: Float[Array, "batch height width 3"],
+    hidden: Int[Array, "batch hidden"],
+    *,
+    norm_pix_loss: bool,
 ) -> Float[Array, "batch hidden values"]:
     """Returns the targets of hidden patches: normalised pixels, float32 or wider.
 

@@ -80,55 +80,54 @@ def train_step(
             less memory; the mean of their gradients is applied: the same update to rounding.
 
     Returns:
-        The state after the step, and the loss's metrics with two more means: `grad_norm`, the
-        gradient's global norm before any clip, and `parameter_norm`, that of the new parameters.
+        The state after the step, and the loss's metrics with three more means: `loss`; `grad_norm`,
+        the gradient's global norm before any clip; `parameter_norm`, that of the new parameters.
     """
     key = jax.random.fold_in(key, state.step)
     rows = {kind: jnp.arange(jax.tree.leaves(arrays)[0].shape[0]) for kind, arrays in batch.items()}
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulation_steps == 1:
-        (_, metrics), gradients = gradient(state.model, batch, rows, key)
+        value_and_metrics, gradients = gradient(state.model, batch, rows, key)
     else:
-        gradients, metrics = _accumulate(
+        value_and_metrics, gradients = _accumulate(
             functools.partial(gradient, state.model), (batch, rows), key, accumulation_steps
         )
+    value, metrics = value_and_metrics
     parameters = eqx.filter(state.model, eqx.is_array)
     # Optax raises floats to the power of an int32 count.
     with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, parameters)
         model = eqx.apply_updates(state.model, updates)
-        norms = {
+        more = {
+            "loss": value,
             "grad_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(eqx.filter(model, eqx.is_array)),
         }
-    metrics = Metrics(metrics.means | norms, metrics.counts)
+    metrics = Metrics(metrics.means | more, metrics.counts)
     return TrainState(state.step + 1, model, optimizer_state), metrics
 
 
 def _accumulate(
     gradient: Callable, batch_and_rows: PyTree, key: Key[Array, ""], num_micro_batches: int
-) -> tuple[PyTree, Metrics]:
-    """Computes the mean gradient and the metrics of a batch in equal micro-batches."""
+) -> tuple[tuple[Array, Metrics], PyTree]:
+    """Computes what `gradient` does of a whole batch, in equal micro-batches one after the other."""
 
     # Row r goes to micro-batch r % n, so that each of them lies on all devices.
     def split(leaf: Array) -> Array:
         return leaf.reshape(-1, num_micro_batches, *leaf.shape[1:]).swapaxes(0, 1)
 
-    def compute(micro_batch: PyTree) -> tuple[PyTree, Metrics]:
-        (_, metrics), gradients = gradient(*micro_batch, key)
-        return gradients, metrics
-
     def add(total: PyTree, micro_batch: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, compute(micro_batch)), None
+        return jax.tree.map(jnp.add, total, gradient(*micro_batch, key)), None
 
     stacked = jax.tree.map(split, batch_and_rows)
-    shapes = jax.eval_shape(compute, jax.tree.map(lambda leaf: leaf[0], stacked))
+    first = jax.tree.map(lambda leaf: leaf[0], stacked)
+    shapes = jax.eval_shape(lambda: gradient(*first, key))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (gradients, metrics), _ = jax.lax.scan(add, zeros, stacked)
-    gradients, means = jax.tree.map(
-        lambda leaf: leaf / num_micro_batches, (gradients, metrics.means)
+    ((value, metrics), gradients), _ = jax.lax.scan(add, zeros, stacked)
+    value, means, gradients = jax.tree.map(
+        lambda leaf: leaf / num_micro_batches, (value, metrics.means, gradients)
     )
-    return gradients, Metrics(means, metrics.counts)
+    return (value, Metrics(means, metrics.counts)), gradients
 
 
 def compile_step(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from m3ae_tpu.config import Dtype, ModelConfig, TransformerConfig
-from m3ae_tpu.kernels.cross_entropy import cross_entropy
 from m3ae_tpu.model import masking
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.model.masking import Selection
+from m3ae_tpu.model.inputs import Inputs
+from m3ae_tpu.model.masking import Masks, Selection
 
 GOLDEN = pathlib.Path(
     os.environ.get("GOLDEN_DIR") or pathlib.Path(__file__).parents[1] / "golden" / "reference"
@@ -54,7 +54,6 @@ def build(config, dtype):
             parameter_dtype=name,
         ),
         key=jax.random.key(0),
-        cross_entropy_fn=cross_entropy,
     )
     parameters = dict(np.load(GOLDEN / config["params"]))
     stored = to_model_names(
@@ -73,19 +72,19 @@ def to_model_names(flat, config):
     """Renames the reference's flat arrays to paths of `M3AE`; blocks are stacked."""
     named = {
         ".cls_token": flat["cls_token"].reshape(-1),
-        ".encoder_image_type": flat["encoder_image_type_embedding"].reshape(-1),
-        ".encoder_text_type": flat["encoder_text_type_embedding"].reshape(-1),
-        ".decoder_image_type": flat["decoder_image_type_embedding"].reshape(-1),
-        ".decoder_text_type": flat["decoder_text_type_embedding"].reshape(-1),
-        ".image_mask_token": flat["image_mask_embedding"].reshape(-1),
-        ".text_mask_token": flat["text_mask_embedding"].reshape(-1),
-        ".text_embedding": flat["text_embedding/embedding"],
+        ".image.encoder_type": flat["encoder_image_type_embedding"].reshape(-1),
+        ".text.encoder_type": flat["encoder_text_type_embedding"].reshape(-1),
+        ".image.decoder_type": flat["decoder_image_type_embedding"].reshape(-1),
+        ".text.decoder_type": flat["decoder_text_type_embedding"].reshape(-1),
+        ".image.mask_token": flat["image_mask_embedding"].reshape(-1),
+        ".text.mask_token": flat["text_mask_embedding"].reshape(-1),
+        ".text.embedding.table": flat["text_embedding/embedding"],
     }
     linear = {
-        "image_embedding": "image_embedding",
+        "image.embedding": "image_embedding",
         "decoder_input": "decoder_input_projection",
-        "image_head": "decoder_image_output/Dense_0",
-        "text_head": "decoder_text_output/Dense_0",
+        "image.head": "decoder_image_output/Dense_0",
+        "text.head": "decoder_text_output/Dense_0",
     }
     for ours, theirs in linear.items():
         for leaf in ("kernel", "bias"):
@@ -102,7 +101,10 @@ def to_model_names(flat, config):
         for ours, (theirs, leaves) in layers.items():
             for leaf in leaves:
                 blocks = [flat[f"{stack}/Block_{i}/{theirs}/{leaf}"] for i in range(depth)]
-                named[f".{stack}.blocks.{ours}.{leaf}"] = np.stack(blocks)
+                stacked = np.stack(blocks)
+                if ours == "attention_in":  # Queries, keys and values side by side.
+                    stacked = stacked.reshape(*stacked.shape[:-1], 3, -1)
+                named[f".{stack}.blocks.{ours}.{leaf}"] = stacked
         for leaf in ("scale", "bias"):
             named[f".{stack}.norm.{leaf}"] = flat[f"{stack}/LayerNorm_0/{leaf}"]
     return named
@@ -110,22 +112,22 @@ def to_model_names(flat, config):
 
 def inputs(arrays, config, dtype):
     """The case's arguments of `M3AE.reconstruct`, with the recorded permutations."""
-    name = PRECISION[dtype]
-    images = image_selection = text = text_valid = text_selection = None
+    taken, masks = Inputs(), Masks()
     if "mask/image_ids_shuffle" in arrays:
-        images = jnp.asarray(arrays["in/image"].astype(name))
-        image_selection = selection(arrays, "image", images.shape[0], config["image_mask_ratio"])
+        taken = taken._replace(images=jnp.asarray(arrays["in/image"].astype(PRECISION[dtype])))
+        masks = masks._replace(image=selection(arrays, "image", config["image_mask_ratio"]))
     if "mask/text_ids_shuffle" in arrays:
-        text = jnp.asarray(arrays["in/text"])
-        text_valid = jnp.asarray(arrays["in/text_padding_mask"] == 0)
-        text_selection = selection(arrays, "text", text.shape[0], config["text_mask_ratio"])
-    return images, image_selection, text, text_valid, text_selection
+        is_valid = jnp.asarray(arrays["in/text_padding_mask"] == 0)
+        taken = taken._replace(text_ids=jnp.asarray(arrays["in/text"]), is_valid=is_valid)
+        masks = masks._replace(text=selection(arrays, "text", config["text_mask_ratio"]))
+    return taken, masks
 
 
-def selection(arrays, modality, batch, ratio):
+def selection(arrays, modality, ratio):
+    batch = arrays["in/image" if modality == "image" else "in/text"].shape[0]
     order = jnp.broadcast_to(
         arrays[f"mask/{modality}_ids_shuffle"], (batch, arrays[f"mask/{modality}_mask"].shape[1])
     )
-    kept = masking.num_visible(order.shape[1], ratio)
-    assert kept == arrays[f"mask/{modality}_ids_keep"].shape[0]
-    return Selection.from_order(order, kept)
+    num_kept = masking.num_visible(order.shape[1], ratio)
+    assert num_kept == arrays[f"mask/{modality}_ids_keep"].shape[0]
+    return Selection.from_order(order, num_kept)

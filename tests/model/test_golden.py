@@ -16,9 +16,12 @@ import pytest
 from golden_cases import build, inputs, load, to_model_names
 
 from m3ae_tpu.config import OptimizerConfig
-from m3ae_tpu.kernels.cross_entropy import cross_entropy, reference
+from m3ae_tpu.kernels.attention.reference import attention_weights
+from m3ae_tpu.kernels.cross_entropy import cross_entropy
 from m3ae_tpu.model import losses, masking, patches, positions
+from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.model.modality import gather
 from m3ae_tpu.train.optimizer import adamw, learning_rate_schedule
 
 CASES = ["paired", "image_only", "text_only", "nopad", "heavypad"]
@@ -39,30 +42,30 @@ def precision(request):
         yield
 
 
-def objective(model, images, image_selection, text, text_valid, text_selection, *, config):
+def objective(model, taken, masks, *, config):
     """The weighted loss, and the terms it is made of."""
-    hidden = model.decode_hidden(images, image_selection, text, text_valid, text_selection)
+    hidden = model.decode_hidden(taken, masks)
     total, terms = 0.0, {}
-    if images is not None:
-        target = patches.patchify(images, model.patch_size)
-        target = jnp.take_along_axis(target, image_selection.hidden[..., None], axis=1)
-        terms["loss/image_loss"] = losses.patch_loss(model.image_head(hidden.patches), target)
+    if taken.images is not None:
+        target = gather(patches.patchify(taken.images, model.patch_size), masks.image.hidden)
+        terms["loss/image_loss"] = losses.patch_loss(model.image.head(hidden.image), target)
         total += config["image_loss_weight"] * terms["loss/image_loss"]
-    if text is not None:
-        ids = jnp.take_along_axis(text, text_selection.hidden, axis=1)
-        counts = jnp.take_along_axis(text_valid, text_selection.hidden, axis=1)
-        head = model.text_head
-        rows = model.cross_entropy_fn(hidden.text, head.kernel, head.bias, ids, counts)
+    if taken.text_ids is not None:
+        ids = gather(taken.text_ids, masks.text.hidden)
+        is_counted = gather(taken.is_valid, masks.text.hidden)
+        head = model.text.head
+        # Without `shard_map`: these batches do not divide over the suite's devices.
+        rows = cross_entropy(hidden.text, head.kernel, head.bias, ids, is_counted)
         terms["loss/text_loss"], terms["loss/text_accuracy"], _ = losses.token_loss(rows)
         total += config["text_loss_weight"] * terms["loss/text_loss"]
     return total, terms | {"loss/total": total}
 
 
-def of_logits(logits, ids, counts):
+def of_logits(logits, ids, is_counted):
     """The text loss of given logits: they pass a projection that changes nothing."""
     vocab = logits.shape[2]
     head = jnp.eye(vocab, dtype=logits.dtype), jnp.zeros(vocab, logits.dtype)
-    return losses.token_loss(cross_entropy(logits, *head, ids, counts))
+    return losses.token_loss(cross_entropy(logits, *head, ids, is_counted))
 
 
 def check(got, wanted, tolerance, name):
@@ -89,75 +92,68 @@ def test_outputs_and_intermediates(case, dtype):
     assert wanted.keys() <= got.keys()
     for name, value in wanted.items():
         check(got[name], value, TOLERANCES[dtype][0], name)
-    images, _, text, text_valid, _ = arguments
-    check_losses_over_all_tokens(arrays, got, model, images, text, text_valid, TOLERANCES[dtype][1])
+    check_losses_over_all_tokens(arrays, got, model, arguments[0], TOLERANCES[dtype][1])
 
 
-def intermediates(model, images, image_selection, text, text_valid, text_selection):
+def intermediates(model, taken, masks):
     """All that the reference recorded on the way, under its names."""
     got = {}
-    x, valid = model.embed_visible(images, image_selection, text, text_valid, text_selection)
+    x, is_valid = model.embed(taken, masks)
     got["inter/encoder_in"] = x
-    if valid is not None:
-        got["inter/encoder_padding_mask"] = valid
-    encoded = run_blocks(got, "encoder", model.encoder, x, valid, slice(None))
-    kept_patches = 0 if image_selection is None else image_selection.visible.shape[1]
+    if is_valid is not None:
+        got["inter/encoder_padding_mask"] = is_valid
+    encoded = run_blocks(got, "encoder", model.encoder, x, is_valid, slice(None))
+    kept_patches = 0 if masks.image is None else masks.image.visible.shape[1]
     got["out/encoder_cls"] = encoded[:, :1]
     got["out/encoder_image"] = encoded[:, 1 : 1 + kept_patches]
     got["out/encoder_text"] = encoded[:, 1 + kept_patches :]
 
     # The decoder's tokens stand in the selection's order here, in image and text order there.
-    x, valid = model.embed_for_decoder(
-        encoded, images, image_selection, text, text_valid, text_selection
-    )
-    back = decoder_places(image_selection, text_selection)
+    x, is_valid = model.embed_for_decoder(encoded, taken, masks)
+    back = decoder_places(masks)
     got["inter/decoder_in"] = x[:, back]
-    if valid is not None:
-        got["inter/decoder_padding_mask"] = valid[:, back]
-    decoded = run_blocks(got, "decoder", model.decoder, x, valid, back)
-    num_patches = 0 if image_selection is None else sum(part.shape[1] for part in image_selection)
-    if images is not None:
-        got["out/image"] = model.image_head(decoded[:, 1 : 1 + num_patches])
-    if text is not None:
-        got["out/text"] = model.text_head(decoded[:, 1 + num_patches :])
+    if is_valid is not None:
+        got["inter/decoder_padding_mask"] = is_valid[:, back]
+    decoded = run_blocks(got, "decoder", model.decoder, x, is_valid, back)
+    num_patches = 0 if masks.image is None else sum(places.shape[1] for places in masks.image)
+    if masks.image is not None:
+        got["out/image"] = model.image.head(decoded[:, 1 : 1 + num_patches])
+    if masks.text is not None:
+        got["out/text"] = model.text.head(decoded[:, 1 + num_patches :])
     return got
 
 
-def run_blocks(got, name, transformer, x, valid, back):
+def run_blocks(got, name, transformer, x, is_valid, back):
     """Records a stack's outputs block by block, its tokens in the order `back`."""
     for layer in range(transformer.blocks.attention_norm.scale.shape[0]):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], transformer.blocks)
         if layer == 0:
-            weights = reference.attention_weights(block.project_qkv(x), valid, block.num_heads)
+            weights = attention_weights(block.project_qkv(x), is_valid, block.num_heads)
             got[f"inter/{name}_attention_0"] = weights[:, :, back][:, :, :, back]
-        x = block(x, valid)
+        x = block(x, is_valid)
         got[f"inter/{name}_block_{layer}"] = x[:, back]
     got[f"inter/{name}_out"] = transformer.norm(x)[:, back]
     return got[f"inter/{name}_out"]
 
 
-def decoder_places(image_selection, text_selection):
+def decoder_places(masks):
     """For every token in the reference's decoder order its place in ours."""
     places, start = [jnp.zeros(1, jnp.int32)], 1
-    for part in (image_selection, text_selection):
-        if part is not None:
-            order = jnp.concatenate([part.visible[0], part.hidden[0]])
+    for selection in masks:
+        if selection is not None:
+            order = jnp.concatenate([selection.visible[0], selection.hidden[0]])
             places.append(start + jnp.argsort(order).astype(jnp.int32))
             start += len(order)
     return jnp.concatenate(places)
 
 
-def check_losses_over_all_tokens(arrays, got, model, images, text, text_valid, tolerance):
-    if images is not None:
-        target = patches.patchify(images, model.patch_size)
-        check(
-            losses.patch_loss(got["out/image"], target),
-            arrays["loss/image_loss_all"],
-            tolerance,
-            "image_loss_all",
-        )
-    if text is not None:
-        loss, accuracy, _ = of_logits(got["out/text"], text, text_valid)
+def check_losses_over_all_tokens(arrays, got, model, taken, tolerance):
+    if taken.images is not None:
+        target = patches.patchify(taken.images, model.patch_size)
+        loss = losses.patch_loss(got["out/image"], target)
+        check(loss, arrays["loss/image_loss_all"], tolerance, "image_loss_all")
+    if taken.text_ids is not None:
+        loss, accuracy, _ = of_logits(got["out/text"], taken.text_ids, taken.is_valid)
         check(loss, arrays["loss/text_loss_all"], tolerance, "text_loss_all")
         check(accuracy, arrays["loss/text_accuracy_all"], tolerance, "text_accuracy_all")
 
@@ -199,20 +195,15 @@ def test_features_without_masking(dtype):
     model = build(config, dtype)
     name = {"f32": "float32", "f64": "float64"}[dtype]
     images = jnp.asarray(arrays["in/image"].astype(name))
-    text, text_valid = (
-        jnp.asarray(arrays["in/text"]),
-        jnp.asarray(arrays["in/text_padding_mask"] == 0),
-    )
+    text = jnp.asarray(arrays["in/text"]), jnp.asarray(arrays["in/text_padding_mask"] == 0)
     tolerance = TOLERANCES[dtype][0]
     encode = jax.jit(M3AE.encode)
-    check(encode(model, images, text, text_valid).tokens, arrays["out/paired"], tolerance, "paired")
-    check(encode(model, images).tokens, arrays["out/image_only"], tolerance, "image_only")
-    check(
-        encode(model, None, text, text_valid).tokens,
-        arrays["out/text_only"],
-        tolerance,
-        "text_only",
-    )
+    for case, taken in {
+        "paired": Inputs(images, *text),
+        "image_only": Inputs(images),
+        "text_only": Inputs(None, *text),
+    }.items():
+        check(encode(model, taken).tokens, arrays[f"out/{case}"], tolerance, case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -237,7 +228,7 @@ def test_functions_array_by_array(dtype):
             patches.unpatchify(cut_here, grid, size), arrays[image], err_msg=image
         )
 
-    output, target, valid = (
+    output, target, is_hidden = (
         jnp.asarray(arrays[f"mse/{name}"]) for name in ("output", "target", "valid")
     )
     check(
@@ -248,24 +239,24 @@ def test_functions_array_by_array(dtype):
     )
     # Rows with other numbers of hidden patches: the reference weighs each row's mean alike.
     rows = [
-        losses.patch_loss(output[i][valid[i] > 0][None], target[i][valid[i] > 0][None])
-        for i in range(len(valid))
+        losses.patch_loss(output[i][is_hidden[i] > 0][None], target[i][is_hidden[i] > 0][None])
+        for i in range(len(is_hidden))
     ]
     counted = [
-        row for row, is_counted in zip(rows, valid.sum(axis=1) > 0, strict=True) if is_counted
+        row for row, is_counted in zip(rows, is_hidden.sum(axis=1) > 0, strict=True) if is_counted
     ]
     if len(counted) == len(rows):
         check(np.mean([float(row) for row in rows]), arrays["mse/loss"], tolerance, "mse/loss")
 
     logits, ids = jnp.asarray(arrays["xent/logits"]), jnp.asarray(arrays["xent/tokens"])
-    for suffix, counts in (
+    for suffix, is_counted in (
         ("", arrays["xent/valid"] > 0),
         ("_valid_none", np.ones(ids.shape, bool)),
     ):
-        loss, accuracy, count = of_logits(logits, ids, jnp.asarray(counts))
+        loss, accuracy, count = of_logits(logits, ids, jnp.asarray(is_counted))
         check(loss, arrays[f"xent/loss{suffix}"], tolerance, f"xent/loss{suffix}")
         check(accuracy, arrays[f"xent/accuracy{suffix}"], tolerance, f"xent/accuracy{suffix}")
-        assert int(count) == counts.sum()
+        assert int(count) == is_counted.sum()
 
     kept = [
         masking.num_visible(*pair)

@@ -7,19 +7,24 @@ import pytest
 
 from m3ae_tpu.config import MaskingConfig
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.model.masking import Selection, num_visible, row_keys, select_patches, select_tokens
+from m3ae_tpu.model.masking import Selection, draw_masks, num_visible
 
 KEY = jax.random.key(3)
 LENGTHS = np.array([12, 7, 4, 1, 0])
-VALID = jnp.asarray(np.arange(12)[None] < LENGTHS[:, None])
+IS_VALID = jnp.asarray(np.arange(12)[None] < LENGTHS[:, None])
 
 
-def keys(rows=(0, 1, 2, 3, 4)):
-    return row_keys(KEY, jnp.asarray(rows, jnp.int32))
+def select_patches(num_patches, config, rows=(0, 1, 2, 3, 4)):
+    rows = jnp.asarray(rows, jnp.int32)
+    return draw_masks(KEY, rows, config, num_patches=num_patches).image
+
+
+def select_tokens(is_valid, config):
+    return draw_masks(KEY, jnp.arange(len(is_valid)), config, is_valid=is_valid).text
 
 
 def test_every_patch_is_visible_or_hidden_and_rows_differ():
-    visible, hidden = select_patches(keys(), 16, MaskingConfig())
+    visible, hidden = select_patches(16, MaskingConfig())
     assert visible.shape == (5, 4)
     assert hidden.shape == (5, 12)
     np.testing.assert_array_equal(
@@ -29,19 +34,19 @@ def test_every_patch_is_visible_or_hidden_and_rows_differ():
 
 
 def test_one_draw_for_the_batch_is_shared_by_its_rows():
-    visible, _ = select_patches(keys(), 16, MaskingConfig(draw="per_batch"))
+    visible, _ = select_patches(16, MaskingConfig(draw="per_batch"))
     np.testing.assert_array_equal(visible, np.tile(visible[:1], (5, 1)))
 
 
 def test_a_row_draws_the_same_wherever_it_is_computed():
-    whole = select_patches(keys(), 16, MaskingConfig())
-    part = select_patches(keys((3, 4)), 16, MaskingConfig())
-    np.testing.assert_array_equal(whole.visible[3:], part.visible)
+    whole = select_patches(16, MaskingConfig())
+    some = select_patches(16, MaskingConfig(), rows=(3, 4))
+    np.testing.assert_array_equal(whole.visible[3:], some.visible)
 
 
 def test_the_share_holds_for_each_texts_own_words():
-    visible, hidden = select_tokens(keys(), VALID, MaskingConfig(text_mask_ratio=0.5))
-    seen = np.take_along_axis(np.asarray(VALID), np.asarray(visible), axis=1).sum(axis=1)
+    visible, hidden = select_tokens(IS_VALID, MaskingConfig(text_mask_ratio=0.5))
+    seen = np.take_along_axis(np.asarray(IS_VALID), np.asarray(visible), axis=1).sum(axis=1)
     np.testing.assert_array_equal(seen, [num_visible(int(n), 0.5) for n in LENGTHS])
     np.testing.assert_array_equal(
         np.sort(np.concatenate([visible, hidden], axis=1)), np.tile(np.arange(12), (5, 1))
@@ -50,14 +55,14 @@ def test_the_share_holds_for_each_texts_own_words():
 
 def test_over_all_positions_padding_is_drawn_like_words():
     visible, _ = select_tokens(
-        keys(tuple(range(200))), jnp.tile(VALID[1:2], (200, 1)), MaskingConfig(text_positions="all")
+        jnp.tile(IS_VALID[1:2], (200, 1)), MaskingConfig(text_positions="all")
     )
     share_of_words = np.mean(np.asarray(visible) < 7)
     assert abs(share_of_words - 7 / 12) < 0.06
 
 
 def test_a_share_of_the_hidden_patches_can_be_left_out():
-    visible, hidden = select_patches(keys(), 16, MaskingConfig(image_predicted_share=0.5))
+    visible, hidden = select_patches(16, MaskingConfig(image_predicted_share=0.5))
     assert visible.shape == (5, 4)
     assert hidden.shape == (5, 6)
     assert not set(np.asarray(visible[0])) & set(np.asarray(hidden[0]))

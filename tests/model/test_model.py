@@ -1,23 +1,22 @@
 """Guards what users of the network rely on: padding, missing modalities, features, gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ae_tpu.config import (
-    MaskingConfig,
-    ModelConfig,
-    PretrainConfig,
-    SourceConfig,
-    TransformerConfig,
-)
+from m3ae_tpu.batch import Rows
+from m3ae_tpu.config import MaskingConfig, ModelConfig, TransformerConfig
 from m3ae_tpu.configs import debug
+from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.model.positions import image_positions, text_positions
 from m3ae_tpu.model.transformer import Block
-from m3ae_tpu.train.reconstruction import reconstruction_loss
+from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.train.pretraining import pretraining
 
 CONFIG = dataclasses.replace(
     debug.CONFIG,
@@ -30,11 +29,15 @@ CONFIG = dataclasses.replace(
     ),
 )
 LENGTHS = np.array([10, 6, 1, 0])
-VALID = jnp.asarray(np.arange(10)[None] < LENGTHS[:, None])
+IS_VALID = jnp.asarray(np.arange(10)[None] < LENGTHS[:, None])
 
 encode = jax.jit(M3AE.encode)
 encode_layers = jax.jit(M3AE.encode_layers)
-gradient = jax.jit(jax.value_and_grad(reconstruction_loss, has_aux=True), static_argnames="config")
+
+
+@functools.cache
+def gradient(config):
+    return jax.jit(jax.value_and_grad(pretraining(config).loss, has_aux=True))
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +51,27 @@ def images(height=32, width=32):
 
 def text(padding=0):
     ids = jax.random.randint(jax.random.key(2), (4, 10), 1, 50)
-    return jnp.where(VALID, ids, padding)
+    return jnp.where(IS_VALID, ids, padding)
+
+
+def pairs(padding=0):
+    return Inputs(images(), text(padding), IS_VALID)
 
 
 def batch(padding=0):
     pixels = jax.random.randint(jax.random.key(4), (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    return {"paired": {"image": pixels, "text": text(padding), "text_valid": VALID}}
+    return {"paired": Rows(pixels, None, text(padding), IS_VALID)}
 
 
 def loss_and_gradients(model, examples, config=CONFIG):
     rows = {kind: jnp.arange(4) for kind in examples}
-    (loss, metrics), gradients = gradient(model, examples, rows, jax.random.key(5), config=config)
-    return loss, metrics, gradients
+    (loss, metrics), gradients = gradient(config)(model, examples, rows, jax.random.key(5))
+    return loss, metrics.means | metrics.counts, gradients
 
 
 def test_padding_changes_no_valid_token_and_no_pooled_feature(model):
-    zeros, nines = (encode(model, images(), text(padding), VALID) for padding in (0, 9))
-    is_valid = np.concatenate([np.ones((4, 17), bool), np.asarray(VALID)], axis=1)
+    zeros, nines = (encode(model, pairs(padding)) for padding in (0, 9))
+    is_valid = np.concatenate([np.ones((4, 17), bool), np.asarray(IS_VALID)], axis=1)
     np.testing.assert_array_equal(zeros.tokens[is_valid], nines.tokens[is_valid])
     for name in ("cls", "image_mean", "text_mean"):
         np.testing.assert_array_equal(getattr(zeros, name), getattr(nines, name))
@@ -82,59 +89,39 @@ def test_padding_changes_no_loss_and_no_gradient(model):
 
 
 def test_rows_without_text_have_a_finite_loss_and_no_text_gradient(model):
-    examples = batch()
-    examples["paired"]["text_valid"] = jnp.zeros_like(VALID)
+    examples = {"paired": batch()["paired"]._replace(is_valid=jnp.zeros_like(IS_VALID))}
     loss, metrics, gradients = loss_and_gradients(model, examples)
     assert np.isfinite(loss)
     assert metrics["text_loss"] == 0
     assert metrics["hidden_words"] == 0
-    for part in (gradients.text_embedding, gradients.text_head.kernel, gradients.text_head.bias):
-        np.testing.assert_array_equal(part, 0)
+    for leaf in jax.tree.leaves((gradients.text.embedding, gradients.text.head)):
+        np.testing.assert_array_equal(leaf, 0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "names", "unused"),
-    [
-        (
-            "image",
-            {"image": "image"},
-            ["text_embedding", "text_head", "text_mask_token", "encoder_text_type"],
-        ),
-        (
-            "text",
-            {"text": "text", "text_valid": "text_valid"},
-            ["image_embedding", "image_head", "image_mask_token"],
-        ),
-    ],
-)
-def test_one_modality_alone_trains_and_leaves_the_others_parameters_alone(
-    model, kind, names, unused
-):
-    examples = {kind: {name: batch()["paired"][name] for name in names}}
-    loss, metrics, gradients = loss_and_gradients(model, examples)
+@pytest.mark.parametrize(("kind", "other"), [("image", "text"), ("text", "image")])
+def test_one_modality_alone_trains_and_leaves_the_others_parameters_alone(model, kind, other):
+    both = batch()["paired"]
+    alone = Rows(images=both.images) if kind == "image" else both._replace(images=None)
+    loss, metrics, gradients = loss_and_gradients(model, {kind: alone})
     assert np.isfinite(loss)
     assert loss > 0
     assert f"{kind}_loss" in metrics
-    for name in unused:
-        for leaf in jax.tree.leaves(getattr(gradients, name)):
-            np.testing.assert_array_equal(leaf, 0)
+    for leaf in jax.tree.leaves(getattr(gradients, other)):
+        np.testing.assert_array_equal(leaf, 0)
     assert np.abs(gradients.encoder.blocks.mlp_in.kernel).max() > 0
 
 
 def test_kinds_in_one_batch_add_up(model):
-    pairs, alone = batch(), {"image": {"image": batch()["paired"]["image"]}}
-    both, metrics, _ = loss_and_gradients(model, pairs | alone)
-    one, other = loss_and_gradients(model, pairs)[0], loss_and_gradients(model, alone)[0]
+    together, alone = batch(), {"image": Rows(images=batch()["paired"].images)}
+    both, metrics, _ = loss_and_gradients(model, together | alone)
+    one, other = loss_and_gradients(model, together)[0], loss_and_gradients(model, alone)[0]
     np.testing.assert_allclose(both, one + other, rtol=1e-6)
     assert {"image_loss", "text_loss", "unpaired_image_loss"} <= metrics.keys()
 
 
 def test_features_are_the_same_bits_every_time_and_the_last_layer_of_all(model):
-    features, layers = (
-        encode(model, images(), text(), VALID),
-        encode_layers(model, images(), text(), VALID),
-    )
-    np.testing.assert_array_equal(features.tokens, encode(model, images(), text(), VALID).tokens)
+    features, layers = encode(model, pairs()), encode_layers(model, pairs())
+    np.testing.assert_array_equal(features.tokens, encode(model, pairs()).tokens)
     assert layers.tokens.shape == (3, *features.tokens.shape)
     np.testing.assert_allclose(layers.tokens[-1], features.tokens, atol=1e-5)
     np.testing.assert_allclose(
@@ -147,22 +134,24 @@ def test_features_are_the_same_bits_every_time_and_the_last_layer_of_all(model):
 
 
 def test_text_alone_and_images_that_are_not_square_have_features(model):
-    alone = encode(model, None, text(), VALID)
+    alone = encode(model, Inputs(None, text(), IS_VALID))
     assert alone.tokens.shape == (4, 11, 32)
     assert alone.image_mean is None
-    assert encode(model, images(16, 48)).tokens.shape == (4, 1 + 2 * 6, 32)
-    tall, wide = (np.asarray(encode(model, images(*size)).cls) for size in ((16, 64), (32, 32)))
+    assert encode(model, Inputs(images(16, 48))).tokens.shape == (4, 1 + 2 * 6, 32)
+    tall, wide = (
+        np.asarray(encode(model, Inputs(images(*size))).cls) for size in ((16, 64), (32, 32))
+    )
     assert np.abs(tall - wide).max() > 1e-3
 
 
 def test_what_cannot_be_encoded_is_refused(model):
     with pytest.raises(ValueError, match="Nothing to encode"):
-        model.encode()
+        model.encode(Inputs())
     with pytest.raises(ValueError, match="cannot be cut into patches of 8 x 8"):
-        model.encode(images(30, 32))
+        model.encode(Inputs(images(30, 32)))
     without_text = M3AE(dataclasses.replace(CONFIG.model, vocab_size=0), key=jax.random.key(0))
     with pytest.raises(ValueError, match="vocab_size = 0"):
-        without_text.encode(None, text(), VALID)
+        without_text.encode(Inputs(None, text(), IS_VALID))
 
 
 def test_remat_and_unrolling_change_memory_and_not_results(model):
@@ -178,10 +167,16 @@ def test_remat_and_unrolling_change_memory_and_not_results(model):
 
 def test_a_block_keeps_what_products_and_attention_give_and_nothing_else():
     width, tokens = 32, 500
+
+    class Queries(Operations):
+        def attention(self, qkv, is_valid, num_heads):
+            return qkv[:, :, 0]
+
     block = Block(
         TransformerConfig(num_layers=1, width=width, num_heads=2),
+        ModelConfig(),
         key=jax.random.key(0),
-        attention_fn=lambda qkv, valid, num_heads: qkv[:, :, 0],
+        operations=Queries(),
     )
     x = jnp.ones((1, tokens, width), jnp.bfloat16)
     _, pull_back = jax.vjp(lambda block, x: block(x, None), block, x)
@@ -204,12 +199,57 @@ def test_bfloat16_computes_close_to_float32(model):
     np.testing.assert_allclose(loss, loss_and_gradients(model, batch())[0], rtol=2e-2)
 
 
-def test_a_run_of_images_alone_has_no_text_parameters():
-    config = PretrainConfig(
-        model=ModelConfig(vocab_size=0),
-        data=dataclasses.replace(PretrainConfig().data, sources=(SourceConfig(kind="image"),)),
-    )
-    shapes = jax.eval_shape(lambda: M3AE(config.model, key=jax.random.key(0)))
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+def parameter_names(config):
+    shapes = jax.eval_shape(lambda: M3AE(config, key=jax.random.key(0)))
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+
+
+def test_a_model_of_images_alone_has_no_text_parameters():
+    names = parameter_names(ModelConfig(vocab_size=0))
     assert names
     assert not [name for name in names if "text" in name]
+
+
+def test_queries_keys_and_values_are_one_kernel_whose_last_axis_holds_whole_heads(model):
+    linear = model.encoder.blocks.attention_in
+    assert linear.kernel.shape == (3, 32, 3, 32)
+    assert linear.bias.shape == (3, 3, 32)
+    # Xavier's bound for the matrix [width, 3 * width] that the reference stores.
+    limit = (6 / (32 + 3 * 32)) ** 0.5
+    assert 0.98 * limit < np.abs(linear.kernel).max() <= limit
+
+
+def test_stored_position_codes_are_parameters_and_begin_as_the_computed_ones(model):
+    config = dataclasses.replace(CONFIG.model, stored_image_positions=16, stored_text_positions=12)
+    assert not [name for name in parameter_names(CONFIG.model) if "positions" in name]
+    stored = M3AE(config, key=jax.random.key(0))
+    np.testing.assert_allclose(stored.image.positions, image_positions((4, 4), 32), atol=1e-7)
+    np.testing.assert_allclose(stored.text.positions, text_positions(12, 32), atol=1e-7)
+    np.testing.assert_array_equal(encode(stored, pairs()).tokens, encode(model, pairs()).tokens)
+    with pytest.raises(ValueError, match="64 tokens, but the model stores the positions of 16"):
+        stored.encode(Inputs(images(64, 64)))
+
+
+def test_the_exact_gelu_differs_a_little_from_its_approximation(model):
+    config = dataclasses.replace(CONFIG.model, activation="gelu_erf")
+    exact = encode(M3AE(config, key=jax.random.key(0)), pairs()).tokens
+    difference = np.abs(exact - encode(model, pairs()).tokens).max()
+    assert 1e-6 < difference < 1e-2
+
+
+def test_images_are_normalised_as_the_statistics_say_and_back():
+    normalizer = Normalizer((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    pixels = batch()["paired"].images
+    got = make_inputs(Rows(images=pixels), normalizer, jnp.float32).images
+    wanted = (np.asarray(pixels, np.float64) / 255 - normalizer.mean) / normalizer.std
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    np.testing.assert_allclose(normalizer.undo(got), np.asarray(pixels) / 255, atol=1e-6)
+
+
+def test_only_marked_images_are_mirrored():
+    pixels = batch()["paired"].images
+    is_flipped = jnp.array([True, False, False, True])
+    normalizer = Normalizer((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+    got = make_inputs(Rows(pixels, is_flipped), normalizer, jnp.float32).images
+    np.testing.assert_allclose(got[1], pixels[1])
+    np.testing.assert_allclose(got[0], pixels[0][:, ::-1])

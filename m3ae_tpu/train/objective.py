@@ -1,0 +1,20 @@
+"""An objective: what a run trains, for the loop, the checkpoints and the step to take as given."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import PyTree
+
+from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.train.step import Loss
+
+
+class Objective(NamedTuple):
+    """A model to begin with, and a loss to minimise."""
+
+    init_model: Callable[[Operations], PyTree]
+    """Draws the initial model, an Equinox module, for the operations of a mesh."""
+    loss: Loss
+    """Takes that model, a batch, the rows' places and a key; see `train/step.py`."""
+    describe: Callable[[PyTree, Any], list[tuple[str, str]]] = lambda model, batch: []
+    """Names and values about a model and a batch, for the card that a run shows first."""

@@ -1,0 +1,32 @@
+"""Pre-training as an objective: the model and the reconstruction loss of a config."""
+
+import functools
+
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.model.inputs import Normalizer
+from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.train.card import model_card
+from m3ae_tpu.train.objective import Objective
+from m3ae_tpu.train.reconstruction import reconstruction_loss
+from m3ae_tpu.train.step import model_key
+
+
+def pretraining(config: PretrainConfig) -> Objective:
+    """Returns the objective of a pre-training run."""
+    loss = functools.partial(
+        reconstruction_loss,
+        masking=config.masking,
+        weights=config.loss,
+        normalizer=Normalizer(config.data.image_mean, config.data.image_std),
+    )
+    return Objective(
+        init_model=functools.partial(init_model, config),
+        loss=loss,
+        describe=functools.partial(model_card, config, loss),
+    )
+
+
+def init_model(config: PretrainConfig, operations: Operations = Operations()) -> M3AE:
+    """Draws the initial model of a run: a pure function of `config.model` and `config.seed`."""
+    return M3AE(config.model, key=model_key(config.seed), operations=operations)
