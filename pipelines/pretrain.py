@@ -46,25 +46,35 @@ def pretrain(
         / "jax"
     )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    from m3ae_tpu.data.text import Tokenizer
+    from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.evaluation.running_probe import make_probe
     from m3ae_tpu.run.log import start_log
     from m3ae_tpu.run.workdir import prepare_workdir
-    from m3ae_tpu.train.loop import train
+    from m3ae_tpu.train.loop import Probe, train
+    from m3ae_tpu.train.pretraining import pretraining
 
-    has_text = any(source.kind != "image" for source in config.data.sources)
-    tokenizer = Tokenizer(config.data.tokenizer).model if has_text else b""
+    data = open_data(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        vocab_size=config.model.vocab_size,
+    )
     prepared = prepare_workdir(
-        workdir, config, tokenizer=tokenizer, allow_changed_data=allow_changed_data
+        workdir,
+        config,
+        tokenizer=b"" if data.tokenizer is None else data.tokenizer.model,
+        allow_changed_data=allow_changed_data,
     )
     start_log(workdir)
     for change in prepared.changes:
         logging.getLogger("m3ae_tpu").info("changed: %s", change)
+    score = make_probe(config)
     train(
         config,
+        pretraining(config),
+        data,
         prepared,
-        tokenizer=tokenizer,
-        probe=make_probe(config),
+        probe=Probe(config.probe.every_steps, score) if score is not None else None,
         log_record_ids=log_record_ids,
         allow_changed_data=allow_changed_data,
     )

@@ -9,6 +9,7 @@ import pytest
 from repository import ROOT, tracked_files
 from workspace_map import WORKSPACE, map_of, with_map
 
+
 @pytest.fixture(scope="module")
 def tracked():
     paths = tracked_files()

@@ -1,10 +1,7 @@
-"""A config's train step timed on the devices that are here, on random batches that lie there
-already.
-"""
+"""A config's train step timed on the devices here, on random batches that lie on them already."""
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import statistics
 import time
@@ -12,15 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
+from m3ae_tpu.batch import mixture, random_batch
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.data.mixture import rows_per_source
-from m3ae_tpu.measure.step_compile import batch_shapes
-from m3ae_tpu.parallel.mesh import attention_on, by_example, cross_entropy_on, make_mesh
-from m3ae_tpu.train.loop import compile_step
-from m3ae_tpu.train.reconstruction import Batch
-from m3ae_tpu.train.step import init_state
+from m3ae_tpu.measure.rehearsal import Kernels, config_batch_shapes, step_functions
+from m3ae_tpu.parallel.mesh import by_example, make_mesh
 
 type Implementation = Literal["ours", "xla", "torch"]
 
@@ -29,14 +22,14 @@ _CALLS = 10
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Of one train step."""
+    """Time and memory of one train step."""
 
     seconds: float
     """Median over the rounds."""
     spread: float
-    """Half the distance between the quartiles, of the median."""
+    """Half the distance between the quartiles, relative to the median."""
     temporary_bytes: int | None
-    """Beside parameters, optimizer state and batch; as the compiler says, or PyTorch's highest."""
+    """Memory beside parameters, optimizer state and batch: XLA's plan, or PyTorch's peak."""
 
 
 def timed_step(config: PretrainConfig, implementation: Implementation, *, rounds: int) -> StepTime:
@@ -66,12 +59,14 @@ type _Steps = tuple[Callable[[], None], Callable[[], int | None]]
 
 
 @contextlib.contextmanager
-def _jax_step(config: PretrainConfig, implementation: Implementation) -> Iterator[_Steps]:
+def _jax_step(config: PretrainConfig, implementation: Kernels) -> Iterator[_Steps]:
     mesh = make_mesh()
-    kernels = (attention_on(mesh), cross_entropy_on(mesh)) if implementation == "ours" else ()
-    state = jax.jit(functools.partial(init_state, config, *kernels))()
-    batch = jax.device_put(random_batch(config), by_example(mesh))
-    compiled = compile_step(config, mesh).lower(state, batch).compile()
+    init, step = step_functions(mesh, config, implementation)
+    state = jax.jit(init)()
+    shapes = config_batch_shapes(config)
+    batch = random_batch(shapes, vocab_size=max(2, config.model.vocab_size))
+    batch = jax.device_put(batch, by_example(mesh))
+    compiled = step.lower(state, batch).compile()
     analysis = compiled.memory_analysis()
 
     def steps() -> None:
@@ -82,27 +77,6 @@ def _jax_step(config: PretrainConfig, implementation: Implementation) -> Iterato
 
     yield steps, lambda: analysis.temp_size_in_bytes if analysis is not None else None
     jax.tree.map(lambda array: array.delete(), (state, batch))
-
-
-def random_batch(config: PretrainConfig) -> Batch:
-    """Returns a batch of random pixels and words; texts have all lengths."""
-    keys = iter(jax.random.split(jax.random.key(0), 16))
-    batch: Batch = {}
-    for kind, shapes in batch_shapes(config).items():
-        arrays = {}
-        for name, shape in shapes.items():
-            if name == "text_valid":
-                lengths = jax.random.randint(next(keys), (shape.shape[0], 1), 1, shape.shape[1] + 1)
-                arrays[name] = jnp.arange(shape.shape[1])[None] < lengths
-            elif name == "flip":
-                arrays[name] = jax.random.bernoulli(next(keys), shape=shape.shape)
-            else:
-                most = config.model.vocab_size if name == "text" else 256
-                arrays[name] = jax.random.randint(next(keys), shape.shape, 0, most).astype(
-                    shape.dtype
-                )
-        batch[kind] = arrays
-    return batch
 
 
 @contextlib.contextmanager
@@ -122,5 +96,5 @@ def _torch_step(config: PretrainConfig, _: Implementation) -> Iterator[_Steps]:
 
 def images_per_step(config: PretrainConfig) -> int:
     """Returns the rows of a step that have an image."""
-    sources = zip(config.data.sources, rows_per_source(config), strict=True)
-    return sum(rows for source, rows in sources if source.kind != "text")
+    sources = mixture(config.data, config.batch_size)
+    return sum(source.rows for source in sources if source.kind != "text")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from m3ae_tpu import scopes
 from m3ae_tpu.config import ModelConfig
 from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.masking import Masks
@@ -126,13 +127,13 @@ class M3AE(eqx.Module):
             inputs: Whole examples.
             masks: A selection for every modality of the inputs.
         """
-        with jax.named_scope("embed"):
+        with jax.named_scope(scopes.EMBED):
             x, is_valid = self.embed(inputs, masks)
-        with jax.named_scope("encoder"):
+        with jax.named_scope(scopes.ENCODER):
             encoded = self.encoder(x, is_valid)
-        with jax.named_scope("embed"):
+        with jax.named_scope(scopes.EMBED):
             x, is_valid = self.embed_for_decoder(encoded, inputs, masks)
-        with jax.named_scope("decoder"):
+        with jax.named_scope(scopes.DECODER):
             x = self.decoder(x, is_valid)
         hidden, start = {}, 1
         for name in self.tokens(inputs):

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
+from m3ae_tpu import scopes
 from m3ae_tpu.config import ModelConfig, TransformerConfig
 from m3ae_tpu.parallel.operations import Operations
 
@@ -66,7 +67,7 @@ class LayerNorm(eqx.Module):
         self.bias = jnp.zeros((width,), dtype)
         self.epsilon = epsilon
 
-    @jax.named_scope("norm")
+    @jax.named_scope(scopes.NORM)
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         wide = np.promote_types(x.dtype, np.float32)
         y = x.astype(wide)
@@ -125,10 +126,10 @@ class Block(eqx.Module):
         self, x: Float[Array, "batch tokens width"], is_valid: Bool[Array, "batch tokens"] | None
     ) -> Float[Array, "batch tokens width"]:
         qkv = _keeping_inputs(self.project_qkv)(x)
-        with jax.named_scope("attention"):
+        with jax.named_scope(scopes.ATTENTION):
             attended = self.operations.attention(qkv, is_valid, self.num_heads)
         x = x + self.attention_out(attended)
-        with jax.named_scope("mlp"):
+        with jax.named_scope(scopes.MLP):
             hidden = _keeping_inputs(lambda x: self.mlp_in(self.mlp_norm(x)))(x)
             activate = _GELU[self.activation]
             x = x + _keeping_inputs(lambda hidden: self.mlp_out(activate(hidden)))(hidden)

@@ -109,7 +109,7 @@ def train(
         )
         batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
         stack.callback(batches.close)
-        data_log = DataLog(data, step=start, state=None if changes else data_state.get("data_log"))
+        data_log = DataLog(data, state=None if changes else data_state.get("data_log"))
         record_ids = None
         if log_record_ids:
             record_ids = RecordIdsWriter(workdir.path, resume_step=start)
@@ -149,7 +149,7 @@ def train(
             probes = probe is not None and (is_last or step % probe.every_steps == 0)
             logs = is_last or probes or step % config.logging.every_steps == 0
             if logs or saves:
-                monitor.require_finite(checkpointer.describe_latest)
+                monitor.require_finite(functools.partial(_describe_latest, checkpointer))
                 data_log.reduce()
             if logs:
                 # The update of step s is number s - 1.
@@ -192,6 +192,12 @@ def _newest_state(
     require_tokenizer_fits(run, config.data.tokenizer, tokenizer)
     _LOG.info("going on after step %d", int(state.step))
     return state, data_state
+
+
+def _describe_latest(checkpointer: Checkpointer) -> str:
+    checkpointer.wait()
+    step = checkpointer.latest_step()
+    return "does not exist" if step is None else f"is {checkpointer.folder / str(step)}"
 
 
 def _require_same_data(changes: list[str], allows: bool) -> None:

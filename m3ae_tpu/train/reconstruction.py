@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from m3ae_tpu import scopes
 from m3ae_tpu.batch import Batch
 from m3ae_tpu.config import Kind, LossConfig, MaskingConfig
 from m3ae_tpu.model import losses
@@ -109,7 +110,7 @@ def image_targets(
     return normalize_patches(target) if norm_pix_loss else target
 
 
-@jax.named_scope("image_loss")
+@jax.named_scope(scopes.IMAGE_LOSS)
 def _image_loss(
     model: M3AE,
     hidden: Float[Array, "batch hidden decoder_width"],
@@ -123,7 +124,7 @@ def _image_loss(
     return losses.patch_loss(model.image.head(hidden), target)
 
 
-@jax.named_scope("text_loss")
+@jax.named_scope(scopes.TEXT_LOSS)
 def _text_loss(
     model: M3AE, hidden: Float[Array, "batch hidden decoder_width"], inputs: Inputs, masks: Masks
 ) -> losses.TokenLoss:

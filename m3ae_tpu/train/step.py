@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PyTree
 
+from m3ae_tpu import scopes
 from m3ae_tpu.parallel.mesh import by_example, replicated
 
 # Streams of random numbers that one seed feeds; data order has its own, in `data/mixture.py`.
@@ -95,7 +96,7 @@ def train_step(
     value, metrics = value_and_metrics
     parameters = eqx.filter(state.model, eqx.is_array)
     # Optax raises floats to the power of an int32 count.
-    with jax.named_scope("optimizer"), jax.numpy_dtype_promotion("standard"):
+    with jax.named_scope(scopes.OPTIMIZER), jax.numpy_dtype_promotion("standard"):
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, parameters)
         model = eqx.apply_updates(state.model, updates)
         more = {

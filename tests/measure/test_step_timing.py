@@ -1,52 +1,40 @@
-"""Guards what the benchmark of train steps measures: real steps, and FLOPs and traffic by part
-without a rest.
-"""
+"""Guards the benchmark of train steps: real steps, FLOPs and traffic by component, no rest."""
 
-import jax
-import numpy as np
 import pytest
 
 from m3ae_tpu.configs import debug
-from m3ae_tpu.data.mixture import rows_per_source
 from m3ae_tpu.kernels.attention.implementations import fastest_on_gpu
 from m3ae_tpu.measure.hlo_text import NotCountedError, operations
-from m3ae_tpu.measure.step_compile import batch_shapes
-from m3ae_tpu.measure.step_cost import PARTS, flops_by_part, part_of
-from m3ae_tpu.measure.step_timing import images_per_step, random_batch, timed_step
-from m3ae_tpu.train.flops import flops_per_example
+from m3ae_tpu.measure.rehearsal import config_batch_shapes
+from m3ae_tpu.measure.step_cost import COMPONENTS, component_of, flops_by_component
+from m3ae_tpu.measure.step_timing import images_per_step, timed_step
+from m3ae_tpu.train.card import reference_model
+from m3ae_tpu.train.flops import flops_by_scope
+from m3ae_tpu.train.pretraining import pretraining
 
 
 def test_steps_run_and_take_time():
     timing = timed_step(debug.CONFIG, "xla", rounds=2)
     assert timing.seconds > 0
     assert timing.temporary_bytes
-    assert images_per_step(debug.CONFIG) == sum(rows_per_source(debug.CONFIG))
+    assert images_per_step(debug.CONFIG) == debug.CONFIG.batch_size
 
 
-def test_random_batch_has_the_shapes_that_a_run_has():
-    batch = random_batch(debug.CONFIG)
-    want = jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), batch_shapes(debug.CONFIG))
-    assert jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), batch) == want
-    text = batch["paired"]["text"]
-    assert text.max() < debug.CONFIG.model.vocab_size
-
-
-def test_every_product_belongs_to_a_part():
-    parts = flops_by_part(debug.CONFIG)
-    assert (
-        sum(parts.values())
-        == flops_per_example(debug.CONFIG, batch_shapes(debug.CONFIG)) * debug.CONFIG.batch_size
-    )
-    assert parts["rest"] == parts["optimizer"] == parts["encoder: norms"] == 0
+def test_every_product_belongs_to_a_component():
+    components = flops_by_component(debug.CONFIG)
+    loss, shapes = pretraining(debug.CONFIG).loss, config_batch_shapes(debug.CONFIG)
+    scopes = flops_by_scope(loss, reference_model(debug.CONFIG), shapes)
+    assert sum(components.values()) == sum(scopes.values())
+    assert components["rest"] == components["optimizer"] == components["encoder: norms"] == 0
     assert all(
-        parts[f"{stack}: {part}"]
+        components[f"{stack}: {component}"]
         for stack in ("encoder", "decoder")
-        for part in ("attention", "MLP")
+        for component in ("attention", "MLP")
     )
 
 
 @pytest.mark.parametrize(
-    ("scope", "part"),
+    ("scope", "component"),
     [
         (
             "jit(train_step)/transpose(jvp(encoder))/while/body/mlp/mlp/checkpoint/norm/mul",
@@ -61,9 +49,9 @@ def test_every_product_belongs_to_a_part():
         ("", "rest"),
     ],
 )
-def test_scopes_name_parts(scope, part):
-    assert part_of(scope) == part
-    assert part in PARTS
+def test_scopes_name_components(scope, component):
+    assert component_of(scope) == component
+    assert component in COMPONENTS
 
 
 PROGRAM = """HloModule step

@@ -1,4 +1,4 @@
-"""Guards one training step: sharding, accumulation, decay, and that masks know nothing of devices."""
+"""Guards one training step: sharding, accumulation, decay, and that no mask depends on devices."""
 
 import dataclasses
 import functools
@@ -8,52 +8,75 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m3ae_tpu.batch import mixture
 from m3ae_tpu.configs import debug
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.kernels.attention import reference
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, replicated, require_even_batches
-from m3ae_tpu.train.card import tokens_seen
+from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.train.card import num_tokens
 from m3ae_tpu.train.flops import matmul_flops
-from m3ae_tpu.train.loop import as_arrays, compile_step
-from m3ae_tpu.train.optimizer import is_matrix
-from m3ae_tpu.train.step import init_model, init_state, make_optimizer, train_step
+from m3ae_tpu.train.optimizer import is_matrix, make_optimizer
+from m3ae_tpu.train.pretraining import init_model, pretraining
+from m3ae_tpu.train.step import compile_step, init_state, steps_key, train_step
 
 CONFIG = debug.CONFIG
 
 
 @pytest.fixture(scope="module")
 def batches():
-    loader = open_data(CONFIG.data, batch_size=CONFIG.batch_size, seed=0, vocab_size=4_000).loader()
-    return [as_arrays(loader.batch_at(step)[0]) for step in range(3)]
+    data = open_data(
+        CONFIG.data,
+        batch_size=CONFIG.batch_size,
+        seed=CONFIG.seed,
+        vocab_size=CONFIG.model.vocab_size,
+    )
+    loader = data.loader()
+    return [loader.batch_at(step)[0] for step in range(3)]
 
 
-def steps(config, batches, step_fn, place):
-    state, all_metrics = jax.jit(functools.partial(init_state, config))(), []
-    state = place(state)
+def optimizer_of(config):
+    return make_optimizer(
+        config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
+    )
+
+
+def arguments(config):
+    return {
+        "loss": pretraining(config).loss,
+        "optimizer": optimizer_of(config)[0],
+        "key": steps_key(config.seed),
+        "accumulation_steps": config.optimizer.accumulation_steps,
+    }
+
+
+def initial(config, operations=Operations()):  # noqa: B008
+    return init_state(init_model(config, operations), optimizer_of(config)[0])
+
+
+def steps(state, batches, step_fn):
+    all_metrics = []
     for batch in batches:
         state, metrics = step_fn(state, batch)
-        all_metrics.append(metrics)
+        all_metrics.append(metrics.means | metrics.counts)
     return state, all_metrics
 
 
 def on_one_device(config, batches):
-    optimizer, _ = make_optimizer(config)
-    step_fn = jax.jit(functools.partial(train_step, config=config, optimizer=optimizer))
-    return steps(config, batches, step_fn, lambda state: state)
+    step_fn = jax.jit(functools.partial(train_step, **arguments(config)))
+    return steps(jax.jit(functools.partial(initial, config))(), batches, step_fn)
 
 
 def test_eight_devices_compute_what_one_does_and_compile_once(batches):
     mesh = make_mesh()
     assert mesh.size == 8
-    step_fn = compile_step(CONFIG, mesh)
+    step_fn = compile_step(mesh, **arguments(CONFIG))
     sharded = [jax.device_put(batch, by_example(mesh)) for batch in batches]
-    images = sharded[0]["paired"]["image"]
+    images = sharded[0]["paired"].images
     assert len(images.addressable_shards) == 8
     assert images.addressable_shards[0].data.shape[0] == 2
-    state, metrics = steps(
-        CONFIG, sharded, step_fn, lambda state: jax.device_put(state, replicated(mesh))
-    )
+    init = functools.partial(initial, CONFIG, Operations(mesh))
+    state, metrics = steps(jax.jit(init, out_shardings=replicated(mesh))(), sharded, step_fn)
     assert step_fn._cache_size() == 1
     assert state.model.cls_token.sharding.is_fully_replicated
     _, expected = on_one_device(CONFIG, batches)
@@ -66,13 +89,14 @@ def test_eight_devices_compute_what_one_does_and_compile_once(batches):
 
 def test_the_step_mirrors_the_images_that_the_loader_marked(batches):
     pairs = batches[0]["paired"]
-    assert pairs["flip"].any()
-    assert not pairs["flip"].all()
+    none = np.zeros_like(pairs.is_flipped)
+    assert pairs.is_flipped.any()
+    assert not pairs.is_flipped.all()
     by_hand = np.where(
-        pairs["flip"][:, None, None, None], pairs["image"][:, :, ::-1], pairs["image"]
+        pairs.is_flipped[:, None, None, None], pairs.images[:, :, ::-1], pairs.images
     )
-    mirrored = {"paired": {**pairs, "image": by_hand, "flip": np.zeros_like(pairs["flip"])}}
-    unmarked = {"paired": {**pairs, "flip": np.zeros_like(pairs["flip"])}}
+    mirrored = {"paired": pairs._replace(images=by_hand, is_flipped=none)}
+    unmarked = {"paired": pairs._replace(is_flipped=none)}
     losses = [
         on_one_device(CONFIG, [batch])[1][0]["image_loss"]
         for batch in (batches[0], mirrored, unmarked)
@@ -82,7 +106,7 @@ def test_the_step_mirrors_the_images_that_the_loader_marked(batches):
 
 
 @pytest.mark.parametrize("draw", ["per_example", "per_batch"])
-def test_accumulated_parts_make_the_update_of_the_whole_batch(batches, draw):
+def test_accumulated_micro_batches_make_the_update_of_the_whole_batch(batches, draw):
     whole = dataclasses.replace(
         CONFIG,
         optimizer=dataclasses.replace(CONFIG.optimizer, warmup_fraction=0.0),
@@ -99,17 +123,23 @@ def test_accumulated_parts_make_the_update_of_the_whole_batch(batches, draw):
     assert got[0]["hidden_words"] == wanted[0]["hidden_words"]
 
 
-def test_a_step_takes_another_attention(batches):
-    def other(qkv, valid, num_heads):
-        return reference.attention(qkv, valid, num_heads)
+def test_a_step_computes_through_the_operations_that_its_model_carries(batches):
+    calls = []
 
-    def trained():
-        state = init_state(CONFIG, attention_fn=other)
-        batch = jax.tree.map(jnp.asarray, batches[0])
-        return train_step(state, batch, config=CONFIG, optimizer=make_optimizer(CONFIG)[0])
+    class Counted(Operations):
+        def attention(self, qkv, is_valid, num_heads):
+            calls.append(qkv.shape)
+            return super().attention(qkv, is_valid, num_heads)
 
-    state, _ = jax.eval_shape(trained)
-    assert state.model.encoder.blocks.attention_fn is other
+    batch = jax.tree.map(jnp.asarray, batches[0])
+    state, _ = jax.eval_shape(
+        lambda: train_step(initial(CONFIG, Counted()), batch, **arguments(CONFIG))
+    )
+    assert isinstance(state.model.encoder.blocks.operations, Counted)
+    assert {width for _, _, _, width in calls} == {
+        CONFIG.model.encoder.width,
+        CONFIG.model.decoder.width,
+    }
 
 
 def test_weight_decay_takes_matrices_and_nothing_else():
@@ -120,21 +150,27 @@ def test_weight_decay_takes_matrices_and_nothing_else():
         if is_decayed
     }
     assert ".encoder.blocks.mlp_in.kernel" in names
-    assert ".text_head.kernel" in names
+    assert ".text.head.kernel" in names
     assert not [name for name in names if not name.endswith("kernel")]
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
-    config = dataclasses.replace(CONFIG, batch_size=20)
     with pytest.raises(UserError, match=r"batch_size = 20 .* 8 devices x 1 .*--batch_size=24"):
-        require_even_batches(config, make_mesh())
+        require_even(batch_size=20, accumulation_steps=1)
 
 
-def test_parts_that_do_not_divide_are_refused_with_the_largest_number_that_does():
-    optimizer = dataclasses.replace(CONFIG.optimizer, accumulation_steps=4)
-    config = dataclasses.replace(CONFIG, batch_size=16, optimizer=optimizer)
+def require_even(*, batch_size, accumulation_steps):
+    require_even_batches(
+        mixture(CONFIG.data, batch_size),
+        make_mesh(),
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
+    )
+
+
+def test_micro_batches_that_do_not_divide_are_refused_with_the_largest_number_that_does():
     with pytest.raises(UserError, match=r"--optimizer\.accumulation_steps=2, or --batch_size=32"):
-        require_even_batches(config, make_mesh())
+        require_even(batch_size=16, accumulation_steps=4)
 
 
 def test_flops_count_the_body_of_a_scan_as_often_as_it_runs():
@@ -151,12 +187,12 @@ def test_the_card_counts_the_tokens_that_are_computed():
     # 2022).
     from m3ae_tpu.configs import m3ae_base
 
-    assert tokens_seen(m3ae_base.CONFIG, "paired", 64) == (81, 321)
-    assert tokens_seen(m3ae_base.CONFIG, "image", 64) == (65, 257)
+    assert num_tokens(m3ae_base.CONFIG, "paired", 64) == (81, 321)
+    assert num_tokens(m3ae_base.CONFIG, "image", 64) == (65, 257)
 
 
 def rate(config):
-    return lambda step: np.asarray(make_optimizer(config)[1](step)).item()
+    return lambda step: np.asarray(optimizer_of(config)[1](step)).item()
 
 
 def test_the_first_update_has_rate_zero_under_warm_up_and_an_extended_run_follows_its_new_schedule():

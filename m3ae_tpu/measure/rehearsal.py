@@ -1,0 +1,55 @@
+"""Ahead-of-time compilation of a config's train step, also for TPUs that are only described."""
+
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from m3ae_tpu.batch import Batch, batch_shapes, mixture
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.measure import tpu_schedule
+from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.train.optimizer import make_optimizer
+from m3ae_tpu.train.pretraining import pretraining
+from m3ae_tpu.train.step import TrainState, compile_step, init_state, steps_key
+
+type Kernels = Literal["ours", "xla"]
+
+
+def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.stages.Compiled:
+    """Compiles a config's train step for a mesh.
+
+    Args:
+        mesh: Of devices here, or from `parallel.mesh.described_mesh`.
+        config: `batch_size` rows over all of its devices.
+        kernels: "ours", or "xla" for the step without kernels.
+    """
+    init, step = step_functions(mesh, config, kernels)
+    with tpu_schedule.not_kept():
+        return step.lower(jax.eval_shape(init), config_batch_shapes(config)).compile()
+
+
+def step_functions(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> tuple[Any, Any]:
+    """Returns a config's function that makes the initial state, and its jitted train step."""
+    objective = pretraining(config)
+    optimizer, _ = make_optimizer(
+        config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
+    )
+    operations = Operations(mesh) if kernels == "ours" else Operations()
+
+    def init() -> TrainState:
+        return init_state(objective.init_model(operations), optimizer)
+
+    step = compile_step(
+        mesh,
+        loss=objective.loss,
+        optimizer=optimizer,
+        key=steps_key(config.seed),
+        accumulation_steps=config.optimizer.accumulation_steps,
+    )
+    return init, step
+
+
+def config_batch_shapes(config: PretrainConfig) -> Batch:
+    """Returns the shapes of a config's global batch."""
+    return batch_shapes(mixture(config.data, config.batch_size), config.data.image_size)

@@ -1,0 +1,48 @@
+"""Guards the train step compiled for described TPUs: it holds kernels, and exchanges no more."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from m3ae_tpu.configs import debug
+from m3ae_tpu.measure import tpu_schedule
+from m3ae_tpu.measure.rehearsal import compile_for
+from m3ae_tpu.parallel.mesh import described_mesh
+
+pytestmark = pytest.mark.tpu_compiler
+
+
+def test_kernels_are_inside_and_devices_exchange_nothing_more():
+    model = dataclasses.replace(
+        debug.CONFIG.model,
+        vocab_size=256,
+        encoder=dataclasses.replace(debug.CONFIG.model.encoder, width=128),
+        decoder=dataclasses.replace(debug.CONFIG.model.decoder, width=128),
+        compute_dtype="bfloat16",
+    )
+    config = dataclasses.replace(debug.CONFIG, model=model)
+    tpu_schedule.prepare(replay=False)
+    mesh = described_mesh("v5e:2x2", 4)
+    ours, plain = (
+        compile_for(mesh, config, kernels).as_text() or "" for kernels in ("ours", "xla")
+    )
+    calls = [text.count('custom_call_target="tpu_custom_call"') for text in (ours, plain)]
+    assert calls == [6, 0]  # Encoder, decoder and text head, forward and backward.
+    assert collectives(ours) == collectives(plain)
+    assert collectives(ours)
+
+
+def collectives(text):
+    """Kind, dtype and size of every array that a compiled program's devices exchange, sorted."""
+    kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    found = re.findall(rf"= (\S+|\(.*?\)) ({kinds})(?:-start)?\(", text)
+    # One operation may exchange several arrays, in an order and in forms of the compiler's choice.
+    arrays = (
+        (kind, *array) for shape, kind in found for array in re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    )
+    return sorted(
+        f"{kind} {dtype}[{math.prod(map(int, filter(None, sizes.split(','))))}]"
+        for kind, dtype, sizes in arrays
+    )
