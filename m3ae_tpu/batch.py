@@ -47,7 +47,7 @@ class Rows(NamedTuple):
 
 
 type Batch = dict[Kind, Rows]
-"""A kind is there only if the run has rows of it. A process holds its own rows of a global batch."""
+"""Rows by kind, for the kinds that a run has. A process holds its own rows of a global batch."""
 
 
 def mixture(data: DataConfig, batch_size: int) -> tuple[Source, ...]:

@@ -1,4 +1,4 @@
-"""Names of the scopes that a train step's operations are traced in: profiles and costs go by them."""
+"""Names of the scopes in which a train step is traced: profiles and costs are read by them."""
 
 EMBED = "embed"
 """Patches, masks and embeddings."""

@@ -59,9 +59,9 @@ def time(config: PretrainConfig, names: list[Any]) -> dict[str, Any]:
     import rich
     import rich.console
     import rich.table
+    from m3ae_tpu.measure.step_compile import batch_shapes
 
     from m3ae_tpu.measure.kernel_cost import PEAKS
-    from m3ae_tpu.measure.step_compile import batch_shapes
     from m3ae_tpu.measure.step_timing import images_per_step, timed_step
     from m3ae_tpu.train.flops import flops_per_example
 

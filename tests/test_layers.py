@@ -7,10 +7,11 @@ from repository import ROOT, tracked_files
 
 # The rooms of m3ae_tpu/, lowest layer first. Rooms of one layer do not import each other.
 LAYERS = [
-    "kernels errors",
+    "kernels errors scopes",
     "files charts",
     "config",
-    "batch parallel",
+    "batch",
+    "parallel",
     "model data",
     "run",
     "train",
@@ -24,7 +25,7 @@ BESIDE = {
     "overrides": "errors config command_line",
     "configs": "config",
     "prepare": "errors files config batch data",
-    "measure": "kernels errors files charts config batch parallel model data train",
+    "measure": "kernels errors scopes files charts config batch parallel model data train",
 }
 # Second copies of modules that already have a name below m3ae_tpu.
 SECOND_NAMES = {"configs", "kernels", "pipelines"}

@@ -16,7 +16,7 @@ from m3ae_tpu.evaluation import heldout, probes
 from m3ae_tpu.evaluation.features import image_features, pair_features, raw_pixels
 from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.train.step import init_model
+from m3ae_tpu.train.pretraining import init_model
 
 TRAIN_SHARDS, TEST_SHARDS = "starter/train-*", "starter/heldout-*"
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt8
 
+from m3ae_tpu.model.inputs import Inputs, Normalizer
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.model.patches import normalize_images
 
 IMAGE_POOLINGS = {
     "cls": "the class token",
@@ -99,8 +99,8 @@ def _resize(images: Array, shape: tuple[int, ...]) -> Array:
 def _pool_images(
     model: M3AE, images: Array, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, Array]:
-    pixels = normalize_images(images, mean, std, jnp.float32)
-    layers = model.encode_layers(pixels)
+    pixels = Normalizer(mean, std)(images, jnp.float32)
+    layers = model.encode_layers(Inputs(pixels))
     assert layers.image_mean is not None
     first = _middle(layers.cls.shape[0])
     patches = layers.tokens[-1, :, 1:].astype(jnp.float32)
@@ -124,8 +124,8 @@ def _pool_pairs(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> dict[str, Array]:
-    pixels = normalize_images(images, mean, std, jnp.float32)
-    layers = model.encode_layers(pixels, text, text_valid)
+    pixels = Normalizer(mean, std)(images, jnp.float32)
+    layers = model.encode_layers(Inputs(pixels, text, text_valid))
     assert layers.image_mean is not None
     assert layers.text_mean is not None
     first = _middle(layers.cls.shape[0])

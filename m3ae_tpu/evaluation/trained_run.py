@@ -13,7 +13,7 @@ from m3ae_tpu.errors import UserError
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.run.checkpoint import CheckpointReader
 from m3ae_tpu.run.workdir import TOKENIZER, load_run_config, require_tokenizer_fits
-from m3ae_tpu.train.step import init_model
+from m3ae_tpu.train.pretraining import init_model
 
 EVALUATION = "evaluation.json"
 

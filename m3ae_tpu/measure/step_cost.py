@@ -1,4 +1,4 @@
-"""The cost of a config's train step by component, as the TPU compiler schedules it without a TPU."""
+"""The cost of a train step by component, as the TPU compiler schedules it without a TPU."""
 
 import dataclasses
 import math
@@ -49,12 +49,10 @@ class ComponentCost:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """Of one train step."""
+    """Cost of one train step."""
 
     components: dict[str, ComponentCost]
-    """By component, one of `COMPONENTS`. An operation that the compiler fused over components counts where it
-    began.
-    """
+    """Cost by name, one of `COMPONENTS`; a fusion over several counts where it began."""
     peak_bytes: int
     """Highest use of memory, parameters and optimizer state included."""
 
@@ -68,7 +66,7 @@ class StepCost:
 
 
 def component_of(scope: str) -> str:
-    """Returns the component of a step that an operation belongs to, by the scope that JAX gave it."""
+    """Returns the component of a step that an operation belongs to, by its scope in JAX."""
     for word, name in _SCOPES.items():
         if word in scope:
             return name

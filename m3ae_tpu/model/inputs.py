@@ -1,4 +1,4 @@
-"""The model's inputs: images normalised, and mirrored where the batch says so; texts as they are."""
+"""The model's inputs: normalised images, mirrored where the batch says so, and texts."""
 
 import dataclasses
 from typing import NamedTuple

@@ -45,7 +45,7 @@ class Reconstruction(NamedTuple):
     """Predictions of the hidden tokens, in the order of `Selection.hidden`."""
 
     patches: Float[Array, "batch hidden_patches values"] | None
-    """Normalised pixels, or patches normalised one by one, as the loss has it; None without images."""
+    """In the target space of the loss (`image_targets`); None without images."""
     logits: Float[Array, "batch hidden_tokens vocab"] | None
     """Unnormalised log-probabilities of the token ids; None without texts."""
 

@@ -15,7 +15,8 @@ def patchify(
     batch, height, width, channels = images.shape
     if height % patch_size or width % patch_size:
         raise ValueError(
-            f"An image of {height} x {width} cannot be cut into patches of {patch_size} x {patch_size}."
+            f"An image of {height} x {width} cannot be cut into patches of "
+            f"{patch_size} x {patch_size}."
         )
     rows, columns = height // patch_size, width // patch_size
     x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)

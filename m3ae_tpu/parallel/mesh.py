@@ -32,7 +32,7 @@ def described_mesh(topology: str, num_devices: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole: parameters, optimizer state, metrics."""
+    """Returns the sharding of arrays that every device holds whole, as parameters."""
     return NamedSharding(mesh, PartitionSpec())
 
 

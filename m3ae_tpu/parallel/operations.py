@@ -60,7 +60,7 @@ class Operations:
     def constrain(
         self, x: Float[Array, "batch tokens width"]
     ) -> Float[Array, "batch tokens width"]:
-        """Pins the batch axis of activations to the mesh, so that no device computes another's rows."""
+        """Pins the batch axis of activations to the mesh: every device computes its own rows."""
         if self.mesh is None or self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, _ROWS))

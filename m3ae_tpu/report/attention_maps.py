@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt8
 from m3ae_tpu.config import DataConfig
 from m3ae_tpu.kernels.attention import reference
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.model.patches import normalize_images
 
 
 def word_attention(

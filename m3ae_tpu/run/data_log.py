@@ -66,9 +66,9 @@ class DataLog:
         self._broken.add(self._steps, faults, list(sums))
         self._clear()
 
-    def line(self, step: int) -> dict[str, float]:
+    def line(self, step: int) -> dict[str, int | float]:
         """Returns the metrics of the steps since the last call, up to `step`, after `reduce`."""
-        line: dict[str, float] = dict(sorted(self._window.items()))
+        line: dict[str, int | float] = dict(sorted(self._window.items()))
         self._window.clear()
         for source, num_records in zip(self._data.sources, self._data.num_records, strict=True):
             rows = step * source.rows

@@ -12,7 +12,7 @@ from m3ae_tpu.errors import UserError
 from m3ae_tpu.train.step import Metrics
 
 _IN_FLIGHT = 2
-"""Steps that the host may be ahead of the device; with more, batches would pile up in its memory."""
+"""Steps that the host may be ahead of the device; more would fill its memory with batches."""
 _FINITE = ("loss", "grad_norm", "parameter_norm")
 
 

@@ -29,7 +29,7 @@ def reconstruction_loss(
     weights: LossConfig,
     normalizer: Normalizer,
 ) -> tuple[Array, Metrics]:
-    """Computes the weighted sum of all reconstruction terms, and each of them (Geng et al. 2022, §3.2).
+    """Computes the weighted sum of all reconstruction terms (Geng et al. 2022, §3.2).
 
     Each kind is computed at its own length and contributes its own terms only: the mean over its
     rows, times the weight of that kind and term.

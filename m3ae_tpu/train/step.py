@@ -111,7 +111,7 @@ def train_step(
 def _accumulate(
     gradient: Callable, batch_and_rows: PyTree, key: Key[Array, ""], num_micro_batches: int
 ) -> tuple[tuple[Array, Metrics], PyTree]:
-    """Computes what `gradient` does of a whole batch, in equal micro-batches one after the other."""
+    """Computes what `gradient` does of the whole batch, in equal micro-batches in turn."""
 
     # Row r goes to micro-batch r % n, so that each of them lies on all devices.
     def split(leaf: Array) -> Array:

@@ -11,8 +11,8 @@ import pytest
 
 from m3ae_tpu.config import Dtype, ModelConfig, TransformerConfig
 from m3ae_tpu.model import masking
-from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.inputs import Inputs
+from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Masks, Selection
 
 GOLDEN = pathlib.Path(

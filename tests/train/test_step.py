@@ -50,7 +50,7 @@ def arguments(config):
     }
 
 
-def initial(config, operations=Operations()):  # noqa: B008
+def initial(config, operations=Operations()):
     return init_state(init_model(config, operations), optimizer_of(config)[0])
 
 
@@ -195,7 +195,7 @@ def rate(config):
     return lambda step: np.asarray(optimizer_of(config)[1](step)).item()
 
 
-def test_the_first_update_has_rate_zero_under_warm_up_and_an_extended_run_follows_its_new_schedule():
+def test_the_first_update_has_rate_zero_and_an_extended_run_follows_its_new_schedule():
     schedule = rate(CONFIG)
     assert schedule(0) == 0
     assert schedule(CONFIG.num_steps) < 1e-12
