@@ -128,12 +128,14 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     try:
         with _no_warnings(), damage_as_value_error(), Image.open(io.BytesIO(data)) as header:
             (width, height), mode = header.size, header.mode
-            turn = _TURNS.get(header.getexif().get(0x0112, 1))
+            is_too_large = width * height > options.max_pixels
+            # Reading the EXIF of a PNG decodes it.
+            turn = None if is_too_large else _TURNS.get(header.getexif().get(0x0112, 1))
     except ImageSizeError:
         raise Unfit("image has too many pixels") from None
     except ValueError:
         raise Unfit("damaged image") from None
-    if width * height > options.max_pixels:
+    if is_too_large:
         raise Unfit("image has too many pixels")
     if min(width, height) < options.min_shorter_side:
         raise Unfit("image too small")

@@ -14,7 +14,9 @@ class CleaningOptions:
     """Conditions that a sample must meet to become a record."""
 
     kind: SampleKind = "paired"
-    """What an example must have; the rest of it is left out."""
+    """Content of an example: image and caption, image, text, or image and class. The rest of a
+    sample is left out.
+    """
     max_shorter_side: int = 0
     """Larger images are resized to this shorter side, pixels; 0 keeps every size."""
     min_shorter_side: int = 8

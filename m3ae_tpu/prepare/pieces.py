@@ -35,6 +35,8 @@ type Group = tuple[Format, tuple[str, ...]]
 """Files that are read together, and their format."""
 type Formats = collections.defaultdict[Format, list[str]]
 """The files of an input by format."""
+type RowCounts = Mapping[str, int]
+"""Numbers of rows of an HDF5 file by prefix of its arrays; empty for a damaged file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +136,10 @@ def find_pieces(inputs: list[str], kind: str) -> Collection:
         for url in sizes:
             prefixes.setdefault(url, set()).add(prefix)
         formats = _formats(sizes)
-        for format, urls in _groups(formats, path, kind):
+        hdf5 = {url: hdf5_rows(url) for url, format in formats.items() if format == "hdf5"}
+        for format, urls in _groups(formats, hdf5, path, kind):
             whole = Piece(format, urls, tuple(sizes[url] for url in urls), prefix=prefix)
-            pieces += _split(whole, kind)
+            pieces += _split(whole, hdf5.get(urls[0], {}), kind)
         ignored |= {url: sizes[url] for url in _ignored(formats, pieces, kind)}
     return Collection(pieces=tuple(pieces), ignored=ignored)
 
@@ -171,13 +174,15 @@ def _ignored(formats: Mapping[str, Format], pieces: list[Piece], kind: str) -> l
     ]
 
 
-def _groups(formats: Mapping[str, Format], given: str, kind: str) -> list[Group]:
+def _groups(
+    formats: Mapping[str, Format], hdf5: Mapping[str, RowCounts], given: str, kind: str
+) -> list[Group]:
     """Returns the files of an input that are read, in groups."""
     by_format: Formats = collections.defaultdict(list)
     for url, format in formats.items():
         by_format[format].append(url)
     tables = [url for url in by_format["table"] if not url.endswith(_STATISTICS)]
-    has_containers = _has_containers(by_format, kind)
+    has_containers = _has_containers(by_format, hdf5, kind)
     needs_tables = bool(by_format["image"]) or not has_containers
     holds = {url: table_holds(url, kind) for url in tables} if needs_tables else {}
     lists = [url for url in tables if holds.get(url) == "images" and kind != "text"]
@@ -193,7 +198,7 @@ def _groups(formats: Mapping[str, Format], given: str, kind: str) -> list[Group]
     return _image_groups(formats, by_format, "addresses" in holds.values(), given)
 
 
-def _has_containers(by_format: Formats, kind: str) -> bool:
+def _has_containers(by_format: Formats, hdf5: Mapping[str, RowCounts], kind: str) -> bool:
     """Returns whether there is an archive, or a file of rows that opens.
 
     A damaged file that starts like one must not decide how the others are read.
@@ -201,7 +206,7 @@ def _has_containers(by_format: Formats, kind: str) -> bool:
     return (
         bool(by_format["tar"])
         or any(parquet_row_groups(url, kind) for url in by_format["parquet"])
-        or any(hdf5_rows(url) for url in by_format["hdf5"])
+        or any(hdf5.values())
     )
 
 
@@ -288,8 +293,14 @@ def _texts(formats: Mapping[str, Format]) -> set[str]:
     }
 
 
-def _split(whole: Piece, kind: str) -> list[Piece]:
-    """Splits a file of many rows into pieces, each worth a process."""
+def _split(whole: Piece, counts: RowCounts, kind: str) -> list[Piece]:
+    """Splits a file of many rows into pieces, each worth a process.
+
+    Args:
+        whole: The file, or loose images, as one piece.
+        counts: Numbers of rows, if it is an HDF5 file.
+        kind: Kind of the samples.
+    """
     url, step = whole.urls[0], TEXTS_PER_PIECE if kind == "text" else IMAGES_PER_PIECE
     piece = functools.partial(dataclasses.replace, whole)
     if whole.format == "table":
@@ -306,7 +317,6 @@ def _split(whole: Piece, kind: str) -> list[Piece]:
             rows += count
         return [piece(start=a, stop=b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
     if whole.format == "hdf5":
-        counts = hdf5_rows(url)
         prefix = whole.prefix if whole.prefix or len(counts) != 1 else next(iter(counts))
         if counts and prefix not in counts:
             names = ", ".join(f"{url}#{name.rstrip('_')}" for name in counts if name)

@@ -199,14 +199,15 @@ def test_the_starter_set_is_made_again_bit_for_bit_and_not_replaced_by_accident(
     refused = make_starter_set(f"--output={tmp_path}")
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"error: --output={tmp_path} holds a set already. Name another folder, or add --overwrite.\n"
+        f"error: --output = {tmp_path} holds a set already. "
+        "Name another folder, or add --overwrite.\n"
     )
 
 
 def test_a_folder_without_the_source_form_is_refused(tmp_path):
     refused = make_starter_set(f"--source={tmp_path}", f"--output={tmp_path}/out")
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: --source={tmp_path} holds no pairs.jsonl.gz.")
+    assert refused.stderr.startswith(f"error: --source = {tmp_path} holds no pairs.jsonl.gz.")
 
 
 def test_a_package_in_a_folder_that_looks_like_a_glob_is_found(tmp_path, monkeypatch):

@@ -154,14 +154,14 @@ def test_damaged_records_are_left_out_and_counted(tmp_path):
     [
         (
             "--shards=starter/images-*",
-            "error: --shards=starter/images-* hold no captions and no texts.",
+            "error: --shards = starter/images-* hold no captions and no texts.",
         ),
         ("--shards=starter/no-*", "error: shards = starter/no-* matches no file."),
         (
             "--output=no/such/folder.model",
-            "error: --output=no/such/folder.model lies in a folder that does not exist",
+            "error: --output = no/such/folder.model is in a folder that does not exist",
         ),
-        ("--output=tests", "error: --output=tests is a folder. Name a file in it."),
+        ("--output=tests", "error: --output = tests is a folder. Name a file in it."),
     ],
 )
 def test_what_the_program_cannot_use_is_named(tmp_path, flag, message):

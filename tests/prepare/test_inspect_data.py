@@ -1,19 +1,19 @@
-"""Guards the look at data: damage is named, and the sheet hides what the masks hide."""
+"""Guards the inspection of data: damage is named, and no file of the user is overwritten."""
 
 import hashlib
 import json
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 
-from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig
+from m3ae_tpu.config import DataConfig, SourceConfig
 from m3ae_tpu.data.manifest import STARTER, read_manifest
 from m3ae_tpu.data.shards import open_shards, write_shards
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.prepare.inspection import find_faults, sources_of, summarise
-from m3ae_tpu.report.contact_sheet import draw_contact_sheet, hide_patches
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_whole_set_has_no_fault_and_each_damage_is_named(folder):
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "cannot be read"), ("{", "damaged"), ("[]", "no shards")]
 )
-def test_a_manifest_that_is_none_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=message):
@@ -77,14 +77,14 @@ def test_the_mixture_and_the_cut_texts_are_those_of_the_config(folder):
     pairs, images = summarise(
         open_data(DataConfig(sources=sources), batch_size=20, seed=0, vocab_size=32_000)
     )
-    assert (pairs.rows, pairs.records, pairs.epochs_per_thousand_steps) == (15, 30, 500.0)
+    assert (pairs.source.rows, pairs.records, pairs.epochs_per_thousand_steps) == (15, 30, 500.0)
     captions = [
         caption for record in open_shards(f"{folder}/train-*") for caption in record.captions
     ]
     _, _, cut = Tokenizer("starter/tokenizer.model").encode(captions, 8)
     assert pairs.texts == len(captions)
     assert pairs.cut == cut / len(captions)
-    assert (images.rows, images.texts, images.cut) == (5, 0, 0.0)
+    assert (images.source.rows, images.texts, images.cut) == (5, 0, 0.0)
 
 
 def test_a_split_is_measured_alone_and_damaged_records_stop_nothing(folder):
@@ -108,26 +108,11 @@ def test_a_folder_may_be_named_like_a_glob(folder, tmp_path_factory):
     assert len(open_shards(found.shards)) == 30
 
 
-def test_patches_that_are_not_visible_are_grey():
-    images = np.random.default_rng(0).integers(0, 100, (2, 8, 8, 3), np.uint8)
-    seen = hide_patches(images, np.array([[0], [3]]), 4)
-    np.testing.assert_array_equal(seen[0, :4, :4], images[0, :4, :4])
-    np.testing.assert_array_equal(seen[1, 4:, 4:], images[1, 4:, 4:])
-    assert [int((image == 150).all(axis=-1).sum()) for image in seen] == [48, 48]
-
-
-def test_a_contact_sheet_shows_every_kind(folder):
-    sources = (
-        SourceConfig(shards=f"{folder}/train-*"),
-        SourceConfig(kind="image", shards="starter/images-*"),
-        SourceConfig(kind="text", shards="starter/texts-*"),
-    )
-    data = DataConfig(sources=sources, image_size=32, num_workers=0)
-    config = PretrainConfig(batch_size=6, model=ModelConfig(patch_size=8), data=data)
-    batch, _ = open_data(data, batch_size=6, seed=0, vocab_size=32_000).loader().batch_at(0)
-    tokenizer = Tokenizer(data.tokenizer)
-    sheet = draw_contact_sheet(config, batch, tokenizer)
-    pairs = draw_contact_sheet(config, {"paired": batch["paired"]}, tokenizer)
-    assert sheet.width == pairs.width
-    assert sheet.height > pairs.height > 192
-    assert (np.asarray(pairs) == 150).all(axis=-1).sum() > 192 * 192
+def test_the_programs_default_sheet_replaces_no_file_of_the_user(tmp_path):
+    mine = tmp_path / "contact_sheet.png"
+    mine.write_bytes(b"mine")
+    command = [sys.executable, "-m", "m3ae_tpu.pipelines.inspect_data", "--config=quickstart"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: contact_sheet.png exists and is not a contact sheet")
+    assert mine.read_bytes() == b"mine"

@@ -1,6 +1,4 @@
-"""Guards what odd and damaged collections give: every sample is kept or dropped with a reason, none
-is passed over.
-"""
+"""Guards odd and damaged collections: every sample is kept, or dropped with a reason."""
 
 import bz2
 import gzip
@@ -18,7 +16,6 @@ from PIL import Image
 from prepare_forms import (
     run,
     shard_bytes,
-    starter_pairs,
     write_folder,
     write_hdf5,
     write_parquet,
@@ -32,19 +29,6 @@ from m3ae_tpu.prepare import pieces
 from m3ae_tpu.prepare.local import prepare_locally
 from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 from m3ae_tpu.prepare.pieces import find_pieces
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    return starter_pairs()
-
-
-@pytest.fixture(scope="module")
-def prepared(pairs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    write_folder(folder / "given", pairs)
-    run(folder / "given", folder / "set")
-    return folder
 
 
 def write_tar(path, members):

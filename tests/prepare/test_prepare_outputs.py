@@ -1,6 +1,4 @@
-"""Guards what a preparation writes where: shards, lists and manifest, and nothing over what is
-there.
-"""
+"""Guards the output of a preparation, and that it overwrites nothing of the user."""
 
 import json
 import subprocess
@@ -9,15 +7,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from prepare_forms import run, starter_pairs, write_folder, write_sidecars
+from prepare_forms import run, write_folder, write_sidecars, write_tars
 
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    return starter_pairs()
+from m3ae_tpu.prepare.command import prepare_collection
+from m3ae_tpu.prepare.options import PrepareOptions
 
 
 def test_duplicates_that_are_dropped_are_named_and_not_in_the_histograms(pairs, tmp_path):
@@ -36,7 +31,7 @@ def test_duplicates_that_are_dropped_are_named_and_not_in_the_histograms(pairs, 
         assert sum(manifest[histogram].values()) == 2
 
 
-def test_files_of_the_user_are_not_written_over(pairs, tmp_path):
+def test_files_of_the_user_are_not_overwritten(pairs, tmp_path):
     write_sidecars(tmp_path / "given", pairs[:2])
     for name in ("dropped.jsonl", "train-00000-of-00001.array_record"):
         (tmp_path / name).mkdir()
@@ -86,10 +81,21 @@ def test_few_large_records_fill_every_shard_that_was_not_asked_for(tmp_path):
         ),
     ],
 )
-def test_what_the_program_cannot_do_is_said_in_a_line(flags, message, pairs, tmp_path):
+def test_the_program_refuses_in_one_line(flags, message, pairs, tmp_path):
     write_sidecars(tmp_path / "given", pairs[:1])
     (tmp_path / "list.txt").touch()
     command = [sys.executable, "-m", "m3ae_tpu.pipelines.prepare_data", "--input=given", *flags]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ended.returncode, ended.stderr[: len(message)]) == (2, message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "list.txt"]
+
+
+def test_the_outcome_is_printed(pairs, tmp_path, capsys):
+    write_tars(tmp_path / "given", pairs[:4])
+    (tmp_path / "given" / "error.tar").write_bytes(b"<html>not found</html>")
+    prepare_collection([f"{tmp_path}/given"], f"{tmp_path}/set", PrepareOptions())
+    outcome, ignored, dropped, files = capsys.readouterr().out.splitlines()
+    assert outcome.startswith("5 given, 4 kept in 1 shard, ")
+    assert ignored == "  ignored 4 files: 00000.parquet, 00000_stats.json, 00001.parquet, ..."
+    assert dropped == "  dropped 1: unknown file format"
+    assert files.startswith(f"{tmp_path}/set/manifest.json; everything dropped is in")

@@ -1,0 +1,57 @@
+"""A tokenizer trained on the captions and texts of shards."""
+
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import Shards, open_shards
+from m3ae_tpu.data.text import Tokenizer, train_tokenizer
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import atomic_write
+
+
+def train_tokenizer_on_shards(
+    patterns: Sequence[str], output: pathlib.Path, *, vocab_size: int, max_texts: int
+) -> int:
+    """Writes a SentencePiece model of all texts of the shards and returns its number of pieces.
+
+    Damaged records are left out, and counted on stderr.
+
+    Args:
+        patterns: Globs of shards.
+        output: File of the model.
+        vocab_size: Pieces at most; a small corpus gives fewer.
+        max_texts: Texts to learn from at most, drawn at random.
+
+    Raises:
+        UserError: the shards have no text, or too little for `vocab_size`.
+    """
+    shards = [open_shards(pattern) for pattern in patterns]
+    require(
+        any(record.captions for record in _records(shards)),
+        f"--shards = {','.join(patterns)} hold no captions and no texts. Name shards with text.",
+    )
+    texts = (text for record in _records(shards) for text in record.captions if text)
+    try:
+        model = train_tokenizer(texts, vocab_size=vocab_size, max_texts=max_texts)
+    except RuntimeError as error:
+        reason = str(error).rpartition("]")[2].strip()[:120]
+        raise UserError(
+            f"--vocab_size = {vocab_size} does not fit these texts ({reason}). Set it lower."
+        ) from None
+    atomic_write(output, model)
+    return Tokenizer(str(output)).vocab_size
+
+
+def _records(shards: Sequence[Shards]) -> Iterator[Record]:
+    for records in shards:
+        num_damaged = len(records)
+        for record in records.undamaged(range(len(records))):
+            num_damaged -= 1
+            yield record
+        if num_damaged:
+            print(
+                f"{num_damaged:,} damaged records of {records.paths[0]} ... are left out",
+                file=sys.stderr,
+            )
