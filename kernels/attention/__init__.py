@@ -6,79 +6,90 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..dispatch import device_kind_of, local_tpu_kind
 from . import cudnn, reference
-from .implementations import fastest_on_gpu
 from .tpu import call as attention_tpu
 
-type Implementation = Literal["auto", "tpu", "gpu", "xla"]
+type Implementation = Literal["auto", "tpu", "cudnn", "xla"]
 
 
 def attention(
     qkv: Float[Array, "batch tokens 3 width"] | Float[Array, "batch tokens three_width"],
-    valid: Bool[Array, "batch tokens"] | None,
+    is_valid: Bool[Array, "batch tokens"] | None,
     num_heads: int,
     *,
     implementation: Implementation = "auto",
+    device_kind: str | None = None,
 ) -> Float[Array, "batch tokens width"]:
-    """Computes multi-head attention, softmax(query keyᵀ / √head_dim) value, of a row's tokens to
-    one another.
+    """Computes multi-head attention, softmax(query keyᵀ / √head_dim) value, within each row.
 
     Logits, softmax and sums are float32 or wider; float32 inputs are multiplied without rounding
     them (`Precision.HIGHEST`) by the TPU kernel. The output has the dtype of `qkv`. Differentiable
-    in `qkv`. Under a mesh, map it over the rows: see `README.md` beside this file.
+    in `qkv`; `jax.vmap` adds its axis to the batch. Under a mesh, map it over the rows with
+    `jax.shard_map`: XLA's partitioner cannot split a kernel.
 
     Args:
-        qkv: Queries, keys and values as one projection yields them; head h owns the channels
-            `h * head_dim` to `(h + 1) * head_dim` of each.
-        valid: True for tokens that may be attended to; None: all. A row without a valid key has
+        qkv: Queries, keys and values, packed as one projection yields them; head h owns the
+            channels `h * head_dim` to `(h + 1) * head_dim` of each.
+        is_valid: True for tokens that may be attended to; None: all. A row without a valid key has
             zero output and gradient.
         num_heads: Divides `width`.
-        implementation: "auto" takes the TPU kernel where the program is lowered for a TPU and the
-            kernel takes the shape; on an NVIDIA GPU what `implementations.json` found fastest;
-            "xla" elsewhere. The others ask for one by name: "tpu" runs on a CPU under
-            `pltpu.force_tpu_interpret_mode()`, "gpu" is cuDNN.
+        implementation: "auto" takes the fastest that supports the shape on the device: the Pallas
+            kernel on TPUs, cuDNN on NVIDIA GPUs, XLA elsewhere. The others ask for one by name:
+            "tpu" runs on a CPU under `pltpu.force_tpu_interpret_mode()`.
+        device_kind: `device_kind` of the devices that the program is for; it decides "auto" and the
+            TPU kernel's block sizes. None: the kind is read from the mesh of the context or of
+            `qkv`. Without a mesh the choice is made when the program is lowered; block sizes are
+            then those of this machine's TPU, or v5e's.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other, or an unknown `implementation`.
-        NotImplementedError: the implementation asked for by name does not take this shape or dtype.
+        NotImplementedError: the implementation asked for by name does not support the shape or
+            dtype.
     """
     qkv = _packed(qkv)
-    _check(qkv, valid, num_heads, implementation)
-    if implementation == "xla":
-        return reference.attention(qkv, valid, num_heads)
+    _check(qkv, is_valid, num_heads, implementation)
     batch, tokens, _, width = qkv.shape
-    head_dim = width // num_heads
+    flat_shape = batch, tokens, 3 * width
+    device_kind = device_kind or device_kind_of(qkv)
+    tpu_kind = device_kind or local_tpu_kind()
 
-    def on_tpu(qkv: Array, valid: Array | None) -> Array:
-        return attention_tpu.attention(qkv.reshape(batch, tokens, 3 * width), valid, num_heads)
+    def on_tpu(qkv: Array, is_valid: Array | None) -> Array:
+        return attention_tpu.attention(
+            qkv.reshape(flat_shape),
+            is_valid,
+            num_heads,
+            device_kind=tpu_kind,
+            is_interpretable=implementation == "tpu",
+        )
 
-    def on_gpu(qkv: Array, valid: Array | None) -> Array:
-        return cudnn.attention(qkv, valid, num_heads)
+    def on_nvidia(qkv: Array, is_valid: Array | None) -> Array:
+        return cudnn.attention(qkv, is_valid, num_heads)
 
-    def elsewhere(qkv: Array, valid: Array | None) -> Array:
-        return reference.attention(qkv, valid, num_heads)
+    def on_any(qkv: Array, is_valid: Array | None) -> Array:
+        return reference.attention(qkv, is_valid, num_heads)
 
-    kernels = {"tpu": on_tpu, "gpu": on_gpu}
-    reasons = {
-        "tpu": attention_tpu.unsupported_reason((batch, tokens, 3 * width), qkv.dtype, num_heads),
-        "gpu": cudnn.unsupported_reason(qkv.dtype, head_dim),
+    functions = {"tpu": on_tpu, "cudnn": on_nvidia, "xla": on_any}
+    unsupported = {
+        "tpu": attention_tpu.unsupported_reason(flat_shape, qkv.dtype, num_heads, tpu_kind),
+        "cudnn": cudnn.unsupported_reason(qkv.dtype, width // num_heads),
+        "xla": None,
     }
     if implementation != "auto":
-        if (reason := reasons[implementation]) is not None:
+        if (reason := unsupported[implementation]) is not None:
             raise NotImplementedError(f'{reason}. Use implementation="xla" or "auto".')
-        return kernels[implementation](qkv, valid)
-    choice = {"default": elsewhere}
-    if (
-        reasons["tpu"] is None and not attention_tpu.interprets()
-    ):  # Interpreted is what was asked for by name.
-        choice["tpu"] = on_tpu
-    if reasons["gpu"] is None:
-        kind = jax.devices()[0].device_kind
-        if fastest_on_gpu(kind, tokens, masked=valid is not None) == "gpu":
-            choice["cuda"] = on_gpu
-    if len(choice) == 1:
-        return elsewhere(qkv, valid)
-    return jax.lax.platform_dependent(qkv, valid, **choice)
+        return functions[implementation](qkv, is_valid)
+    branches = {"default": on_any}
+    if unsupported["tpu"] is None:
+        branches["tpu"] = on_tpu
+    if unsupported["cudnn"] is None and tokens <= cudnn.MAX_FASTEST_TOKENS:
+        branches["cuda"] = on_nvidia
+    if device_kind is not None:
+        platform = {"TPU": "tpu", "NVIDIA": "cuda"}.get(device_kind.split()[0], "default")
+        return branches.get(platform, on_any)(qkv, is_valid)
+    if len(branches) == 1:
+        return on_any(qkv, is_valid)
+    return jax.lax.platform_dependent(qkv, is_valid, **branches)
 
 
 def _packed(qkv: Array) -> Array:
@@ -92,18 +103,19 @@ def _packed(qkv: Array) -> Array:
     )
 
 
-def _check(qkv: Array, valid: Array | None, num_heads: int, implementation: str) -> None:
+def _check(qkv: Array, is_valid: Array | None, num_heads: int, implementation: str) -> None:
     if implementation not in (names := get_args(Implementation.__value__)):
         raise ValueError(f"implementation = {implementation!r}; choose {', '.join(names)}.")
     if 0 in qkv.shape:
-        raise ValueError(f"qkv has shape {qkv.shape}, which holds nothing.")
+        raise ValueError(f"qkv has shape {qkv.shape}; every size must be 1 or more.")
     if num_heads < 1 or qkv.shape[3] % num_heads:
         raise ValueError(
             f"num_heads = {num_heads} does not divide the width {qkv.shape[3]} of qkv."
         )
     if not jnp.issubdtype(qkv.dtype, jnp.floating):
         raise ValueError(f"qkv is {qkv.dtype}; cast it to a float.")
-    if valid is not None and (valid.shape != qkv.shape[:2] or valid.dtype != jnp.bool):
+    if is_valid is not None and (is_valid.shape != qkv.shape[:2] or is_valid.dtype != jnp.bool):
         raise ValueError(
-            f"valid is {valid.dtype} of shape {valid.shape}; give bool of shape {qkv.shape[:2]}."
+            f"is_valid is {is_valid.dtype} of shape {is_valid.shape}; "
+            f"give bool of shape {qkv.shape[:2]}."
         )

@@ -10,60 +10,64 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..chips import chip_name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """How a kernel cuts its work."""
+    """Sizes of the pieces in which a kernel does its work."""
 
     rows: int
-    """Rows of the batch per program, at most."""
+    """Rows of the batch per program of the grid, at most."""
     unroll: int
-    """Groups of heads per trip of the loop, at most."""
-    lags: tuple[int, ...]
-    """Units between each stage of the work and the next: two forward, three backward."""
+    """Head groups per iteration of the kernel's loop, at most."""
+    stage_offsets: tuple[int, ...]
+    """Tasks between each stage and the next in the software pipeline: two forward, three
+    backward.
+    """
     query_tile: int
-    """Queries per unit: the columns of a matrix unit, or half of them."""
+    """Queries per task: the columns of a matrix unit, or half of them."""
     key_tile: int
-    """Keys per unit: the rows of a matrix unit, or half of them."""
+    """Keys per task: the rows of a matrix unit, or half of them."""
     vmem_limit_bytes: int
-
-
-CHIPS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
-"""Names in the table, and the `device_kind` of each."""
 
 
 @functools.cache
 def table() -> list[dict]:
-    """Returns the rows of `block_sizes.json`; the first that fits counts, `null` fits all."""
+    """Returns the rows of `block_sizes.json`; the first match applies, `null` matches anything."""
     return json.loads(
         importlib.resources.files(__package__).joinpath("block_sizes.json").read_text()
     )
 
 
-_CHOSEN: dict[str, Blocks] = {}
+_OVERRIDES: dict[str, Blocks] = {}
 
 
 @contextlib.contextmanager
 def override_blocks(kernel: str, blocks: Blocks) -> Iterator[None]:
-    """Has programs that are lowered meanwhile take these block sizes for a kernel, whatever the
-    table says.
-    """
-    _CHOSEN[kernel] = blocks
+    """Overrides the table's block sizes of `kernel` for programs traced inside the `with` block."""
+    _OVERRIDES[kernel] = blocks
     try:
         yield
     finally:
-        del _CHOSEN[kernel]
+        del _OVERRIDES[kernel]
 
 
 def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: DTypeLike) -> Blocks:
     """Returns the block sizes of a kernel for a chip and a shape.
 
+    Args:
+        kernel: "attention_forward" or "attention_backward".
+        device_kind: As JAX names the chip; the sizes of an unknown one, or of None, are v5e's.
+        tokens: Tokens of a row.
+        dtype: Dtype of the arrays.
+
     Raises:
         NotImplementedError: the kernel does not fit into the chip.
     """
-    if kernel in _CHOSEN:
-        return _CHOSEN[kernel]
-    chip = {kind: chip for chip, kind in CHIPS.items()}.get(device_kind or "")
+    if kernel in _OVERRIDES:
+        return _OVERRIDES[kernel]
+    chip = chip_name(device_kind)
     for row in table():
         if (
             row["kernel"] in (None, kernel)
@@ -73,5 +77,6 @@ def blocks_for(kernel: str, device_kind: str | None, tokens: int, dtype: DTypeLi
         ):
             if row["blocks"] is None:
                 raise NotImplementedError(f"{kernel} of {tokens} tokens, {dtype}: {row['source']}")
-            return Blocks(**row["blocks"] | {"lags": tuple(row["blocks"]["lags"])})
+            offsets = tuple(row["blocks"]["stage_offsets"])
+            return Blocks(**row["blocks"] | {"stage_offsets": offsets})
     raise LookupError(f"block_sizes.json has no row for {kernel} of {tokens} tokens, {dtype}.")

@@ -1,12 +1,10 @@
-"""Shapes of attention as the models of this project have them: what tests, tuning and benchmarks
-share.
-"""
+"""Attention shapes of this project's models, shared by tests, tuning and benchmarks."""
 
 from typing import NamedTuple
 
 
 class AttentionShape(NamedTuple):
-    """One row of a batch."""
+    """Sizes of one row of a batch."""
 
     tokens: int
     num_heads: int
@@ -17,8 +15,8 @@ class AttentionShape(NamedTuple):
         return self.num_heads * self.head_dim
 
 
-# Images of 256 pixels in patches of 16, a quarter visible, and what joins them: 81 in the encoder;
-# with 64 words or with all patches, 257 to 321 in the decoder.
+# A class token, 256 patches (256 pixels in patches of 16) and 64 words. The encoder sees a quarter
+# of patches and words, 1 + 64 + 16 tokens; the decoder all, 1 + 256 + 64, or 1 + 256 without words.
 ATTENTION = {
     "encoder_small": AttentionShape(tokens=81, num_heads=6, head_dim=64),
     "encoder_base": AttentionShape(tokens=81, num_heads=12, head_dim=64),

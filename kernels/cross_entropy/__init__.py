@@ -1,4 +1,4 @@
-"""Projection to a vocabulary and cross-entropy in one: the public function, and the choice per
+"""Projection to a vocabulary fused with cross-entropy: the public function, and the choice per
 device.
 """
 
@@ -16,9 +16,9 @@ from .reference import CrossEntropy
 type Implementation = Literal["auto", "tpu", "chunked", "xla"]
 
 _CACHE_LOGITS = 2**18
-"""Logits at a time on a CPU: one megabyte of float32, which its cache holds."""
+"""Logits at a time on a CPU: one megabyte of float32, which fits its cache."""
 _DEVICE_LOGITS = 2**25
-"""Logits at a time elsewhere: enough for full matrix units."""
+"""Logits at a time elsewhere: enough to fill matrix units."""
 
 
 def cross_entropy(
@@ -26,48 +26,51 @@ def cross_entropy(
     kernel: Float[Array, "width vocab"],
     bias: Float[Array, " vocab"],
     ids: Int[Array, "batch tokens"],
-    counts: Bool[Array, "batch tokens"],
+    is_counted: Bool[Array, "batch tokens"],
     *,
     implementation: Implementation = "auto",
 ) -> CrossEntropy:
-    """Projects tokens to a vocabulary and measures each row's cross-entropy with the true ids.
+    """Projects tokens to a vocabulary and averages their cross-entropy with the true ids by row.
 
     Logits are float32 or wider, and never held for all tokens at once. Differentiable in `x`,
-    `kernel` and `bias`. Tokens that do not count cost no time. Under a mesh, map it over the rows.
+    `kernel` and `bias`. Tokens that are not counted cost no time. Under a mesh, map it over the
+    rows with `jax.shard_map`.
 
     Args:
-        x: Multiplied in its own dtype, to which `kernel` is cast.
+        x: Hidden tokens; multiplied in their own dtype, to which `kernel` is cast.
         kernel: Column v yields the logit of id v.
         bias: Added to the logits.
         ids: int32, true ids, below `vocab`.
-        counts: True for tokens that count; the others change nothing and have no gradient.
-        implementation: "auto" takes the TPU kernel where the program is lowered for a TPU and the
-            kernel takes the shape, "chunked" elsewhere; "xla" holds all logits. "tpu" runs on a CPU
-            under `pltpu.force_tpu_interpret_mode()`.
+        is_counted: True for tokens that enter their row's average; the others have no effect and no
+            gradient.
+        implementation: "auto" takes the Pallas kernel where the program is lowered for a TPU and
+            the kernel supports the shape, and "chunked" elsewhere. "xla" holds all logits. "tpu"
+            runs on a CPU under `pltpu.force_tpu_interpret_mode()`.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other, or an unknown `implementation`.
-        NotImplementedError: the implementation asked for by name does not take this shape or dtype.
+        NotImplementedError: the implementation asked for by name does not support the shape or
+            dtype.
     """
-    _check(x, kernel, bias, ids, counts, implementation)
+    _check(x, kernel, bias, ids, is_counted, implementation)
     if implementation == "xla":
-        return reference.cross_entropy(x, kernel, bias, ids, counts)
+        return reference.cross_entropy(x, kernel, bias, ids, is_counted)
     rows = x.reshape(-1, x.shape[2])
-    order = jnp.argsort(~counts.reshape(-1))  # Tokens that count come first.
-    back = jnp.argsort(order)
-    scores = _scores(implementation, (rows.shape[0], rows.shape[1]), x.dtype, kernel.shape[1])(
-        _permute(rows, order, back),
+    order = jnp.argsort(~is_counted.reshape(-1))  # Counted tokens come first.
+    inverse = jnp.argsort(order)
+    scores = _choose(implementation, (rows.shape[0], rows.shape[1]), x.dtype, kernel.shape[1])(
+        _permute(rows, order, inverse),
         kernel,
         bias,
         ids.reshape(-1)[order],
-        counts.sum(dtype=jnp.int32),
+        is_counted.sum(dtype=jnp.int32),
     )
-    nll, is_right = (_permute(score, back, order).reshape(ids.shape) for score in scores)
-    return reference.mean_by_row(nll, is_right, counts)
+    nll, is_right = (_permute(score, inverse, order).reshape(ids.shape) for score in scores)
+    return reference.mean_by_row(nll, is_right, is_counted)
 
 
-def _scores(implementation: str, shape: tuple[int, int], dtype: jnp.dtype, vocab: int) -> Callable:
-    """Returns what computes each token's cross-entropy, the tokens that count first."""
+def _choose(implementation: str, shape: tuple[int, int], dtype: jnp.dtype, vocab: int) -> Callable:
+    """Returns the function that computes the cross-entropy of each token, counted ones first."""
     reason = tpu.unsupported_reason(*shape, dtype)
     if implementation == "tpu":
         if reason is not None:
@@ -78,25 +81,25 @@ def _scores(implementation: str, shape: tuple[int, int], dtype: jnp.dtype, vocab
         chunk = max(8, logits // vocab // 8 * 8)
         return functools.partial(chunked.token_scores, chunk=chunk)
 
-    choice = {"cpu": in_chunks(_CACHE_LOGITS), "default": in_chunks(_DEVICE_LOGITS)}
+    branches = {"cpu": in_chunks(_CACHE_LOGITS), "default": in_chunks(_DEVICE_LOGITS)}
     if implementation == "auto" and reason is None:
-        choice["tpu"] = tpu.token_scores
-    return functools.partial(jax.lax.platform_dependent, **choice)
+        branches["tpu"] = functools.partial(tpu.token_scores, is_interpretable=False)
+    return functools.partial(jax.lax.platform_dependent, **branches)
 
 
 @jax.custom_vjp
-def _permute(x: Array, order: Array, back: Array) -> Array:
-    """Returns x[order]; `back` undoes it, so that the gradient is gathered and not scattered."""
+def _permute(x: Array, order: Array, inverse: Array) -> Array:
+    """Returns x[order]. With the inverse permutation its gradient is a gather, not a scatter."""
     return x[order]
 
 
 _permute.defvjp(
-    lambda x, order, back: (x[order], back),
-    lambda back, dx: (dx[back], None, None),
+    lambda x, order, inverse: (x[order], inverse),
+    lambda inverse, dx: (dx[inverse], None, None),
 )
 
 
-def _check(x, kernel, bias, ids, counts, implementation: str) -> None:
+def _check(x, kernel, bias, ids, is_counted, implementation: str) -> None:
     if implementation not in (names := get_args(Implementation.__value__)):
         raise ValueError(f"implementation = {implementation!r}; choose {', '.join(names)}.")
     if x.ndim != 3 or 0 in x.shape:
@@ -108,8 +111,9 @@ def _check(x, kernel, bias, ids, counts, implementation: str) -> None:
             f"kernel has shape {kernel.shape}, bias {bias.shape}; "
             f"give [width, vocab] and [vocab] with width = {x.shape[2]}."
         )
-    for name, array, kind in (("ids", ids, jnp.integer), ("counts", counts, jnp.bool)):
+    for name, array, kind in (("ids", ids, jnp.integer), ("is_counted", is_counted, jnp.bool)):
         if array.shape != x.shape[:2] or not jnp.issubdtype(array.dtype, kind):
             raise ValueError(
-                f"{name} is {array.dtype} of shape {array.shape}; give {kind.__name__} of shape {x.shape[:2]}."
+                f"{name} is {array.dtype} of shape {array.shape}; "
+                f"give {kind.__name__} of shape {x.shape[:2]}."
             )

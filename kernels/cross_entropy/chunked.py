@@ -1,6 +1,4 @@
-"""Projection and cross-entropy of each token in plain JAX, some tokens at a time: no array holds
-all logits.
-"""
+"""Projection and cross-entropy of each token in plain JAX, a chunk of tokens at a time."""
 
 import functools
 
@@ -24,21 +22,22 @@ def token_scores(
     """Returns each token's cross-entropy, and whether its best guess is right; 0 and False from
     `num_counted` on.
 
-    Only tokens that count cost time. The backward pass computes their logits again, and sums the
-    gradients of `kernel` and `bias` in float32 or wider.
+    Only counted tokens cost time, and no array holds the logits of more than a chunk. The backward
+    pass computes the logits again, and sums the gradients of `kernel` and `bias` in float32 or
+    wider.
 
     Args:
-        x: Multiplied in its own dtype; the tokens that count come first.
+        x: Hidden tokens, counted ones first; multiplied in their own dtype.
         kernel: Cast to the dtype of `x`.
         bias: Added to the logits.
         ids: int32, true ids.
-        num_counted: int32, tokens that count.
-        chunk: Tokens at a time.
+        num_counted: int32, counted tokens.
+        chunk: Tokens whose logits are held at a time.
     """
     tokens = x.shape[0]
     chunk = min(chunk, tokens)
-    rest = -tokens % chunk
-    x, ids = jnp.pad(x, ((0, rest), (0, 0))), jnp.pad(ids, (0, rest))
+    padding = -tokens % chunk
+    x, ids = jnp.pad(x, ((0, padding), (0, 0))), jnp.pad(ids, (0, padding))
     scores = _token_scores(x, kernel.astype(x.dtype), bias, ids, num_counted, chunk)
     return jax.tree.map(lambda score: score[:tokens], scores)
 
@@ -53,12 +52,12 @@ def _forward(x, kernel, bias, ids, num_counted, chunk: int):
     zeros = jnp.zeros(ids.shape, wide)
 
     def body(i, scores):
-        logits, true = logits_of(_cut(x, i, chunk), kernel, bias), _cut(ids, i, chunk)
+        logits, true = logits_of(_take(x, i, chunk), kernel, bias), _take(ids, i, chunk)
         logsumexp = jax.nn.logsumexp(logits, axis=1)
         nll = logsumexp - jnp.take_along_axis(logits, true[:, None], axis=1)[:, 0]
         is_right = jnp.argmax(logits, axis=1).astype(true.dtype) == true
-        counts = _cut_counts(num_counted, i, chunk)
-        own = jnp.where(counts, nll, jnp.zeros((), wide)), is_right & counts, logsumexp
+        is_counted = _is_counted(num_counted, i, chunk)
+        own = jnp.where(is_counted, nll, jnp.zeros((), wide)), is_right & is_counted, logsumexp
         return jax.tree.map(functools.partial(_put, i=i, chunk=chunk), scores, own)
 
     scores = zeros, jnp.zeros(ids.shape, jnp.bool), zeros
@@ -73,11 +72,11 @@ def _backward(chunk: int, saved, cotangents):
 
     def body(i, gradients):
         dx, dkernel, dbias = gradients
-        own = _cut(x, i, chunk)
-        probs = jnp.exp(logits_of(own, kernel, bias) - _cut(logsumexp, i, chunk)[:, None])
-        is_true = (columns == _cut(ids, i, chunk)[:, None]).astype(wide)
-        counts = _cut_counts(num_counted, i, chunk)
-        scale = jnp.where(counts, _cut(cotangents[0], i, chunk), jnp.zeros((), wide))
+        own = _take(x, i, chunk)
+        probs = jnp.exp(logits_of(own, kernel, bias) - _take(logsumexp, i, chunk)[:, None])
+        is_true = (columns == _take(ids, i, chunk)[:, None]).astype(wide)
+        is_counted = _is_counted(num_counted, i, chunk)
+        scale = jnp.where(is_counted, _take(cotangents[0], i, chunk), jnp.zeros((), wide))
         dlogits = (probs - is_true) * scale[:, None]
         dbias = dbias + dlogits.sum(axis=0)
         dlogits = dlogits.astype(x.dtype)
@@ -92,15 +91,15 @@ def _backward(chunk: int, saved, cotangents):
 _token_scores.defvjp(_forward, _backward)
 
 
-def _cut(array: Array, i: Array, chunk: int) -> Array:
+def _take(array: Array, i: Array, chunk: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, i * chunk, chunk)
 
 
-def _put(array: Array, part: Array, *, i: Array, chunk: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, part, i * chunk, axis=0)
+def _put(array: Array, values: Array, *, i: Array, chunk: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, values, i * chunk, axis=0)
 
 
-def _cut_counts(num_counted: Array, i: Array, chunk: int) -> Array:
+def _is_counted(num_counted: Array, i: Array, chunk: int) -> Array:
     return i * chunk + jnp.arange(chunk, dtype=jnp.int32) < num_counted
 
 

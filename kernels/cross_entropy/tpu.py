@@ -1,12 +1,11 @@
-"""Projection and cross-entropy of each token on TPUs: the Pallas kernels, and what surrounds them.
+"""Projection and cross-entropy of each token on TPUs: the Pallas kernels and their gradient.
 
-A program takes a block of the vocabulary past all tokens, which stay in VMEM: no logit ever leaves
-it.
+The tokens stay in VMEM while blocks of the vocabulary pass through it. No logit is written to HBM.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,23 +14,25 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
+from ..dispatch import interpret_mode
+
 LANES = 128
 _TOKENS, _COLUMNS, _TILE = 256, 1280, 256
-"""Tokens and ids of a block of logits, and ids of a tile: one is multiplied while the one before is
-looked at.
+"""Tokens and ids of a block of logits, and ids of a tile. The matrix units multiply one tile while
+the vector units reduce the one before.
 """
 _MAX_TOKENS = 8192
 _VMEM_LIMIT_BYTES = 64 * 2**20
 _LOWEST = -1e30
-"""Stands for -inf, which would make NaN of differences."""
+"""Logit of a padding id. Not -inf, whose difference with itself is NaN."""
 
 
 def unsupported_reason(tokens: int, width: int, dtype: jnp.dtype) -> str | None:
-    """Returns why the kernels do not take `x` [tokens, width], or None if they do."""
+    """Returns why the kernels do not support `x` [tokens, width], or None if they do."""
     if dtype != jnp.bfloat16:
         return f"x is {dtype}, not bfloat16"
     if width % LANES or width > 1024:
-        return f"a width of {width} is no multiple of {LANES} up to 1024"
+        return f"a width of {width} is not a multiple of {LANES} up to 1024"
     if tokens > _MAX_TOKENS:
         return f"{tokens} tokens are more than {_MAX_TOKENS}"
     return None
@@ -43,35 +44,45 @@ def token_scores(
     bias: Float[Array, " vocab"],
     ids: Int[Array, " tokens"],
     num_counted: Int[Array, ""],
+    *,
+    is_interpretable: bool = True,
 ) -> tuple[Float[Array, " tokens"], Bool[Array, " tokens"]]:
-    """Computes what `cross_entropy_chunked.token_scores` does, for shapes that `unsupported_reason`
-    has no objection to.
+    """Computes `chunked.token_scores`; `unsupported_reason` must be None for the inputs.
+
+    Args:
+        x: As for `chunked.token_scores`.
+        kernel: As for `chunked.token_scores`.
+        bias: As for `chunked.token_scores`.
+        ids: As for `chunked.token_scores`.
+        num_counted: As for `chunked.token_scores`.
+        is_interpretable: Run on a CPU under `pltpu.force_tpu_interpret_mode()`; if False the mode
+            is ignored.
     """
     (tokens, _), vocab = x.shape, kernel.shape[1]
-    more_tokens, more_columns = (
-        -tokens % _TOKENS,
-        -vocab % min(_COLUMNS, -(-vocab // LANES) * LANES),
-    )
+    more_tokens = -tokens % _TOKENS
+    more_columns = -vocab % min(_COLUMNS, -(-vocab // LANES) * LANES)
     nll, is_right = _token_scores(
         jnp.pad(x, ((0, more_tokens), (0, 0))),
         jnp.pad(kernel, ((0, 0), (0, more_columns))),
         jnp.pad(bias.astype(jnp.float32), (0, more_columns), constant_values=_LOWEST)[None],
         jnp.pad(ids.astype(jnp.int32), (0, more_tokens)),
         num_counted,
+        is_interpretable,
     )
     return nll[:tokens], is_right[:tokens]
 
 
-@jax.custom_vjp
-def _token_scores(x, kernel, bias, ids, num_counted):
-    return _forward(x, kernel, bias, ids, num_counted)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _token_scores(x, kernel, bias, ids, num_counted, is_interpretable: bool):
+    return _forward(x, kernel, bias, ids, num_counted, is_interpretable)[0]
 
 
-def _forward(x, kernel, bias, ids, num_counted):
+def _forward(x, kernel, bias, ids, num_counted, is_interpretable: bool):
     best, best_id, total, true = _call(
         _forward_kernel,
         "cross_entropy_forward",
         num_counted,
+        is_interpretable=is_interpretable,
         whole=[x, _lanes(ids)],
         by_column=[kernel, bias],
         whole_out=[
@@ -83,19 +94,20 @@ def _forward(x, kernel, bias, ids, num_counted):
     largest = best.max(axis=1)
     logsumexp = largest + jnp.log((total * jnp.exp(best - largest[:, None])).sum(axis=1))
     guess = jnp.where(best == largest[:, None], best_id, kernel.shape[1]).min(axis=1)
-    counts = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
-    nll = jnp.where(counts, logsumexp - true.sum(axis=1), 0.0)
-    return (nll, (guess == ids) & counts), (x, kernel, bias, ids, num_counted, logsumexp)
+    is_counted = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
+    nll = jnp.where(is_counted, logsumexp - true.sum(axis=1), 0.0)
+    return (nll, (guess == ids) & is_counted), (x, kernel, bias, ids, num_counted, logsumexp)
 
 
-def _backward(saved, cotangents):
+def _backward(is_interpretable: bool, saved, cotangents):
     x, kernel, bias, ids, num_counted, logsumexp = saved
-    counts = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
-    scale = jnp.where(counts, cotangents[0], 0.0)
+    is_counted = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
+    scale = jnp.where(is_counted, cotangents[0], 0.0)
     dx, dkernel, dbias = _call(
         _backward_kernel,
         "cross_entropy_backward",
         num_counted,
+        is_interpretable=is_interpretable,
         whole=[x, x.T, _lanes(ids), _lanes(logsumexp), _lanes(scale)],
         by_column=[kernel, bias],
         whole_out=[(x.shape, jnp.float32)],
@@ -120,8 +132,22 @@ def _columns(kernel: Array) -> int:
 
 
 def _call(
-    body, name: str, num_counted, *, whole, by_column, whole_out, by_column_out=(), scratch=()
+    body,
+    name: str,
+    num_counted,
+    *,
+    is_interpretable: bool,
+    whole,
+    by_column,
+    whole_out,
+    by_column_out=(),
+    scratch=(),
 ):
+    """Runs a kernel; arrays `whole` stay in VMEM, blocks of columns of `by_column` pass through it.
+
+    `jax.vmap` runs it once for each index of the mapped axis, since the number of counted tokens
+    differs.
+    """
     columns = _columns(by_column[0])
 
     def all_of(shape):
@@ -131,24 +157,34 @@ def _call(
         return pl.BlockSpec((shape[0], columns), lambda j, i, _: (0, j))
 
     outputs = [*whole_out, *by_column_out]
-    return pl.pallas_call(
-        body,
-        name=name,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(by_column[0].shape[1] // columns, whole[0].shape[0] // _TOKENS),
-            in_specs=[*(all_of(x.shape) for x in whole), *(block_of(x.shape) for x in by_column)],
-            out_specs=[
-                *(all_of(s) for s, _ in whole_out),
-                *(block_of(s) for s, _ in by_column_out),
-            ],
-            scratch_shapes=list(scratch),
-        ),
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM_LIMIT_BYTES
-        ),
-    )(num_counted.reshape(1), *whole, *by_column)
+
+    @jax.custom_batching.sequential_vmap
+    def run(*arrays: Array) -> Sequence[Array]:
+        with interpret_mode(is_allowed=is_interpretable):
+            return pl.pallas_call(
+                body,
+                name=name,
+                grid_spec=pltpu.PrefetchScalarGridSpec(
+                    num_scalar_prefetch=1,
+                    grid=(by_column[0].shape[1] // columns, whole[0].shape[0] // _TOKENS),
+                    in_specs=[
+                        *(all_of(x.shape) for x in whole),
+                        *(block_of(x.shape) for x in by_column),
+                    ],
+                    out_specs=[
+                        *(all_of(s) for s, _ in whole_out),
+                        *(block_of(s) for s, _ in by_column_out),
+                    ],
+                    scratch_shapes=list(scratch),
+                ),
+                out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
+                compiler_params=pltpu.CompilerParams(
+                    dimension_semantics=("arbitrary", "arbitrary"),
+                    vmem_limit_bytes=_VMEM_LIMIT_BYTES,
+                ),
+            )(*arrays)
+
+    return run(num_counted.reshape(1), *whole, *by_column)
 
 
 def _tiles(cast_ref) -> list[slice]:
@@ -159,15 +195,15 @@ def _tiles(cast_ref) -> list[slice]:
 
 
 def _logits(x_ref, rows, cast_ref, bias_ref, columns: slice) -> list[Array]:
-    """A tile's logits, by lanes."""
+    """Returns a tile's logits, as arrays of `LANES` ids."""
     logits = jnp.dot(x_ref[rows, :], cast_ref[:, columns], preferred_element_type=jnp.float32)
     logits = logits + bias_ref[:, columns]
     return [logits[:, start : start + LANES] for start in range(0, logits.shape[1], LANES)]
 
 
 def _one_ahead(tiles: list[slice], compute: Callable[[slice], Any]) -> Iterator[tuple[slice, Any]]:
-    """Yields tiles and what is computed of each, the next one's computation written before: both
-    units then work.
+    """Yields (tile, compute(tile)), issuing the next tile first so that matrix and vector units
+    overlap.
     """
     ahead = compute(tiles[0])
     for tile, following in itertools.zip_longest(tiles, tiles[1:]):
@@ -180,8 +216,8 @@ def _lane_ids(first: Array, column: int) -> Array:
 
 
 def _place(num_counted_ref):
-    """Whether this is the first program of all, the first of its columns, has a token that counts;
-    and its rows.
+    """Returns whether this program is the first of all, whether it is the first of its columns,
+    whether it has a counted token, and its rows.
     """
     column, block = pl.program_id(0), pl.program_id(1)
     rows = pl.ds(pl.multiple_of(block * _TOKENS, _TOKENS), _TOKENS)
@@ -200,8 +236,8 @@ def _forward_kernel(
     true_ref,
     cast_ref,
 ):
-    """Keeps, for every token and lane, the largest logit, its id, the sum of exponentials, and the
-    true id's logit.
+    """Updates, for every token and lane, the largest logit, its id, the sum of exponentials, and
+    the true id's logit.
     """
     starts, is_new, has_tokens, rows = _place(num_counted_ref)
     first = pl.program_id(0) * kernel_ref.shape[1]
@@ -222,9 +258,9 @@ def _forward_kernel(
         best, best_id, true = best_ref[rows, :], best_id_ref[rows, :], true_ref[rows, :]
         total, wanted = total_ref[rows, :], ids_ref[rows, :]
         logits = functools.partial(_logits, x_ref, rows, cast_ref, bias_ref)
-        for tile, parts in _one_ahead(_tiles(cast_ref), logits):
+        for tile, pieces in _one_ahead(_tiles(cast_ref), logits):
             old_best = best
-            for number, values in enumerate(parts):
+            for number, values in enumerate(pieces):
                 here = _lane_ids(first, tile.start + number * LANES)
                 is_better = values > best
                 best, best_id = (
@@ -233,7 +269,7 @@ def _forward_kernel(
                 )
                 true = true + jnp.where(here == wanted, values, 0.0)
             total = total * jnp.exp(old_best - best)
-            for values in parts:
+            for values in pieces:
                 total = total + jnp.exp(values - best)
         best_ref[rows, :], best_id_ref[rows, :], true_ref[rows, :] = best, best_id, true
         total_ref[rows, :] = total
@@ -254,9 +290,7 @@ def _backward_kernel(
     cast_ref,
     sum_ref,
 ):
-    """Computes the logits' gradients again, and at once their products with the kernel and with the
-    tokens.
-    """
+    """Computes the logits' gradients and, from them, those of tokens, kernel and bias."""
     starts, is_new, has_tokens, rows = _place(num_counted_ref)
     first = pl.program_id(0) * kernel_ref.shape[1]
 
@@ -275,9 +309,9 @@ def _backward_kernel(
         logsumexp, scale, wanted = logsumexp_ref[rows, :], scale_ref[rows, :], ids_ref[rows, :]
         dx = dx_ref[rows, :]
         logits = functools.partial(_logits, x_ref, rows, cast_ref, bias_ref)
-        for tile, parts in _one_ahead(_tiles(cast_ref), logits):
+        for tile, pieces in _one_ahead(_tiles(cast_ref), logits):
             dlogits = []
-            for number, values in enumerate(parts):
+            for number, values in enumerate(pieces):
                 is_true = _lane_ids(first, tile.start + number * LANES) == wanted
                 probs = jnp.exp(values - logsumexp)
                 dlogits.append(jnp.where(is_true, probs - 1.0, probs) * scale)

@@ -1,5 +1,5 @@
-"""Guards the text head's cross-entropy: every form against float64, rows without a word, and what
-is refused.
+"""Guards the text head's cross-entropy: each implementation against float64, rows without a counted
+token, and refused arguments.
 """
 
 import functools
@@ -9,44 +9,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # Where races are told.
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # For its list of races.
 from jax.experimental.pallas import tpu as pltpu
 
-from m3ae_tpu.kernels.cross_entropy import (
-    chunked as cross_entropy_chunked,
-)
-from m3ae_tpu.kernels.cross_entropy import cross_entropy, reference
-from m3ae_tpu.kernels.cross_entropy import (
-    tpu as cross_entropy_tpu,
-)
+from m3ae_tpu.kernels.cross_entropy import chunked, cross_entropy, reference, tpu
 from m3ae_tpu.parallel.mesh import by_example, cross_entropy_on, make_mesh, replicated
 
 INTERPRETED = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 
 
 def inputs(batch, tokens, vocab, width=16, *, dtype=jnp.float32, spread=1.0):
-    """Random tokens and a random head; row 0 has no token that counts, row 1 one, the others some."""
+    """Draws tokens and a head; row 0 has no counted token, row 1 one, the others some."""
     rng = np.random.default_rng(tokens)
-    counts = rng.random((batch, tokens)) < 0.6
-    counts[:2] = False
-    counts[1:, tokens // 2] = True
+    is_counted = rng.random((batch, tokens)) < 0.6
+    is_counted[:2] = False
+    is_counted[1:, tokens // 2] = True
     x = jnp.asarray(spread * rng.standard_normal((batch, tokens, width)), dtype)
-    # Numbers that bfloat16 has, so that errors are those of the computation.
+    # Numbers that bfloat16 represents, so that errors are those of the computation.
     kernel, bias = (
         jnp.asarray(rng.standard_normal(shape) * width**-0.5, jnp.bfloat16).astype(jnp.float32)
         for shape in ((width, vocab), vocab)
     )
     ids = jnp.asarray(rng.integers(0, vocab, (batch, tokens)), jnp.int32)
-    return x, kernel, bias, ids, jnp.asarray(counts)
+    return x, kernel, bias, ids, jnp.asarray(is_counted)
 
 
-def results(function, x, kernel, bias, ids, counts):
-    """Loss, accuracy and count of each row, then the gradients of a weighted sum of the rows'
-    losses.
-    """
+def results(function, x, kernel, bias, ids, is_counted):
+    """Returns loss, accuracy and count of each row, then gradients of a weighted sum of losses."""
 
     def weighted(x, kernel, bias):
-        rows = function(x, kernel, bias, ids, counts)
+        rows = function(x, kernel, bias, ids, is_counted)
         weights = jnp.arange(1, x.shape[0] + 1).astype(rows.loss.dtype)
         return (rows.loss * weights).sum(), rows
 
@@ -55,10 +47,10 @@ def results(function, x, kernel, bias, ids, counts):
     return [np.asarray(array, np.float64) for array in (*rows, *gradients)]
 
 
-def exact(x, kernel, bias, ids, counts):
+def exact(x, kernel, bias, ids, is_counted):
     with jax.enable_x64(True):
         wide = (jnp.asarray(np.asarray(array, np.float64)) for array in (x, kernel, bias))
-        return results(reference.cross_entropy, *wide, ids=ids, counts=counts)
+        return results(reference.cross_entropy, *wide, ids=ids, is_counted=is_counted)
 
 
 def error(got, want):
@@ -66,17 +58,17 @@ def error(got, want):
 
 
 def scored(token_scores):
-    """Rows from a function of tokens that count first."""
+    """Returns a cross-entropy of rows, from one of tokens of which the counted ones come first."""
 
-    def function(x, kernel, bias, ids, counts):
-        order = jnp.argsort(~counts.reshape(-1))
+    def function(x, kernel, bias, ids, is_counted):
+        order = jnp.argsort(~is_counted.reshape(-1))
         back = jnp.argsort(order)
         rows = x.reshape(-1, x.shape[2])[order]
         scores = token_scores(
-            rows, kernel, bias, ids.reshape(-1)[order], counts.sum(dtype=jnp.int32)
+            rows, kernel, bias, ids.reshape(-1)[order], is_counted.sum(dtype=jnp.int32)
         )
         nll, is_right = (score[back].reshape(ids.shape) for score in scores)
-        return reference.mean_by_row(nll, is_right, counts)
+        return reference.mean_by_row(nll, is_right, is_counted)
 
     return function
 
@@ -88,31 +80,28 @@ def scored(token_scores):
 )
 def test_float32_is_exact_to_rounding(batch, tokens, chunk):
     arguments = inputs(batch, tokens, vocab=37)
-    function = scored(functools.partial(cross_entropy_chunked.token_scores, chunk=chunk))
+    function = scored(functools.partial(chunked.token_scores, chunk=chunk))
     got, want = results(function, *arguments), exact(*arguments)
     assert max(map(error, got, want)) < 1e-6
-    assert got[0][0] == got[1][0] == got[2][0] == 0  # A row without a token that counts...
-    np.testing.assert_array_equal(got[3][0], 0)  # ... has no gradient either,
-    np.testing.assert_array_equal(
-        got[3][1:][~np.asarray(arguments[4])[1:]], 0
-    )  # nor has any such token.
+    assert got[0][0] == got[1][0] == got[2][0] == 0  # Row 0 has no counted token.
+    np.testing.assert_array_equal(got[3][~np.asarray(arguments[4])], 0)
 
 
-def test_no_token_counts():
-    *arguments, counts = inputs(3, 7, vocab=37)
-    for array in results(cross_entropy, *arguments, counts=jnp.zeros_like(counts)):
+def test_without_a_counted_token_all_is_zero():
+    *arguments, is_counted = inputs(3, 7, vocab=37)
+    for array in results(cross_entropy, *arguments, is_counted=jnp.zeros_like(is_counted)):
         np.testing.assert_array_equal(array, 0)
 
 
-def rounded(x, kernel, bias, ids, counts):
-    """What a linear layer in the dtype of x yields: rounded logits."""
+def rounded(x, kernel, bias, ids, is_counted):
+    """Computes cross-entropy from rounded logits, as a linear layer in the dtype of x yields."""
     logits = (
         x.reshape(-1, x.shape[2]) @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None]
     ).astype(jnp.float32)
     one_hot = jax.nn.one_hot(ids.reshape(-1), logits.shape[1])
     nll = jax.nn.logsumexp(logits, axis=1) - (logits * one_hot).sum(axis=1)
     is_right = (jnp.argmax(logits, axis=1) == ids.reshape(-1)).reshape(ids.shape)
-    return reference.mean_by_row(nll.reshape(ids.shape), is_right, counts)
+    return reference.mean_by_row(nll.reshape(ids.shape), is_right, is_counted)
 
 
 @pytest.mark.parametrize("spread", [1.0, 500.0])
@@ -124,7 +113,7 @@ def test_bfloat16_is_no_less_exact_than_rounded_logits(spread):
         assert error(ours, wanted) <= 1.1 * error(theirs, wanted) + 1e-6
 
 
-# Two blocks of tokens and of ids, neither full; most tokens do not count.
+# Two blocks of tokens and of ids, neither of them full.
 @pytest.mark.parametrize(
     ("batch", "tokens", "vocab", "spread"), [(6, 21, 300, 1.0), (3, 7, 130, 500.0)]
 )
@@ -135,7 +124,7 @@ def test_the_tpu_kernels_are_no_less_exact(batch, tokens, vocab, spread, monkeyp
         ("_COLUMNS", 256),
         ("_TILE", 128),
     ):  # Small ones compile in less time.
-        monkeypatch.setattr(cross_entropy_tpu, name, size)
+        monkeypatch.setattr(tpu, name, size)
     with pltpu.force_tpu_interpret_mode(INTERPRETED):
         got = results(functools.partial(cross_entropy, implementation="tpu"), *arguments)
     assert interpret_pallas_call.races is not None
@@ -144,6 +133,15 @@ def test_the_tpu_kernels_are_no_less_exact(batch, tokens, vocab, spread, monkeyp
     for ours, theirs, wanted in zip(got, plain, want, strict=True):
         assert error(ours, wanted) <= 1.1 * error(theirs, wanted) + 1e-6
     np.testing.assert_array_equal(got[3][~np.asarray(arguments[4])], 0)
+
+
+def test_auto_on_a_cpu_is_chunked_in_interpret_mode_too():
+    arguments = inputs(2, 5, vocab=37, width=128, dtype=jnp.bfloat16)
+    with pltpu.force_tpu_interpret_mode(INTERPRETED):
+        got = results(cross_entropy, *arguments)
+    want = results(functools.partial(cross_entropy, implementation="chunked"), *arguments)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +170,8 @@ def test_of_equal_guesses_the_lowest_id_is_taken():
 
 def test_devices_compute_their_own_rows_and_only_add_up_gradients():
     mesh = make_mesh()
-    *arguments, ids, counts = inputs(16, 5, vocab=37)
-    lying = [
+    *arguments, ids, is_counted = inputs(16, 5, vocab=37)
+    shardings = [
         by_example(mesh),
         replicated(mesh),
         replicated(mesh),
@@ -182,14 +180,14 @@ def test_devices_compute_their_own_rows_and_only_add_up_gradients():
     ]
     placed = [
         jax.device_put(array, where)
-        for array, where in zip((*arguments, ids, counts), lying, strict=True)
+        for array, where in zip((*arguments, ids, is_counted), shardings, strict=True)
     ]
     got = results(cross_entropy_on(mesh), *placed)
-    assert max(map(error, got, exact(*arguments, ids=ids, counts=counts))) < 1e-6
+    assert max(map(error, got, exact(*arguments, ids=ids, is_counted=is_counted))) < 1e-6
 
-    def gradients(x, kernel, bias, ids, counts):
+    def gradients(x, kernel, bias, ids, is_counted):
         def loss(x, kernel, bias):
-            return cross_entropy_on(mesh)(x, kernel, bias, ids, counts).loss.mean()
+            return cross_entropy_on(mesh)(x, kernel, bias, ids, is_counted).loss.mean()
 
         return jax.grad(loss, argnums=(0, 1, 2))(x, kernel, bias)
 
@@ -200,10 +198,10 @@ def test_devices_compute_their_own_rows_and_only_add_up_gradients():
 
 
 def bodies(text):
-    """The computations of a program's loops."""
-    names = {part.split(",")[0].split()[0] for part in text.split("body=")[1:]}
+    """Returns the text of the computations of a program's loops."""
+    names = {piece.split(",")[0].split()[0] for piece in text.split("body=")[1:]}
     assert names
-    return [part for part in text.split("\n\n") if part.lstrip().split(" ")[0] in names]
+    return [piece for piece in text.split("\n\n") if piece.lstrip().split(" ")[0] in names]
 
 
 @pytest.mark.parametrize(
@@ -213,12 +211,12 @@ def bodies(text):
         ({"kernel": jnp.zeros((15, 37))}, "kernel has shape .15, 37."),
         ({"bias": jnp.zeros(36)}, "bias .36,."),
         ({"ids": jnp.zeros((3, 7))}, "ids is float32"),
-        ({"counts": jnp.zeros((3, 7), jnp.int32)}, "counts is int32"),
+        ({"is_counted": jnp.zeros((3, 7), jnp.int32)}, "is_counted is int32"),
         ({"implementation": "fast"}, "choose auto"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
-    names = ("x", "kernel", "bias", "ids", "counts")
+def test_arguments_that_do_not_fit_are_refused(change, message):
+    names = ("x", "kernel", "bias", "ids", "is_counted")
     arguments = dict(zip(names, inputs(3, 7, vocab=37), strict=True)) | change
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(cross_entropy)(**arguments)  # Without the suite's checks of types.

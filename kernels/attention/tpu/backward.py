@@ -1,110 +1,117 @@
-"""The TPU attention kernel's backward pass: all gradients in one, with the weights computed again."""
+"""Backward pass of the TPU attention kernels: all gradients at once, with recomputed weights."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .operands import Group, Job, add_up, dot, interleave, split
-from .tail import odd_gradients
-from .tiling import Cut, Unit
+from .operands import KEY, QUERY, VALUE, Group, Task, add_up, dot, interleave, split
+from .tail import tail_gradients
+from .tiling import QueryBlock, Tiling
 
 
-def backward_kernel(*refs, cut: Cut, masked: bool):
-    """qkv, bias, statistics as in the forward kernel, dout [rows, tokens, width] -> dqkv as qkv;
-    all in VMEM.
+def backward_kernel(*refs, tiling: Tiling, is_masked: bool):
+    """Maps qkv, bias and softmax terms (as in the forward kernel) and dout [rows, tokens, width] to
+    dqkv, shaped as qkv; all in VMEM.
     """
     refs = iter(refs)
-    qkv_ref, bias_ref = next(refs), next(refs) if masked else None
-    statistics_ref, dout_ref, dqkv_ref = refs
-    first, second, third = cut.blocks.lags
-    # The mean of a query's weights is over all keys: no tile may come to it before the last one is
-    # weighed.
-    lags = first, max(second, len(cut.key_tiles) - 1), third
+    qkv_ref, bias_ref = next(refs), next(refs) if is_masked else None
+    terms_ref, dout_ref, dqkv_ref = refs
+    first, second, third = tiling.blocks.stage_offsets
+    # The third stage needs a query's mean over all keys, which the last key tile completes.
+    offsets = first, max(second, len(tiling.key_tiles) - 1), third
 
-    def trip(i, carry):
-        jobs = []
-        for u in range(cut.unroll):
-            group = Group(cut, i * cut.unroll + u, bias_ref)
-            jobs += _jobs(group, qkv_ref, statistics_ref, dout_ref, dqkv_ref)
-        interleave(jobs, lags)
+    def iteration(i, carry):
+        tasks = []
+        for u in range(tiling.unroll):
+            group = Group(tiling, i * tiling.unroll + u, bias_ref)
+            tasks += _tasks(group, qkv_ref, terms_ref, dout_ref, dqkv_ref)
+        interleave(tasks, offsets)
         return carry
 
-    jax.lax.fori_loop(0, cut.rows * cut.groups // cut.unroll, trip, 0)
+    jax.lax.fori_loop(0, tiling.rows * tiling.groups // tiling.unroll, iteration, 0)
 
 
-def _jobs(group: Group, qkv_ref, statistics_ref, dout_ref, dqkv_ref) -> list[Job]:
-    """Returns a job for every unit and tile of keys."""
-    cut = group.cut
-    key_tiles, units = cut.key_tiles, cut.units()
-    sums: dict[tuple[int, int, int], Array] = {}
-    missing: dict[tuple[int, int], int] = {}
-    terms = (
-        cut.heads * len(key_tiles),
-        sum(len(unit.segments) for unit in units) + (cut.heads if cut.odd else 0),
-    )
+class _GradientSums:
+    """Sums of a group's gradients, each written once its last term is there."""
 
-    def add(part: int, head: int, tokens: slice, term: Array) -> None:
-        """Adds to a head's gradient [head_dim, tokens]; writes that of the group when it is whole."""
-        name, tile = (part, head, tokens.start), (part, tokens.start)
-        sums[name] = sums[name] + term if name in sums else term
-        missing[tile] = missing.get(tile, terms[min(part, 1)]) - 1
-        if not missing[tile]:
-            heads = [sums.pop((part, h, tokens.start)) for h in range(cut.heads)]
-            gradient = jnp.concatenate(heads, 0) * (cut.scale if part < 2 else 1.0)
-            dqkv_ref[group.row, tokens, group.lanes(part)] = gradient.astype(dqkv_ref.dtype).T
+    def __init__(self, group: Group, dqkv_ref):
+        self._group, self._dqkv_ref = group, dqkv_ref
+        tiling = group.tiling
+        query_terms = tiling.heads * len(tiling.key_tiles)
+        segments = sum(len(block.segments) for block in tiling.query_blocks())
+        key_terms = segments + (tiling.heads if tiling.tail else 0)
+        self._num_terms = {QUERY: query_terms, KEY: key_terms, VALUE: key_terms}
+        self._sums: dict[tuple[int, int, int], Array] = {}
+        self._missing: dict[tuple[int, int], int] = {}
 
-    def job(unit: Unit, keys: slice, means: list) -> Job:
-        queries, douts = group.columns(qkv_ref, 0, unit), group.columns(dout_ref, 0, unit)
-        scores = group.scores(qkv_ref, 1, keys, queries, unit)
-        dweights = group.scores(qkv_ref, 2, keys, douts, unit)
+    def add(self, slot: int, head: int, tokens: slice, term: Array) -> None:
+        """Adds a term [head_dim, tokens] to a head's gradient; the last one writes the group's."""
+        tiling = self._group.tiling
+        name, tile = (slot, head, tokens.start), (slot, tokens.start)
+        self._sums[name] = self._sums[name] + term if name in self._sums else term
+        self._missing[tile] = self._missing.get(tile, self._num_terms[slot]) - 1
+        if not self._missing[tile]:
+            heads = [self._sums.pop((slot, h, tokens.start)) for h in range(tiling.heads)]
+            gradient = jnp.concatenate(heads, 0) * (1.0 if slot == VALUE else tiling.scale)
+            gradient = gradient.astype(self._dqkv_ref.dtype).T
+            self._dqkv_ref[self._group.row, tokens, self._group.lanes(slot)] = gradient
+
+
+def _tasks(group: Group, qkv_ref, terms_ref, dout_ref, dqkv_ref) -> list[Task]:
+    """Returns a task for every query block and key tile."""
+    tiling = group.tiling
+    sums = _GradientSums(group, dqkv_ref)
+
+    def stored(number: int, block: QueryBlock) -> Array:
+        """Returns a softmax term of the block's queries [1, columns]."""
+        rows = [
+            terms_ref[group.row, group.group, number, row, : columns.stop - columns.start]
+            for row, columns in block.stored_rows()
+        ]
+        return jnp.concatenate(rows)[None]
+
+    def task(block: QueryBlock, keys: slice, means: list) -> Task:
+        queries, douts = group.columns(qkv_ref, QUERY, block), group.columns(dout_ref, 0, block)
+        scores = group.scores(qkv_ref, KEY, keys, queries, block)
+        dweights = group.scores(qkv_ref, VALUE, keys, douts, block)
         yield
-        largest, log_sum = (
-            jnp.concatenate(
-                [
-                    statistics_ref[
-                        group.row, group.group, number, row, : columns.stop - columns.start
-                    ]
-                    for row, columns in unit.rows()
-                ]
-            )[None]
-            for number in range(2)
-        )
-        weights = jnp.exp2(group.log_weights(group.masked(scores, keys), largest) - log_sum)
+        row_max, log2_row_sum = stored(0, block), stored(1, block)
+        weights = jnp.exp2(group.log_weights(group.masked(scores, keys), row_max) - log2_row_sum)
         means.append(jnp.sum(weights * dweights, 0, keepdims=True))
         yield
         dscores = split(weights * (dweights - add_up(means)), qkv_ref.dtype)
-        if (
-            len(unit.segments) > 1
-        ):  # High and low parts of a head beside one another: one product for both.
+        has_many = len(block.segments) > 1
+        if has_many:  # High and low terms of a head side by side: one product for both.
             dscores = [
-                jnp.concatenate([part[:, columns] for part in dscores], 1)
-                for _, columns in unit.parts()
+                jnp.concatenate([term[:, columns] for term in dscores], 1)
+                for _, columns in block.segment_columns()
             ]
-        dscores = [part.astype(qkv_ref.dtype) for part in dscores]
+        dscores = [term.astype(qkv_ref.dtype) for term in dscores]
         weights = weights.astype(qkv_ref.dtype)
         yield
-        own, window = cut.channels(unit.heads), cut.window(unit.heads)
+        own, window = tiling.channels(block.heads), tiling.window(block.heads)
         dvalues = dot(douts[own.start - window.start : own.stop - window.start], weights, (1, 1))
-        for number, (segment, columns) in enumerate(unit.parts()):
-            own = cut.channels(slice(segment.head, segment.head + 1))
+        for number, (segment, columns) in enumerate(block.segment_columns()):
+            own = tiling.channels(slice(segment.head, segment.head + 1))
             query = queries[own.start - window.start : own.stop - window.start, columns]
-            parts = dscores
-            if len(unit.segments) > 1:
-                parts = dscores[number : number + 1]
-                query = jnp.concatenate([query] * (parts[0].shape[1] // segment.columns), 1)
+            terms = dscores
+            if has_many:
+                terms = dscores[number : number + 1]
+                query = jnp.concatenate([query] * (terms[0].shape[1] // segment.columns), 1)
             dquery = add_up(
-                dot(group.transposed(qkv_ref, 1, keys)[own], part, (1, 0)) for part in parts
+                dot(group.transposed(qkv_ref, KEY, keys)[own], term, (1, 0)) for term in terms
             )
-            dkey = add_up(dot(query, part, (1, 1)) for part in parts)
-            halves = range(0, dquery.shape[1], segment.columns)
-            dquery = add_up(dquery[:, start : start + segment.columns] for start in halves)
+            dkey = add_up(dot(query, term, (1, 1)) for term in terms)
+            starts = range(0, dquery.shape[1], segment.columns)
+            dquery = add_up(dquery[:, start : start + segment.columns] for start in starts)
             tile = slice(segment.start, segment.stop)
-            add(0, segment.head, tile, dquery[:, : tile.stop - tile.start])
-            add(1, segment.head, keys, dkey)
-            add(2, segment.head, keys, dvalues[number * cut.head_dim : (number + 1) * cut.head_dim])
+            dvalue = dvalues[number * tiling.head_dim : (number + 1) * tiling.head_dim]
+            sums.add(QUERY, segment.head, tile, dquery[:, : tile.stop - tile.start])
+            sums.add(KEY, segment.head, keys, dkey)
+            sums.add(VALUE, segment.head, keys, dvalue)
 
-    jobs = [odd_gradients(group, qkv_ref, dout_ref, dqkv_ref, add)] if cut.odd else []
-    for unit in sorted(units, key=lambda unit: unit.segments[0].head):
+    tasks = [tail_gradients(group, qkv_ref, dout_ref, dqkv_ref, sums.add)] if tiling.tail else []
+    for block in sorted(tiling.query_blocks(), key=lambda block: block.segments[0].head):
         means = []
-        jobs += [job(unit, keys, means) for keys in key_tiles]
-    return jobs
+        tasks += [task(block, keys, means) for keys in tiling.key_tiles]
+    return tasks

@@ -1,4 +1,4 @@
-"""The TPU attention kernel's forward pass."""
+"""Forward pass of the TPU attention kernels."""
 
 import functools
 
@@ -6,89 +6,91 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .operands import LOWEST, Group, Job, add_up, dot, interleave
-from .tail import odd_output
-from .tiling import Cut, Unit
+from .operands import KEY, LOWEST, QUERY, VALUE, Group, Task, add_up, dot, interleave
+from .tail import tail_output
+from .tiling import QueryBlock, Tiling
 
 
-def forward_kernel(*refs, cut: Cut, masked: bool, saves: bool):
-    """qkv [rows, tokens, 3 width], bias [rows, 1, tokens] -> out, statistics [rows, groups, 2, n,
-    lanes]; all in VMEM.
+def forward_kernel(*refs, tiling: Tiling, is_masked: bool, saves: bool):
+    """Maps qkv [rows, tokens, 3 width] and bias [rows, 1, tokens] to out [rows, tokens, width] and
+    softmax terms [rows, groups, 2, n, lanes]; all in VMEM.
 
-    Statistics are each query's largest score, and log2 of the sum of its weights relative to that.
+    Softmax terms are, for every query, the largest score and log2 of the sum of its weights, which
+    are relative to that score. There is a bias if `is_masked`, and there are terms if `saves`.
     """
     refs = iter(refs)
-    qkv_ref, bias_ref = next(refs), next(refs) if masked else None
-    out_ref, statistics_ref = next(refs), next(refs) if saves else None
+    qkv_ref, bias_ref = next(refs), next(refs) if is_masked else None
+    out_ref, terms_ref = next(refs), next(refs) if saves else None
 
-    def trip(i, carry):
-        jobs = []
-        for u in range(cut.unroll):
-            group = Group(cut, i * cut.unroll + u, bias_ref)
-            jobs += _jobs(group, qkv_ref, out_ref, statistics_ref)
-            if cut.odd:
-                jobs.append(odd_output(group, qkv_ref, out_ref))
-        interleave(jobs, cut.blocks.lags)
+    def iteration(i, carry):
+        tasks = []
+        for u in range(tiling.unroll):
+            group = Group(tiling, i * tiling.unroll + u, bias_ref)
+            tasks += _tasks(group, qkv_ref, out_ref, terms_ref)
+            if tiling.tail:
+                tasks.append(tail_output(group, qkv_ref, out_ref))
+        interleave(tasks, tiling.blocks.stage_offsets)
         return carry
 
-    jax.lax.fori_loop(0, cut.rows * cut.groups // cut.unroll, trip, 0)
+    jax.lax.fori_loop(0, tiling.rows * tiling.groups // tiling.unroll, iteration, 0)
 
 
-def _jobs(group: Group, qkv_ref, out_ref, statistics_ref) -> list[Job]:
-    """Returns a job for every unit and tile of keys; each tile has its own maximum: none waits for
-    another.
+def _tasks(group: Group, qkv_ref, out_ref, terms_ref) -> list[Task]:
+    """Returns a task for every query block and key tile.
+
+    Each tile takes its own maximum, so that none waits for another.
     """
-    cut = group.cut
-    key_tiles = cut.key_tiles
+    tiling = group.tiling
+    key_tiles = tiling.key_tiles
     finished: dict[int, list[Array]] = {}
 
-    def job(unit: Unit, keys: slice, tiles: list) -> Job:
-        scores = group.scores(qkv_ref, 1, keys, group.columns(qkv_ref, 0, unit), unit)
+    def task(block: QueryBlock, keys: slice, results: list) -> Task:
+        scores = group.scores(qkv_ref, KEY, keys, group.columns(qkv_ref, QUERY, block), block)
         yield
         scores = group.masked(scores, keys)
-        # Finite also where no key is valid: then every weight is 2 ** -inf.
-        largest = jnp.maximum(jnp.max(scores, 0, keepdims=True), LOWEST)
-        weights = group.weights(scores, largest)
-        total = jnp.sum(weights, 0, keepdims=True)
+        # Finite where no key is valid, so that every weight is 2 ** -inf and not NaN.
+        row_max = jnp.maximum(jnp.max(scores, 0, keepdims=True), LOWEST)
+        weights = group.weights(scores, row_max)
+        row_sum = jnp.sum(weights, 0, keepdims=True)
         weights = weights.astype(qkv_ref.dtype)
         yield
-        values = group.transposed(qkv_ref, 2, keys)[cut.channels(unit.heads)]
-        tiles.append((dot(values, weights, (1, 0)), largest, total))
-        if len(tiles) == len(key_tiles):
-            finish(unit, tiles)
+        values = group.transposed(qkv_ref, VALUE, keys)[tiling.channels(block.heads)]
+        results.append((dot(values, weights, (1, 0)), row_max, row_sum))
+        if len(results) == len(key_tiles):
+            finish(block, results)
 
-    def finish(unit: Unit, tiles: list) -> None:
-        """Joins the tiles of keys."""
-        largest = functools.reduce(jnp.maximum, [tile[1] for tile in tiles])
-        shares = [group.weights(tile[1], largest) if len(tiles) > 1 else 1.0 for tile in tiles]
-        total = add_up(tile[2] * share for tile, share in zip(tiles, shares, strict=True))
-        some = total > 0
-        divisor = jnp.where(some, total, 1.0)
-        if statistics_ref is not None:
-            # Not their sum, log-sum-exp: where one weighs all its weight must come back as exactly
-            # 1.
-            statistics = jnp.where(some, largest, jnp.inf), jnp.log2(divisor)
-            for number, statistic in enumerate(statistics):
-                for row, columns in unit.rows():
+    def finish(block: QueryBlock, results: list) -> None:
+        """Combines the results of all key tiles and writes them."""
+        outs, maxima, sums = zip(*results, strict=True)
+        row_max = functools.reduce(jnp.maximum, maxima)
+        factors = [group.weights(x, row_max) if len(results) > 1 else 1.0 for x in maxima]
+        row_sum = add_up(x * factor for x, factor in zip(sums, factors, strict=True))
+        has_key = row_sum > 0
+        divisor = jnp.where(has_key, row_sum, 1.0)
+        if terms_ref is not None:
+            # Two numbers, not log-sum-exp, which would round a weight of exactly 1.
+            terms = jnp.where(has_key, row_max, jnp.inf), jnp.log2(divisor)
+            for number, term in enumerate(terms):
+                for row, columns in block.stored_rows():
                     own = slice(0, columns.stop - columns.start)
-                    statistics_ref[group.row, group.group, number, row, own] = statistic[0, columns]
-        inverse = jnp.where(some, 1 / divisor, 0.0)
-        for number, (segment, columns) in enumerate(unit.parts()):
-            own = slice(number * cut.head_dim, (number + 1) * cut.head_dim)
+                    terms_ref[group.row, group.group, number, row, own] = term[0, columns]
+        inverse = jnp.where(has_key, 1 / divisor, 0.0)
+        for number, (segment, columns) in enumerate(block.segment_columns()):
+            own = slice(number * tiling.head_dim, (number + 1) * tiling.head_dim)
             out = add_up(
-                tile[0][own, columns] * (share * inverse)[:, columns]
-                for tile, share in zip(tiles, shares, strict=True)
+                x[own, columns] * (factor * inverse)[:, columns]
+                for x, factor in zip(outs, factors, strict=True)
             )
             heads = finished.setdefault(segment.start, [])
             heads.append(out[:, : segment.stop - segment.start])
-            if len(heads) == cut.heads:
+            if len(heads) == tiling.heads:
                 queries = slice(segment.start, segment.stop)
                 out_ref[group.row, queries, group.lanes(0)] = (
                     jnp.concatenate(heads, 0).astype(out_ref.dtype).T
                 )
 
-    jobs = []
-    for unit in cut.units():
-        tiles = []
-        jobs += [job(unit, keys, tiles) for keys in key_tiles]
-    return jobs
+    tasks = []
+    for block in tiling.query_blocks():
+        results = []
+        tasks += [task(block, keys, results) for keys in key_tiles]
+    return tasks

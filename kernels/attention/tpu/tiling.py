@@ -1,6 +1,6 @@
-"""How the TPU attention kernels cut the arrays: groups of heads, tiles of tokens, units of work.
+"""Tiling of the TPU attention kernels: groups of heads, tiles of keys, blocks of queries.
 
-Why it is cut so is in `README.md` beside this file.
+`README.md` in the folder `kernels` gives the reasons.
 """
 
 import functools
@@ -11,25 +11,29 @@ from ..block_sizes import Blocks
 
 LANES = 128
 PACKED_ROWS = 16
-"""Rows that a matrix unit takes at once, of bfloat16."""
+"""Rows of bfloat16 that a matrix unit takes in one pass."""
 
 
 class Segment(NamedTuple):
-    """Queries of one head, as they stand side by side in a unit."""
+    """Consecutive queries of one head, which are neighbouring columns of a `QueryBlock`."""
 
     head: int
     start: int
     stop: int
+    """Queries `start` to `stop` of the row."""
     columns: int
-    """Columns that they take; those beyond the queries are zero."""
+    """Columns of the block; those beyond the queries are zero."""
 
 
-class Unit(NamedTuple):
-    """Queries whose scores are one matrix product: segments of heads that follow one another."""
+class QueryBlock(NamedTuple):
+    """Queries that one matrix product multiplies with keys: those of a head's tile, or of several
+    heads' tiles side by side where a tile is small.
+    """
 
     row: int
-    """The first of the rows of `LANES` that its statistics take."""
+    """First of the rows of `LANES` numbers that store the block's softmax terms."""
     segments: tuple[Segment, ...]
+    """One a head, of consecutive heads."""
 
     @property
     def columns(self) -> int:
@@ -39,14 +43,14 @@ class Unit(NamedTuple):
     def heads(self) -> slice:
         return slice(self.segments[0].head, self.segments[-1].head + 1)
 
-    def rows(self) -> list[tuple[int, slice]]:
-        """Returns the rows that its statistics take, and the columns in each."""
+    def stored_rows(self) -> list[tuple[int, slice]]:
+        """Returns the rows that store the block's softmax terms, and the columns in each."""
         starts = range(0, self.columns, LANES)
         return [
             (self.row + n, slice(c, min(c + LANES, self.columns))) for n, c in enumerate(starts)
         ]
 
-    def parts(self) -> list[tuple[Segment, slice]]:
+    def segment_columns(self) -> list[tuple[Segment, slice]]:
         """Returns each segment with its columns."""
         starts = [sum(s.columns for s in self.segments[:n]) for n in range(len(self.segments))]
         return [
@@ -55,15 +59,17 @@ class Unit(NamedTuple):
         ]
 
 
-class Cut(NamedTuple):
-    """How one kernel's share of the arrays is cut."""
+class Tiling(NamedTuple):
+    """Division of the arrays of one kernel call into groups, tiles and blocks."""
 
     blocks: Blocks
     rows: int
+    """Rows of the batch per program of the grid."""
     tokens: int
     width: int
     head_dim: int
     group_width: int
+    """Channels of a group of heads."""
 
     @property
     def groups(self) -> int:
@@ -76,7 +82,7 @@ class Cut(NamedTuple):
 
     @property
     def unroll(self) -> int:
-        """Groups per trip of the kernel's loop."""
+        """Groups per iteration of the kernel's loop."""
         return math.gcd(self.rows * self.groups, self.blocks.unroll)
 
     @property
@@ -84,10 +90,8 @@ class Cut(NamedTuple):
         return self.head_dim**-0.5
 
     @property
-    def odd(self) -> int:
-        """Queries past the last half tile, if so few that all heads' together are one pass of a
-        matrix unit.
-        """
+    def tail(self) -> int:
+        """Leftover queries (`tokens % 64`) if one pass takes those of all heads, else 0."""
         rest = self.tokens % (LANES // 2)
         return rest if self.tokens > rest and rest * self.heads <= PACKED_ROWS else 0
 
@@ -97,23 +101,21 @@ class Cut(NamedTuple):
 
     @property
     def query_tiles(self) -> list[slice]:
-        return tiles(self.tokens - self.odd, self.blocks.query_tile)
+        return tiles(self.tokens - self.tail, self.blocks.query_tile)
 
     def channels(self, heads: slice) -> slice:
         """Channels of heads within their group."""
         return slice(heads.start * self.head_dim, heads.stop * self.head_dim)
 
     def window(self, heads: slice) -> slice:
-        """The whole lane tiles that hold the channels of heads."""
+        """Channels of heads within their group, extended to whole lane tiles."""
         channels = self.channels(heads)
         stop = -(-channels.stop // LANES) * LANES
         return slice(channels.start // LANES * LANES, min(stop, self.group_width))
 
-    def units(self) -> list[Unit]:
-        """Returns the units of a group: a head's queries of a tile, or those of several heads if
-        they are few.
-        """
-        units, row = [], 0
+    def query_blocks(self) -> list[QueryBlock]:
+        """Returns the blocks of a group's queries, without the tail."""
+        blocks, row = [], 0
         for tile in self.query_tiles:
             queries = tile.stop - tile.start
             room = 2 ** max(5, math.ceil(math.log2(queries)))
@@ -121,18 +123,19 @@ class Cut(NamedTuple):
             for first in range(0, self.heads, shared):
                 heads = range(first, min(first + shared, self.heads))
                 columns = room if len(heads) > 1 else queries
-                unit = Unit(
+                block = QueryBlock(
                     row, tuple(Segment(head, tile.start, tile.stop, columns) for head in heads)
                 )
-                units.append(unit)
-                row += len(unit.rows())
-        return units
+                blocks.append(block)
+                row += len(block.stored_rows())
+        return blocks
 
 
 @functools.cache
 def tiles(tokens: int, size: int) -> list[slice]:
-    """Returns runs of `size` tokens; a sliver joins the run before: it costs a tile, and Mosaic
-    refuses one lane.
+    """Returns runs of `size` tokens; fewer than 8 at the end join the run before.
+
+    They would cost as much as a whole tile, and Mosaic refuses a tile of one lane.
     """
     starts = list(range(0, tokens, size))
     if len(starts) > 1 and tokens - starts[-1] < 8:
@@ -140,22 +143,20 @@ def tiles(tokens: int, size: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], tokens], strict=True)]
 
 
-def make_cut(batch: int, tokens: int, width: int, num_heads: int, blocks: Blocks) -> Cut:
-    """Returns the cut that `blocks` asks for, as far as the shape allows."""
+def make_tiling(batch: int, tokens: int, width: int, num_heads: int, blocks: Blocks) -> Tiling:
+    """Returns the tiling for block sizes, with as many rows a program as divide the batch."""
     rows = max(rows for rows in range(1, min(blocks.rows, batch) + 1) if batch % rows == 0)
-    return Cut(
+    return Tiling(
         blocks, rows, tokens, width, width // num_heads, group_width(width, width // num_heads)
     )
 
 
 def group_width(width: int, head_dim: int) -> int:
-    """Returns the channels of the smallest group of whole heads that starts and ends with a lane
-    tile.
-    """
+    """Returns the channels of the smallest group of whole heads that fills whole lane tiles."""
     size = math.lcm(head_dim, LANES)
     return width if width % size else size
 
 
-def statistics_rows(tokens: int, heads: int) -> int:
-    """Returns how many rows of `LANES` hold a number for every query of a group, however it is cut."""
+def num_stored_rows(tokens: int, heads: int) -> int:
+    """Returns the rows of `LANES` numbers that hold one for every query of a group."""
     return heads * -(-tokens // LANES)
