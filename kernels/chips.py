@@ -25,6 +25,14 @@ class Chip(NamedTuple):
     over the work of a core's matrix units in a cycle.
     """
 
+    @property
+    def core_flops(self) -> float:
+        return self.flops / self.cores
+
+    @property
+    def core_bytes_per_second(self) -> float:
+        return self.bytes_per_second / self.cores
+
 
 _GIB = 2**30
 _MIB = 2**20

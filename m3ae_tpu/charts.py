@@ -1,10 +1,14 @@
-"""Charts as inline SVG, coloured by the page's style sheet: no library, no script."""
+"""Charts as SVG elements, for a page or for a file of their own, coloured by `charts.css`."""
 
 import dataclasses
 import html
+import importlib.resources
 import itertools
 import math
 from collections.abc import Callable, Sequence
+
+STYLE = importlib.resources.files(__package__).joinpath("charts.css").read_text().strip()
+"""Style sheet of the charts; a page that holds charts includes it once."""
 
 WIDTH, HEIGHT = 520, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 30
@@ -13,13 +17,13 @@ _MOST_POINTS = 150
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line of a chart."""
+    """One line of a line chart."""
 
     name: str
     points: Sequence[tuple[float, float]]
     """(x, y) in the order of x."""
     is_noisy: bool = False
-    """Draw the values faintly and their running mean on top."""
+    """Draw the values faint and their running mean on top."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,26 @@ class Level:
     value: float
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar of a bar chart."""
+
+    name: str
+    value: float | None
+    """Length; None for a bar without one, whose label says why."""
+    label: str
+    """Text at the end of the bar."""
+    is_accented: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BarGroup:
+    """Bars that share a scale."""
+
+    title: str
+    bars: Sequence[Bar]
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -37,18 +61,18 @@ def line_chart(
     show: Callable[[float], str] = "{:.3g}".format,
     starts_at_zero: bool = False,
 ) -> str:
-    """Returns an SVG element; a reading appears where the pointer is.
+    """Returns an SVG element, which shows the values of the step under the pointer.
 
     Args:
         series: At least one, each with at least one point.
-        levels: Drawn across, named at the right.
-        show: Formats a value for axis and readings.
-        starts_at_zero: Whether the y axis does.
+        levels: Drawn across the chart, with their names at the right.
+        show: Formats a value for the axis and the pointer.
+        starts_at_zero: Whether the y axis starts at 0.
     """
     shown = [dataclasses.replace(line, points=_thin(line.points)) for line in series]
     xs = [x for line in shown for x, _ in line.points]
-    # The first tenth of a run would flatten all that follows, so a few high values may leave the
-    # chart.
+    # The y axis ends at the 98th percentile: the high values of the first steps would flatten the
+    # rest of the curve.
     ys = sorted(y for line in shown for _, y in line.points)
     ceiling = ys[min(len(ys) - 1, math.ceil(0.98 * len(ys)))]
     lows_and_highs = [
@@ -69,69 +93,106 @@ def line_chart(
             round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1),
         )
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    elements = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
     for tick in ticks:
         _, y = at(first, tick)
-        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(
+        elements.append(
+            f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+        )
+        elements.append(
             f'<text class="tick" x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{show(tick)}</text>'
         )
     for tick in nice_ticks(first, last, count=5):
         x, _ = at(tick, bottom)
         if first <= tick <= last:
-            parts.append(
-                f'<text class="tick" x="{x}" y="{HEIGHT - 10}" text-anchor="middle">{tick:,.0f}</text>'
+            elements.append(
+                f'<text class="tick" x="{x}" y="{HEIGHT - 10}" text-anchor="middle">'
+                f"{tick:,.0f}</text>"
             )
     for level in levels:
         _, y = at(first, level.value)
-        parts.append(f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+        elements.append(
+            f'<line class="level" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+        )
     for number, line in enumerate(shown):
         places = [at(x, y) for x, y in line.points]
         if line.is_noisy and len(places) > 8:
-            parts.append(f'<path class="line faint line-{number}" d="{_path(places)}"/>')
+            elements.append(f'<path class="line faint line-{number}" d="{_path(places)}"/>')
             places = [at(x, y) for x, y in _running_mean(line.points)]
-        parts.append(f'<path class="line line-{number}" d="{_path(places)}"/>')
+        elements.append(f'<path class="line line-{number}" d="{_path(places)}"/>')
         if len(places) < 13:
-            parts += [
+            elements += [
                 f'<circle class="dot line-{number}" cx="{x}" cy="{y}" r="3"/>' for x, y in places
             ]
-    # Names lie over the lines, with an edge in the card's colour.
+    # Names come after the lines, with an edge in the card's colour, to stay readable on top.
     for level in levels:
         label = html.escape(f"{level.name} {show(level.value)}")
         y = at(first, level.value)[1] - 5
-        parts.append(
-            f'<text class="level-name" x="{WIDTH - _RIGHT}" y="{y}" text-anchor="end">{label}</text>'
+        elements.append(
+            f'<text class="level-name" x="{WIDTH - _RIGHT}" y="{y}" text-anchor="end">'
+            f"{label}</text>"
         )
-    parts += _readings(shown, at, show)
-    return "".join([*parts, "</svg>"])
+    elements += _readings(shown, at, show)
+    return "".join([*elements, "</svg>"])
 
 
 def _readings(
     shown: Sequence[Series], at: Callable[[float, float], tuple[float, float]], show
 ) -> list[str]:
-    """Returns invisible strips that show a step's values when pointed at."""
+    """Returns invisible strips, one a step, that show the step's values under the pointer."""
     values: dict[float, list[tuple[int, Series, float]]] = {}
     for number, line in enumerate(shown):
         for x, y in line.points:
             values.setdefault(x, []).append((number, line, y))
     steps = sorted(values)
-    parts = []
+    elements = []
     for place, step in enumerate(steps):
         x, _ = at(step, 0.0)
         left = (at(steps[place - 1], 0.0)[0] + x) / 2 if place else x - 6
         right = (at(steps[place + 1], 0.0)[0] + x) / 2 if place + 1 < len(steps) else x + 6
-        said = "  ".join(f"{line.name} {show(y)}" for _, line, y in values[step])
-        text = html.escape(f"step {step:,.0f}:  {said}")
+        readings = "  ".join(f"{line.name} {show(y)}" for _, line, y in values[step])
+        text = html.escape(f"step {step:,.0f}:  {readings}")
         dots = "".join(
             f'<circle class="line-{number}" cx="{x}" cy="{at(step, y)[1]}" r="4"/>'
             for number, _, y in values[step]
         )
-        parts.append(
-            f'<g class="reading"><rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{HEIGHT}"/>'
+        elements.append(
+            f'<g class="reading">'
+            f'<rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{HEIGHT}"/>'
             f'<line x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>{dots}'
             f'<text x="{WIDTH - _RIGHT}" y="14" text-anchor="end">{text}</text></g>'
         )
-    return parts
+    return elements
+
+
+def bar_chart(title: str, groups: Sequence[BarGroup]) -> str:
+    """Returns an SVG element of horizontal bars; each group has its own scale."""
+    left, room = 104, 300
+    elements, y = [f'<text class="title" x="0" y="16">{html.escape(title)}</text>'], 40
+    for group in groups:
+        elements.append(f'<text class="title" x="0" y="{y}">{html.escape(group.title)}</text>')
+        longest = max((bar.value or 0.0 for bar in group.bars), default=0.0) or 1.0
+        y += 6
+        for bar in group.bars:
+            width = room * (bar.value or 0.0) / longest
+            style = "length accented" if bar.is_accented else "length"
+            name, label = html.escape(bar.name), html.escape(bar.label)
+            elements += [
+                f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{name}</text>',
+                f'<rect class="{style}" x="{left}" y="{y + 3}" width="{width:.1f}" height="14"/>',
+                f'<text x="{left + width + 6:.1f}" y="{y + 14}">{label}</text>',
+            ]
+            y += 20
+        y += 22
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {y - 16}" role="img">'
+    return "".join([head, *elements, "</svg>"])
+
+
+def svg_file(chart: str) -> str:
+    """Returns the text of an SVG file, from a chart's element."""
+    head, _, rest = chart.partition(">")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"')
+    return f"{head}><style>svg {{ background: #ffffff }}\n{STYLE}</style>{rest}\n"
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -151,14 +212,14 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Returns at most 150 points: means over equal stretches of longer lists."""
     if len(points) <= _MOST_POINTS:
         return list(points)
-    edges = [len(points) * part // _MOST_POINTS for part in range(_MOST_POINTS + 1)]
+    edges = [len(points) * number // _MOST_POINTS for number in range(_MOST_POINTS + 1)]
     stretches = [points[start:end] for start, end in itertools.pairwise(edges)]
     return [(stretch[-1][0], sum(y for _, y in stretch) / len(stretch)) for stretch in stretches]
 
 
 def _running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns points whose value is the mean over a fifteenth of the list around them, less at its
-    ends.
+    """Returns each point with the mean of the points around it, a fifteenth of the list; fewer at
+    its ends.
     """
     reach = max(1, len(points) // 30)
     means = []

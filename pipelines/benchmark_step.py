@@ -61,13 +61,14 @@ def time(config: PretrainConfig, names: list[Any]) -> dict[str, Any]:
     import rich.table
     from m3ae_tpu.measure.step_compile import batch_shapes
 
-    from m3ae_tpu.measure.kernel_cost import PEAKS
+    from m3ae_tpu.kernels.chips import CHIPS, chip_name
     from m3ae_tpu.measure.step_timing import images_per_step, timed_step
     from m3ae_tpu.train.flops import flops_per_example
 
     device = jax.devices()[0].device_kind
     flops = flops_per_example(config, batch_shapes(config)) * config.batch_size
-    peak = PEAKS[device][0] * jax.device_count() if device in PEAKS else None
+    chip = chip_name(device)
+    peak = CHIPS[chip].flops * jax.device_count() if chip else None
     table = rich.table.Table(
         title=f"a step of {config.batch_size} rows on {jax.device_count()} x {device}, "
         f"{flops / config.batch_size / 1e9:.1f} GFLOP a row",
@@ -146,10 +147,10 @@ def _show_parts(config: PretrainConfig, costs: dict[str, "StepCost"], chip: str)
     import rich
     import rich.table
 
+    from m3ae_tpu.kernels.chips import CHIPS
     from m3ae_tpu.measure.step_cost import PARTS, flops_by_part
-    from m3ae_tpu.measure.tpu_schedule import CHIPS
 
-    flops, peak = flops_by_part(config), CHIPS[chip].peak_flops or float("nan")
+    flops, peak = flops_by_part(config), CHIPS[chip].core_flops
     table = rich.table.Table(
         title=f"a step of {config.batch_size} rows on one {chip}, estimated",
         title_justify="left",
@@ -187,14 +188,16 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
-    from m3ae_tpu.measure.tpu_schedule import CHIPS
+    from m3ae_tpu.kernels.chips import REPLAYED
 
     against = [name for name in _AGAINST.value if name]
     for name in against:
         require(name in ("xla", "torch"), f"--against: {name!r} is not one of xla, torch.")
     chip = _STATIC.value or ("v5e" if jax.default_backend() == "cpu" else "")
-    chips = [name for name, known in CHIPS.items() if known.clock_hz]
-    require(not chip or chip in chips, f"--static = {chip} is not one of {', '.join(chips)}.")
+    require(
+        not chip or chip in REPLAYED,
+        f"--static = {chip} is not one of {', '.join(REPLAYED)}.",
+    )
     if "torch" in against:
         _require_torch(config, chip)
     # PyTorch first: JAX takes most of a GPU's memory and keeps it.

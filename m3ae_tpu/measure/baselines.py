@@ -1,6 +1,6 @@
-"""What the kernels are compared with: other implementations, from and to the same arrays as ours.
+"""Baselines of the kernels: other implementations, with the same inputs and outputs as ours.
 
-What they need around them belongs to them: a split into heads, transposes, padding.
+A baseline includes the splits into heads, transposes and padding that it needs.
 """
 
 from collections.abc import Callable
@@ -22,40 +22,42 @@ class Baseline(NamedTuple):
     """One implementation of an operation for one shape and batch."""
 
     forward: Callable
-    """Of `inputs`: the output, or the loss."""
+    """Maps `inputs` to the output, or to the loss."""
     inputs: list[Shaped]
     differentiated: tuple[int, ...]
-    """Which inputs have gradients."""
+    """Indices of the inputs that have gradients."""
 
 
-def attention_baseline(name: str, shape: AttentionShape, batch: int, *, masked: bool) -> Baseline:
+def attention_baseline(
+    name: str, shape: AttentionShape, batch: int, *, is_masked: bool
+) -> Baseline:
     """Returns multi-head attention in bfloat16, from the packed projection to the attention's
     output.
 
     Args:
         name: "ours" or one of `AGAINST["attention"]`.
-        shape: Of a row.
+        shape: Shape of a row.
         batch: Rows.
-        masked: Take as second input which tokens are valid keys.
+        is_masked: Take the mask of valid keys as second input.
 
     Raises:
         ModuleNotFoundError: tokamax is not installed.
     """
 
-    def forward(qkv: Array, valid: Array | None = None) -> Array:
-        return _ATTENTION[name](qkv, valid, shape.num_heads)
+    def forward(qkv: Array, is_valid: Array | None = None) -> Array:
+        return _ATTENTION[name](qkv, is_valid, shape.num_heads)
 
     qkv = jax.ShapeDtypeStruct((batch, shape.tokens, 3 * shape.width), jnp.bfloat16)
-    valid = jax.ShapeDtypeStruct((batch, shape.tokens), jnp.bool)
-    return Baseline(forward, [qkv, valid] if masked else [qkv], (0,))
+    is_valid = jax.ShapeDtypeStruct((batch, shape.tokens), jnp.bool)
+    return Baseline(forward, [qkv, is_valid] if is_masked else [qkv], (0,))
 
 
 def cross_entropy_baseline(name: str, shape: CrossEntropyShape, batch: int) -> Baseline:
-    """Returns projection and cross-entropy in bfloat16, parameters in float32; every token counts.
+    """Returns projection and cross-entropy in bfloat16, parameters in float32, of all tokens.
 
     Args:
         name: "ours" or one of `AGAINST["cross_entropy"]`.
-        shape: Of a row.
+        shape: Shape of a row.
         batch: Rows.
 
     Raises:
@@ -71,57 +73,61 @@ def cross_entropy_baseline(name: str, shape: CrossEntropyShape, batch: int) -> B
 
 
 def _split(qkv: Float[Array, "batch tokens three_width"], num_heads: int) -> list[Array]:
-    """Queries, keys and values apart: [batch, tokens, heads, head_dim] each."""
+    """Returns queries, keys and values, each [batch, tokens, heads, head_dim]."""
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    parts = (qkv[:, :, i * width : (i + 1) * width] for i in range(3))
-    return [part.reshape(batch, tokens, num_heads, width // num_heads) for part in parts]
+    arrays = (qkv[:, :, i * width : (i + 1) * width] for i in range(3))
+    return [x.reshape(batch, tokens, num_heads, width // num_heads) for x in arrays]
 
 
 def _joined(out: Float[Array, "batch tokens heads head_dim"]) -> Array:
     return out.reshape(*out.shape[:2], -1)
 
 
-def _mask(valid: Array | None) -> Array | None:
-    return None if valid is None else valid[:, None, None, :]
+def _mask(is_valid: Array | None) -> Array | None:
+    return None if is_valid is None else is_valid[:, None, None, :]
 
 
-def _xla(qkv: Array, valid: Array | None, num_heads: int) -> Array:
-    parts = _split(qkv, num_heads)
-    return _joined(jax.nn.dot_product_attention(*parts, mask=_mask(valid), implementation="xla"))
+def _xla(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
+    heads = _split(qkv, num_heads)
+    mask = _mask(is_valid)
+    return _joined(jax.nn.dot_product_attention(*heads, mask=mask, implementation="xla"))
 
 
-def _cudnn(qkv: Array, valid: Array | None, num_heads: int) -> Array:
-    return attention(qkv, valid, num_heads, implementation="gpu")
+def _cudnn(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
+    return attention(qkv, is_valid, num_heads, implementation="cudnn")
 
 
 def _padded_heads(qkv: Array, num_heads: int) -> list[Array]:
-    """Queries, keys and values [batch, heads, padded tokens, head_dim], as the flash kernels want
-    them.
+    """Returns queries, keys and values [batch, heads, padded tokens, head_dim], as flash kernels
+    take them.
     """
     tokens = qkv.shape[1]
     padding = ((0, 0), (0, 0), (0, -tokens % 128), (0, 0))
-    return [jnp.pad(part.transpose(0, 2, 1, 3), padding) for part in _split(qkv, num_heads)]
+    return [jnp.pad(x.transpose(0, 2, 1, 3), padding) for x in _split(qkv, num_heads)]
 
 
-def _segments(qkv: Array, valid: Array | None) -> Array:
-    """Numbers valid tokens 0, others and padding 1, [batch, padded tokens]: neither looks at the
-    other.
+def _segments(qkv: Array, is_valid: Array | None) -> Array:
+    """Returns segment numbers [batch, padded tokens]: 0 for valid tokens, 1 for others and padding.
+
+    Flash kernels attend within a segment only.
     """
     batch, tokens = qkv.shape[:2]
     is_other = (
-        jnp.zeros((batch, tokens), jnp.int32) if valid is None else 1 - valid.astype(jnp.int32)
+        jnp.zeros((batch, tokens), jnp.int32)
+        if is_valid is None
+        else 1 - is_valid.astype(jnp.int32)
     )
     return jnp.pad(is_other, ((0, 0), (0, -tokens % 128)), constant_values=1)
 
 
-def _flash(qkv: Array, valid: Array | None, num_heads: int) -> Array:
+def _flash(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
     query, key, value = _padded_heads(qkv, num_heads)
     padded, head_dim = query.shape[2:]
-    # Whole rows at a time: the fewest programs, and quicker than its defaults of 128.
+    # Blocks of whole rows: the fewest programs, and faster than its defaults of 128.
     block = dict.fromkeys(flash.BlockSizes.__dataclass_fields__, padded) | {"block_b": 1}
-    segments = _segments(qkv, valid)
+    segments = _segments(qkv, is_valid)
     out = flash.flash_attention(
         query,
         key,
@@ -133,7 +139,7 @@ def _flash(qkv: Array, valid: Array | None, num_heads: int) -> Array:
     return _joined(out[:, :, : qkv.shape[1]].transpose(0, 2, 1, 3))
 
 
-def _splash(qkv: Array, valid: Array | None, num_heads: int) -> Array:
+def _splash(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     query, key, value = _padded_heads(qkv, num_heads)
@@ -144,31 +150,30 @@ def _splash(qkv: Array, valid: Array | None, num_heads: int) -> Array:
     ]
     sizes = splash.BlockSizes(**cast(dict[str, Any], dict.fromkeys(fields, padded)))
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
-    segments = splash.SegmentIds(*[_segments(qkv, valid)] * 2)
+    segments = splash.SegmentIds(*[_segments(qkv, is_valid)] * 2)
     scaled = query * jnp.asarray(head_dim**-0.5, query.dtype)
     out = jnp.asarray(jax.vmap(kernel)(scaled, key, value, segments))
     return _joined(out[:, :, : qkv.shape[1]].transpose(0, 2, 1, 3))
 
 
-def _tokamax(qkv: Array, valid: Array | None, num_heads: int) -> Array:
+def _tokamax(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
     import tokamax  # pyright: ignore[reportMissingImports]
 
     if jax.default_backend() == "gpu":
-        return _joined(tokamax.dot_product_attention(*_split(qkv, num_heads), mask=_mask(valid)))
-    # Its TPU kernel takes whole tiles of 128 tokens. cross_compile: the TPU may be described, not
-    # here.
+        return _joined(tokamax.dot_product_attention(*_split(qkv, num_heads), mask=_mask(is_valid)))
+    # Its TPU kernel takes whole tiles of 128 tokens. cross_compile: the TPU may be a described one.
     padding = ((0, 0), (0, -qkv.shape[1] % 128), (0, 0), (0, 0))
-    parts = [jnp.pad(part, padding) for part in _split(qkv, num_heads)]
-    batch, padded = parts[0].shape[:2]
-    is_key = _segments(qkv, valid)[:, None, None, :] == 0
+    heads = [jnp.pad(x, padding) for x in _split(qkv, num_heads)]
+    batch, padded = heads[0].shape[:2]
+    is_key = _segments(qkv, is_valid)[:, None, None, :] == 0
     mask = jnp.broadcast_to(is_key, (batch, 1, padded, padded))
     with tokamax.config.cross_compile(True):
-        out = tokamax.dot_product_attention(*parts, mask=mask, implementation="mosaic_tpu")
+        out = tokamax.dot_product_attention(*heads, mask=mask, implementation="mosaic_tpu")
     return _joined(out[:, : qkv.shape[1]])
 
 
 def _tokamax_loss(x: Array, kernel: Array, bias: Array, ids: Array) -> Array:
-    """It knows no bias: without one it is given less to do than the others."""
+    """Computes tokamax's loss, without the bias, which it does not support: less work than ours."""
     import tokamax  # pyright: ignore[reportMissingImports]
 
     rows, kernel = x.reshape(-1, x.shape[2]), kernel.astype(x.dtype)
@@ -185,8 +190,8 @@ def _loss(function: Callable) -> Callable:
     return loss
 
 
-def _ours(qkv: Array, valid: Array | None, num_heads: int) -> Array:
-    return attention(qkv, valid, num_heads)
+def _ours(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
+    return attention(qkv, is_valid, num_heads)
 
 
 _ATTENTION = {
@@ -203,4 +208,4 @@ _CROSS_ENTROPY = {
     "tokamax": _tokamax_loss,
 }
 AGAINST = {"attention": list(_ATTENTION)[1:], "cross_entropy": list(_CROSS_ENTROPY)[1:]}
-"""Whom each operation can be compared with; cudnn needs a GPU, flash and splash a TPU."""
+"""Baselines of each operation; cudnn needs a GPU, flash and splash a TPU."""

@@ -1,6 +1,4 @@
-"""A process beside this one that compiles for TPUs: with the compiler's replay it may abort, or not
-come to an end.
-"""
+"""A child process that compiles for TPUs, since the compiler's replay may abort or never end."""
 
 import concurrent.futures
 import multiprocessing
@@ -10,22 +8,24 @@ from concurrent.futures.process import BrokenProcessPool
 
 from m3ae_tpu.measure import tpu_schedule
 
+TIMEOUT = 600.0
+"""Seconds for one replay; the decoder's backward kernel takes minutes on a slow machine."""
+
 
 class ReplayFailedError(Exception):
-    """The compiler's replay ended its process, or took too long."""
+    """The compiler's replay aborted its process or exceeded its time limit."""
 
 
 class CompilerProcess:
-    """Runs functions one after the other in a process of its own, in which libtpu reads its flags
-    once.
+    """Runs functions one after the other in a child process, whose libtpu reads its own flags.
 
     Args:
-        replay: Have the compiler count cycles; see `tpu_schedule.prepare`.
-        patience: Seconds for one function; None waits for ever.
+        replay: Make the compiler count cycles; see `tpu_schedule.prepare`.
+        timeout: Seconds for one function; None for no limit.
     """
 
-    def __init__(self, *, replay: bool, patience: float | None = None):
-        self._replay, self._patience = replay, patience
+    def __init__(self, *, replay: bool, timeout: float | None = None):
+        self._replay, self._timeout = replay, timeout
         self._pool = self._start()
 
     def _start(self) -> concurrent.futures.ProcessPoolExecutor:
@@ -35,29 +35,28 @@ class CompilerProcess:
         )
 
     def run[Result](self, function: Callable[..., Result], *arguments) -> Result:
-        """Returns what a function of a module does there.
+        """Returns `function(*arguments)`, computed in the child process.
 
         Raises:
-            ReplayFailedError: the process ended or was not ready in time; the next call has a new
-                one.
+            ReplayFailedError: the process ended, or the time limit passed. The next call starts a
+                new process.
         """
         try:
-            return self._pool.submit(function, *arguments).result(self._patience)
+            return self._pool.submit(function, *arguments).result(self._timeout)
         except BrokenProcessPool:
             reason = (
                 "the compiler's replay aborts" if self._replay else "the compiler's process ended"
             )
         except TimeoutError:
-            reason = f"the compiler's replay takes over {self._patience:.0f} s"
+            reason = f"the compiler's replay takes over {self._timeout:.0f} s"
         self.close()
         self._pool = self._start()
         raise ReplayFailedError(reason)
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
-        for process in list(
-            self._pool._processes.values()
-        ):  # An endless replay hears nothing else.
+        """Kills the process."""
+        # `shutdown` alone would wait for a replay that never ends.
+        for process in list(self._pool._processes.values()):
             process.kill()
         self._pool.shutdown()
 
@@ -65,5 +64,5 @@ class CompilerProcess:
 def _prepare(replay: bool) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     tpu_schedule.prepare(replay=replay)
-    # The compiler says much on its way to an abort.
+    # The compiler prints pages of stack traces before it aborts.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,6 +1,4 @@
-"""Reads the text of a compiled TPU program: its operations, how often they run, and their memory
-traffic.
-"""
+"""Parser of a compiled TPU program's text: operations, number of runs, and memory traffic."""
 
 import math
 import re
@@ -8,28 +6,26 @@ from typing import NamedTuple
 
 
 class NotCountedError(Exception):
-    """The cost of an operation is not known: the compiler's replay gives no cycles, or a loop no
-    length.
-    """
+    """The cost of an operation is unknown: the replay gives no cycles, or a loop has no length."""
 
 
 class Operation(NamedTuple):
-    """An operation of a compiled program, loops unrolled in number."""
+    """An operation of a compiled program, counted as if loops were unrolled."""
 
     name: str
     kind: str
     times: int
-    """How often it runs in a call of the program."""
+    """Runs in one call of the program."""
     cycles: int | None
-    """Of one run; None where the replay gives none. 0 for a copy in the background."""
+    """Cycles of one run; None where the replay gives none. 0 for a copy in the background."""
     estimated_cycles: int | None
-    """Of one run, as the compiler expected when it chose how to cut a matrix product; None for
-    others.
+    """Cycles of one run that the compiler estimated to choose the tiling of a matrix product; None
+    for other operations.
     """
     hbm_bytes: int
-    """Arguments and results of one run that are not in VMEM, tile padding included."""
+    """Bytes of arguments and results of one run outside VMEM, with tile padding."""
     source: str
-    """Where it comes from, as JAX names it: `jit(step)/...`."""
+    """Scope that JAX gave the operation: `jit(step)/...`."""
 
 
 type Computations = dict[str, list["Instruction"]]
@@ -43,7 +39,7 @@ class Instruction(NamedTuple):
     kind: str
     operands: tuple[str, ...]
     rest: str
-    """What follows the operands: attributes, and `op_name`."""
+    """Text after the operands: attributes, and `op_name`."""
     is_root: bool
 
 
@@ -74,11 +70,10 @@ _WIDTH = {
 
 
 def operations(text: str) -> list[Operation]:
-    """Lists the operations of a compiled program, given as its text; those of a loop as often as it
-    turns.
+    """Lists the operations of a compiled program, given as its text; a loop multiplies their runs.
 
     Raises:
-        NotCountedError: a loop whose length is not known, or a branch.
+        NotCountedError: the program has a loop of unknown length, or a branch.
     """
     computations: Computations = {}
     entry = name = ""
@@ -103,18 +98,18 @@ def _operations_of(computations: Computations, name: str, times: int) -> list[Op
     shapes, found = {}, []
     for line in computations[name]:
         shapes[line.name] = line.shape
-        # AllocateBuffer: room for another operation, no work.
+        # AllocateBuffer reserves memory for another operation and does no work.
         is_free = line.kind in _FREE or 'custom_call_target="AllocateBuffer"' in line.rest
         if is_free or line.kind.endswith("-done"):
             continue
         if line.kind == "conditional":
-            raise NotCountedError(f"{line.name}: which branch runs is not known.")
+            raise NotCountedError(f"{line.name}: the branch that runs is not known.")
         if line.kind in ("while", "call"):
-            turns = _turns(computations, line.rest) if line.kind == "while" else 1
+            iterations = _iterations(computations, line.rest) if line.kind == "while" else 1
             body = _called(line.rest, "body|to_apply")
-            if body is None or turns is None:
-                raise NotCountedError(f"{line.name}: how often the loop turns is not known.")
-            found += _operations_of(computations, body, times * turns)
+            if body is None or iterations is None:
+                raise NotCountedError(f"{line.name}: the number of iterations is not known.")
+            found += _operations_of(computations, body, times * iterations)
             continue
         if line.kind.endswith("-start"):
             cycles, estimate, hbm_bytes = 0, None, _moved(line.shape)
@@ -133,12 +128,12 @@ def _called(rest: str, attribute: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _turns(computations: Computations, loop: str) -> int | None:
-    """How often a loop turns: as the compiler says, or as the limit of a counter, which JAX's loops
-    start at 0.
+def _iterations(computations: Computations, loop: str) -> int | None:
+    """Returns a loop's iterations: as annotated by the compiler, or the limit of its counter, which
+    starts at 0 in JAX's loops.
     """
-    if told := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
-        return int(told.group(1))
+    if annotated := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
+        return int(annotated.group(1))
     lines = {line.name: line for line in computations[_called(loop, "condition") or ""]}
     (root,) = (line for line in lines.values() if line.is_root)
     if root.kind != "compare" or "direction=LT" not in root.rest:
@@ -153,9 +148,7 @@ def _cycles(text: str, field: str) -> int | None:
 
 
 def _traffic(computations: Computations, line: Instruction, operands: list[str]) -> int:
-    """Bytes of memory that an operation reads and writes; of a stack of layers only the slice that
-    it touches.
-    """
+    """Returns the bytes that an operation reads and writes; of a sliced array only the slice."""
     reads, writes = [1.0] * len(operands), [1.0] * len(_arrays(line.shape))
     called = _called(line.rest, "calls") if line.kind == "fusion" else None
     if called is not None:
@@ -175,8 +168,9 @@ def _traffic(computations: Computations, line: Instruction, operands: list[str])
 
 
 def _moved(shape: str) -> int:
-    """Bytes of memory that a copy in the background touches, which may take a slice: two arrays,
-    from and to.
+    """Returns the bytes that a copy in the background reads and writes.
+
+    Its shape names source and destination, one of which may be sliced.
     """
     both = _arrays(shape)[:2]
     sizes = [math.prod(int(size) for size in array[1].split(",") if size) for array in both]
@@ -186,7 +180,7 @@ def _moved(shape: str) -> int:
 
 
 def _shares(computations: Computations, fusion: str) -> dict[int, float]:
-    """The share of each parameter that a fusion reads, also where another one in it does."""
+    """Returns the share of each parameter that a fusion reads, fusions within it included."""
     fused = computations[fusion]
     lines = {line.name: line for line in fused}
     origin = {line.name: line.name for line in fused if line.kind == "parameter"}
@@ -213,7 +207,7 @@ def _shares(computations: Computations, fusion: str) -> dict[int, float]:
 
 
 def _written_shares(fused: list[Instruction]) -> list[float]:
-    """The share of each result that a fusion writes: of an update in place the update."""
+    """Returns the share of each result that a fusion writes: of an in-place update, the update."""
     lines = {line.name: line for line in fused}
     (root,) = (line for line in fused if line.is_root)
 
@@ -234,7 +228,7 @@ def _arrays(shape: str) -> list[tuple[str, str, str, str]]:
 
 
 def _size(shape: str) -> int:
-    """Elements of an array."""
+    """Returns the number of elements of an array."""
     return math.prod(int(size) for size in _arrays(shape)[0][1].split(",") if size)
 
 
@@ -243,7 +237,7 @@ def _hbm_bytes(shape: str) -> int:
 
 
 def _array_bytes(array: tuple[str, str, str, str]) -> int:
-    """Bytes of an array in HBM, its tiles padded; 0 for one in another memory."""
+    """Returns the bytes of an array in HBM, with tile padding; 0 for one in another memory."""
     kind, sizes, order, layout = array
     if "S(" in layout:
         return 0

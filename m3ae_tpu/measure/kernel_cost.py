@@ -1,6 +1,4 @@
-"""The cost of a baseline: scheduled by the TPU compiler with no TPU at hand, or timed on the device
-that is here.
-"""
+"""Cost of a kernel or baseline: scheduled by the compiler of a described TPU, or timed here."""
 
 import dataclasses
 import statistics
@@ -12,54 +10,42 @@ import jax
 import jax.numpy as jnp
 
 from m3ae_tpu.kernels.attention.block_sizes import Blocks, override_blocks
-from m3ae_tpu.kernels.attention.shapes import ATTENTION, AttentionShape
-from m3ae_tpu.kernels.cross_entropy.shapes import CROSS_ENTROPY, CrossEntropyShape
+from m3ae_tpu.kernels.attention.shapes import AttentionShape
+from m3ae_tpu.kernels.cross_entropy.shapes import CrossEntropyShape
 from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.measure.baselines import Baseline, attention_baseline, cross_entropy_baseline
 
-SHAPES = {"attention": ATTENTION, "cross_entropy": CROSS_ENTROPY}
-
 _ATTENTION_BATCHES = (16, 32)
-"""Multiples of the rows of every kernel's program, times two cores."""
+"""Multiples of the rows of every kernel's program, times the two cores of some chips."""
 _TRAINING_BATCHES = (64, 128)
-"""So many that XLA does not keep their scores in VMEM."""
+"""Large enough that XLA does not keep the scores in VMEM."""
 _LOSS_BATCH = 64
-"""Rows of a chip in a training step: reading the head is shared among them, as there."""
-
-PEAKS = {
-    "TPU v4": (275e12, 1228e9),
-    "TPU v5 lite": (197e12, 819e9),
-    "TPU v5": (459e12, 2765e9),
-    "TPU v6 lite": (918e12, 1640e9),
-    "NVIDIA H100 80GB HBM3": (989e12, 3350e9),
-    "NVIDIA H200": (989e12, 4800e9),
-}
-"""Dense bfloat16 FLOP/s and bytes/s of memory by `device_kind`, from the makers' data sheets."""
+"""Rows of a chip in a training step, which share the memory traffic of the head's parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Of one row of the batch."""
+    """Time of one row of the batch."""
 
     us: float
     """Median over the rounds."""
     spread: float
-    """Half the distance between the quartiles, of the median."""
+    """Half the distance between the quartiles, as a share of the median."""
     flops: float
-    """Of the matrix products, without what is computed again."""
+    """FLOPs of the matrix products, without recomputation."""
     bytes: float
-    """Each input read once, each result written once."""
+    """Memory traffic if each input is read once and each result written once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured: an operation on rows of one shape, in one direction."""
+    """An operation to measure, on rows of one shape, in one direction."""
 
     shape: AttentionShape | CrossEntropyShape
     backward: bool
     """Compute the gradients too; the output's gradient is then the first argument."""
-    masked: bool = False
-    """Attention with a mask of valid keys."""
+    is_masked: bool = False
+    """Give attention a mask of valid keys."""
 
 
 def make(name: str, case: Case, batch: int) -> tuple[Callable, list]:
@@ -67,11 +53,11 @@ def make(name: str, case: Case, batch: int) -> tuple[Callable, list]:
 
     Args:
         name: "ours" or one of `baselines.AGAINST` of the operation.
-        case: What it computes.
+        case: Operation, shape and direction.
         batch: Rows.
     """
     if isinstance(case.shape, AttentionShape):
-        baseline = attention_baseline(name, case.shape, batch, masked=case.masked)
+        baseline = attention_baseline(name, case.shape, batch, is_masked=case.is_masked)
     else:
         baseline = cross_entropy_baseline(name, case.shape, batch)
     if not case.backward:
@@ -83,12 +69,12 @@ def _both(baseline: Baseline) -> Callable:
     def both(dout, *inputs):
         def of_differentiated(*arrays):
             given = list(inputs)
-            for place, array in zip(baseline.differentiated, arrays, strict=True):
-                given[place] = array
+            for index, array in zip(baseline.differentiated, arrays, strict=True):
+                given[index] = array
             return baseline.forward(*given)
 
         out, pull_back = jax.vjp(
-            of_differentiated, *(inputs[place] for place in baseline.differentiated)
+            of_differentiated, *(inputs[index] for index in baseline.differentiated)
         )
         return out, *pull_back(dout)
 
@@ -96,12 +82,13 @@ def _both(baseline: Baseline) -> Callable:
 
 
 def scheduled(name: str, case: Case, chip: str) -> tpu_schedule.Cost:
-    """Returns the scheduled cost of a row: of one more of attention, of one of 64 of cross-entropy.
+    """Returns the scheduled cost of a row: of one more for attention, of one of 64 for
+    cross-entropy.
 
-    `tpu_schedule.prepare(replay=True)` comes before. Some operations abort the process.
+    Call `tpu_schedule.prepare(replay=True)` before. Some operations abort the process.
 
     Raises:
-        NotCountedError: an operation that the replay has no cycles for.
+        NotCountedError: the replay has no cycles for an operation.
     """
     if isinstance(case.shape, AttentionShape):
         return tpu_schedule.row_cost(
@@ -112,29 +99,27 @@ def scheduled(name: str, case: Case, chip: str) -> tpu_schedule.Cost:
 
 
 def scheduled_with(kernel: str, blocks: Blocks, case: Case, chip: str) -> float | None:
-    """Returns a row's scheduled microseconds with other block sizes of a kernel; None if it does
+    """Returns a row's scheduled microseconds with given block sizes of a kernel, or None if it does
     not compile.
     """
     jax.clear_caches()
     with override_blocks(kernel, blocks):
         try:
             return scheduled("ours", case, chip).us
-        except jax.errors.JaxRuntimeError:  # Out of VMEM or of registers.
+        except jax.errors.JaxRuntimeError:  # Too little VMEM, or too few registers.
             return None
 
 
 def traffic(name: str, case: Case, chip: str) -> float:
-    """Returns the bytes of memory traffic of a row of a training step's batch: all that is known
-    without a replay.
+    """Returns the HBM bytes of a row, at the batch of a training step.
 
-    Cycles left out, it bounds the time from below.
+    They need no replay. Divided by the bandwidth, they bound the time from below.
     """
     if not isinstance(case.shape, AttentionShape):
         return tpu_schedule.traffic(chip, *_whole(name, case)) / _LOSS_BATCH
-    few, many = _TRAINING_BATCHES
-    programs = [make(name, case, batch) for batch in (few, many)]
+    programs = [make(name, case, batch) for batch in _TRAINING_BATCHES]
     small, large = (tpu_schedule.traffic(chip, function, *shapes) for function, shapes in programs)
-    return (large - small) / (many - few)
+    return (large - small) / (_TRAINING_BATCHES[1] - _TRAINING_BATCHES[0])
 
 
 def _whole(name: str, case: Case) -> tuple:
@@ -143,11 +128,12 @@ def _whole(name: str, case: Case) -> tuple:
 
 
 def timed(names: Sequence[str], case: Case, batch: int, *, rounds: int) -> dict[str, Timing | str]:
-    """Times baselines on the default device, in turns, each call with other inputs than the one
-    before.
+    """Times implementations on the default device, one after the other in every round.
+
+    Consecutive calls have different inputs.
 
     Returns:
-        For each name its timing, or why it does not run here.
+        For each name its timing, or the reason that it does not run here.
     """
     calls: dict[str, Callable[[], float]] = {}
     results: dict[str, Timing | str] = {}
@@ -176,7 +162,7 @@ _CALLS = 8
 
 
 def _stopwatch(function: Callable, shapes: Sequence, most: int) -> Callable[[], float]:
-    """Compiles a function; returns what measures its seconds a call, over several calls in a row."""
+    """Compiles a function and returns a function that measures its seconds a call."""
     compiled = jax.jit(function)
     sets = [_draw(jax.random.key(seed), shapes, most) for seed in range(_INPUT_SETS)]
     for arguments in sets:
@@ -192,7 +178,7 @@ def _stopwatch(function: Callable, shapes: Sequence, most: int) -> Callable[[], 
 
 
 def _draw(key: jax.Array, shapes: Sequence, most: int) -> list[Any]:
-    """Normal floats, integers below `most`, and masks of which three quarters are True."""
+    """Draws normal floats, integers below `most`, and masks that are True for three quarters."""
     keys = jax.random.split(key, len(shapes))
     return [
         jax.random.bernoulli(key, 0.75, x.shape)
@@ -205,13 +191,13 @@ def _draw(key: jax.Array, shapes: Sequence, most: int) -> list[Any]:
 
 
 def _work(case: Case, batch: int) -> tuple[float, float]:
-    """FLOPs of the matrix products, and bytes of inputs and results, both of a whole call."""
+    """Returns FLOPs of the matrix products and bytes of inputs and results, of a whole call."""
     shape = case.shape
     is_attention = isinstance(shape, AttentionShape)
     products = (
         2 * batch * shape.tokens * (shape.tokens if is_attention else shape.vocab) * shape.width
     )
-    # Attention: scores and output; then the gradients of weights, queries, keys and values.
+    # Attention has products for scores and output, and four for the gradients.
     flops = products * (
         (6 if case.backward else 2) if is_attention else (3 if case.backward else 1)
     )

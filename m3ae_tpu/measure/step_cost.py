@@ -1,12 +1,12 @@
 """The cost of a train step by component, as the TPU compiler schedules it without a TPU."""
 
 import dataclasses
-import math
 
 from m3ae_tpu import scopes
 from m3ae_tpu.batch import mixture
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.kernels.attention.shapes import AttentionShape
+from m3ae_tpu.kernels.chips import CHIPS
 from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.measure.hlo_text import operations
 from m3ae_tpu.measure.kernel_cost import Case, scheduled
@@ -91,12 +91,12 @@ def scheduled_step(
 
     Args:
         config: `batch_size` rows on the one chip.
-        chip: One of `tpu_schedule.CHIPS`.
+        chip: A TPU of `CHIPS`.
         kernels: "ours", or "xla" for the step without kernels.
         kernel_us: From `replayed_kernels`.
     """
     tpu_schedule.prepare(replay=False)
-    mesh = described_mesh(tpu_schedule.CHIPS[chip].topology, 1)
+    mesh = described_mesh(CHIPS[chip].topology or chip, 1)
     compiled = compile_for(mesh, config, kernels)
     us, hbm_bytes, kernel_traffic = (dict.fromkeys(COMPONENTS, 0.0) for _ in range(3))
     for operation in operations(compiled.as_text() or ""):
@@ -125,7 +125,7 @@ def replayed_kernels(config: PretrainConfig, chip: str) -> dict[str, float]:
     logits again.
     """
     us = dict.fromkeys(COMPONENTS, 0.0)
-    peak = tpu_schedule.CHIPS[chip].peak_flops or math.nan
+    peak = CHIPS[chip].core_flops
     us["text head, loss"] = flops_by_component(config)["text head, loss"] * 4 / 3 / peak * 1e6
     for source in mixture(config.data, config.batch_size):
         tokens = num_tokens(config, source.kind, source.text_length)

@@ -1,9 +1,8 @@
-"""What the TPU compiler schedules for a function, with no TPU at hand: cycles and bytes of its
-operations.
+"""Cost of a function on a described TPU, as its compiler schedules it: cycles and memory traffic.
 
 libtpu compiles for a described chip on any machine. One of its flags makes it replay each scheduled
-operation, bundle by bundle, and write the cycles into the compiled program. It is read when libtpu
-is loaded: `prepare()` comes before anything is compiled for a TPU.
+operation, bundle by bundle, and write the cycles into the compiled program. libtpu reads the flag
+when it is loaded: call `prepare()` before anything is compiled for a TPU.
 """
 
 import contextlib
@@ -13,46 +12,25 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from m3ae_tpu.kernels.chips import CHIPS
 from m3ae_tpu.measure.hlo_text import NotCountedError, operations
-
-
-class Chip(NamedTuple):
-    """A TPU as compiler and data sheet describe it."""
-
-    topology: str
-    clock_hz: float | None
-    """Peak bfloat16 FLOP/s over what the matrix units do in a cycle; None where the replay does not
-    run.
-    """
-    hbm_bytes_per_second: float | None
-    """Of one core."""
-    peak_flops: float | None
-    """bfloat16, of one core."""
-
-
-CHIPS = {
-    "v4": Chip("v4:2x2x1", None, None, None),
-    "v5e": Chip("v5e:2x2", 1.50e9, 819e9, 197e12),
-    "v5p": Chip("v5p:2x2x1", 1.75e9, 2765e9 / 2, 459e12 / 2),
-    "v6e": Chip("v6e:2x2", 1.75e9, 1640e9, 918e12),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Cost of a program, or of a row of its batch."""
+    """Cost of a program, or of a row of its batch, on one core."""
 
     chip: str
     cycles: float
     hbm_bytes: float
-    """Arguments and results of every operation that are not in VMEM, tile padding included."""
+    """Bytes of arguments and results of all operations outside VMEM, with tile padding."""
 
     @property
     def scheduled_us(self) -> float:
@@ -60,11 +38,11 @@ class Cost:
 
     @property
     def hbm_us(self) -> float:
-        return self.hbm_bytes / (CHIPS[self.chip].hbm_bytes_per_second or math.nan) * 1e6
+        return self.hbm_bytes / CHIPS[self.chip].core_bytes_per_second * 1e6
 
     @property
     def us(self) -> float:
-        """Microseconds: the larger of both. The replay takes reads and writes for independent."""
+        """Microseconds: the larger of both, as if memory traffic and computation overlapped."""
         return max(self.scheduled_us, self.hbm_us)
 
     @property
@@ -73,11 +51,11 @@ class Cost:
 
 
 def prepare(*, replay: bool) -> None:
-    """Makes libtpu ready for this process; comes before its first use.
+    """Sets up libtpu for this process; call it before the first use.
 
     Args:
-        replay: Have the compiler count cycles. The process then aborts where the replay does not
-            run: compile for such a chip, or such an operation, without it.
+        replay: Make the compiler count cycles. The process then aborts at chips and operations that
+            the replay does not support: compile these without it.
 
     Raises:
         ModuleNotFoundError: libtpu is not installed.
@@ -87,7 +65,7 @@ def prepare(*, replay: bool) -> None:
     if replay:
         flag = f"--xla_jf_dump_static_llo_profile_to={tempfile.mkdtemp(prefix='scheduled_cost_')}"
         os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flag}".strip()
-    # No metadata server and no lock: nothing here touches a device.
+    # Without a device, libtpu must neither ask a metadata server nor take the lock of the device.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -96,21 +74,22 @@ def prepare(*, replay: bool) -> None:
 
 
 @functools.cache
-def device(chip: str):
-    """Returns a described device: programs can be compiled for it, not run on it."""
-    return topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology).devices[
-        0
-    ]
+def device_mesh(chip: str) -> Mesh:
+    """Returns a mesh of one described device: programs can be compiled for it, not run on it."""
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
+    return Mesh(np.array(topology.devices[:1]), ("data",), axis_types=(AxisType.Auto,))
 
 
 def compile_for(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct):
-    """Compiles a function of arrays, all of them and its results row-major in HBM, as a model's
-    layers hold them.
+    """Compiles a function of arrays for a chip, and with that chip's kernels.
+
+    Arguments and results are row-major in HBM, as between the layers of a model.
     """
-    where = SingleDeviceSharding(device(chip))
+    # A sharding over a mesh, not `SingleDeviceSharding`: it tells a traced function the chip.
+    sharding = NamedSharding(device_mesh(chip), PartitionSpec())
 
     def place(x):
-        return Format(Layout(tuple(range(len(x.shape)))), where)
+        return Format(Layout(tuple(range(len(x.shape)))), sharding)
 
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)) for x in shapes]
     results = jax.tree.map(place, jax.eval_shape(function, *shapes))
@@ -120,8 +99,8 @@ def compile_for(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct):
 
 @contextlib.contextmanager
 def not_kept():
-    """Keeps programs out of the persistent cache: one for a chip that is not here cannot be read
-    back.
+    """Keeps programs compiled inside out of the persistent cache, which cannot load them again
+    without the chip.
     """
     name = "jax_persistent_cache_min_compile_time_secs"
     seconds = getattr(jax.config, name)
@@ -136,7 +115,7 @@ def cost(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> Cost:
     """Returns the cost of one call.
 
     Raises:
-        NotCountedError: an operation that the replay has no cycles for.
+        NotCountedError: the replay has no cycles for an operation.
     """
     return read_cost(chip, compile_for(chip, function, *shapes).as_text() or "")
 
@@ -145,7 +124,7 @@ def traffic(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> int
     """Returns the bytes of memory traffic of one call; needs no replay.
 
     Raises:
-        NotCountedError: a loop of unknown length, or a branch.
+        NotCountedError: the program has a loop of unknown length, or a branch.
     """
     text = compile_for(chip, function, *shapes).as_text() or ""
     return sum(operation.times * operation.hbm_bytes for operation in operations(text))
@@ -154,10 +133,12 @@ def traffic(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct) -> int
 def row_cost(
     chip: str, make: Callable[[int], tuple[Callable, Sequence]], batches: tuple[int, int]
 ) -> Cost:
-    """Returns the cost of one more row: start of the program and filling of its pipelines drop out.
+    """Returns the cost of one more row, from the difference of two batches.
+
+    Program start and pipeline fill cancel.
 
     Args:
-        chip: One of `CHIPS`.
+        chip: A TPU of `CHIPS`.
         make: Returns function and shapes for a batch.
         batches: Two sizes, both multiples of the rows of a kernel's program.
     """
@@ -172,14 +153,14 @@ def read_cost(chip: str, text: str) -> Cost:
     """Adds up the operations of a compiled program, given as its text.
 
     Raises:
-        NotCountedError: an operation that the replay has no cycles for, or a loop of unknown
-            length.
+        NotCountedError: the replay has no cycles for an operation, or a loop has an unknown length.
     """
     cycles = hbm_bytes = 0
     for operation in operations(text):
         if operation.cycles is None:
             raise NotCountedError(
-                f"{operation.name}: the compiler's replay gives no cycles for {operation.kind} on {chip}."
+                f"{operation.name}: the compiler's replay gives no cycles for {operation.kind} "
+                f"on {chip}."
             )
         cycles += operation.times * operation.cycles
         hbm_bytes += operation.times * operation.hbm_bytes

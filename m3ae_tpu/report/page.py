@@ -8,6 +8,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from m3ae_tpu import charts
 from m3ae_tpu.charts import Level, Series, line_chart
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.files import atomic_write
@@ -41,7 +42,7 @@ def write_report(
     name = workdir.resolve().name
     page = string.Template((folder / "report.html").read_text()).substitute(
         name=html.escape(name),
-        style=(folder / "report.css").read_text().strip(),
+        style=f"{charts.STYLE}\n{(folder / 'report.css').read_text().strip()}",
         lead=_lead(config, metrics, evaluation),
         tiles=sections.tiles(evaluation, metrics),
         probes=sections.probe_bars(evaluation),
@@ -115,7 +116,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) 
         found = [(name.replace("_", " "), evaluation.get(key)) for name, key in keys.items()]
         return [Level(name=name, value=value) for name, value in found if value is not None]
 
-    charts: list[tuple[str, list[Series], dict[str, Any]]] = [
+    curves: list[tuple[str, list[Series], dict[str, Any]]] = [
         ("Loss", series("train/loss", "loss"), {}),
         (
             "Error at hidden patches",
@@ -166,7 +167,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) 
     ]
     cards = [
         f'<figure class="card" style="margin:0"><h3>{title}</h3>{line_chart(lines, **options)}</figure>'
-        for title, lines, options in charts
+        for title, lines, options in curves
         if lines
     ]
     return (

@@ -1,5 +1,5 @@
-"""Guards the TPU kernels where no TPU is: they compile for every chip, and the compiler schedules
-them no slower.
+"""Guards the TPU kernels without a TPU: they compile for every chip, with its own block sizes, and
+the compiler schedules them no slower than recorded.
 """
 
 import json
@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from m3ae_tpu.kernels.attention import attention, block_sizes
 from m3ae_tpu.kernels.attention.shapes import ATTENTION
 from m3ae_tpu.kernels.attention.tpu import call as attention_tpu
+from m3ae_tpu.kernels.chips import CHIPS
 from m3ae_tpu.measure import tpu_schedule
 
 pytestmark = pytest.mark.tpu_compiler
@@ -26,11 +27,11 @@ CYCLES = {"forward": 1282, "forward + backward": 3707}
 """Scheduled cycles a row of `encoder_large` on v5e, libtpu 0.0.48.1. Lower them with the kernel."""
 
 
-def compiled(chip, shape, *, masked):
-    """Attention forward and backward, compiled for a chip; as text."""
+def compiled(chip, shape, *, is_masked):
+    """Returns the text of attention, forward and backward, compiled for a chip."""
 
-    def both(qkv, dout, valid):
-        mask = valid if masked else None
+    def both(qkv, dout, is_valid):
+        mask = is_valid if is_masked else None
         out, pull_back = jax.vjp(lambda qkv: attention(qkv, mask, shape.num_heads), qkv)
         return out, pull_back(dout)[0]
 
@@ -48,16 +49,25 @@ def compiled(chip, shape, *, masked):
         pytest.param(
             chip, name, marks=[] if (chip, name) == ("v5e", "encoder_small") else pytest.mark.slow
         )
-        for chip in tpu_schedule.CHIPS
+        for chip, described in CHIPS.items()
+        if described.topology
         for name in ATTENTION
     ],
 )
 def test_compiles_for_a_chip_that_is_not_here(chip, name):
-    text = compiled(chip, ATTENTION[name], masked=True)
+    text = compiled(chip, ATTENTION[name], is_masked=True)
     assert text.count('custom_call_target="tpu_custom_call"') == 2
 
 
-def test_chip_is_known_when_the_program_is_lowered(monkeypatch):
+def single_device(chip):
+    """Returns the sharding of one described device, which tells a traced function nothing."""
+    tpu_schedule.prepare(replay=False)
+    return jax.sharding.SingleDeviceSharding(tpu_schedule.device_mesh(chip).devices.flat[0])
+
+
+@pytest.fixture
+def kinds(monkeypatch):
+    """Collects the device kinds whose block sizes the forward kernel looks up."""
     kinds = []
 
     def blocks_for(kernel, kind, *rest):
@@ -65,30 +75,57 @@ def test_chip_is_known_when_the_program_is_lowered(monkeypatch):
         return block_sizes.blocks_for(kernel, kind, *rest)
 
     monkeypatch.setattr(attention_tpu, "blocks_for", blocks_for)
+    return kinds
+
+
+def test_the_chip_is_known_from_the_mesh_when_the_program_is_traced(kinds):
     tpu_schedule.prepare(replay=False)
-    mesh = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x2")
-    mesh = jax.sharding.Mesh(np.array(mesh.devices), ("data",))
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x2")
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("data",))
     rows = jax.sharding.PartitionSpec("data")
+
+    def alone(qkv):
+        return attention(qkv * 2, None, 2)
 
     def on_mesh(qkv):
         return jax.shard_map(alone, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(qkv)
 
-    def alone(qkv):
-        return attention(qkv, None, 2)
-
-    single = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
-    for function, where in ((on_mesh, jax.NamedSharding(mesh, rows)), (alone, single)):
-        qkv = jax.ShapeDtypeStruct((8, 9, 384), jnp.bfloat16, sharding=where)
-        jax.jit(function).lower(qkv)
+    qkv = jax.ShapeDtypeStruct((8, 9, 384), jnp.bfloat16)
+    sharded = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype, sharding=jax.NamedSharding(mesh, rows))
+    jax.jit(on_mesh).trace(sharded)
+    jax.jit(alone).trace(sharded)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        jax.jit(alone).trace(jnp.zeros((8, 9, 384))).lower(lowering_platforms=("tpu",))
-    jax.jit(alone).trace(jnp.zeros((8, 9, 384))).lower(lowering_platforms=("tpu",))
-    assert kinds == ["TPU v6 lite", "TPU v6 lite", "TPU v6 lite", None]
+        jax.jit(alone).trace(qkv)
+    jax.jit(lambda qkv: attention(qkv, None, 2, device_kind="TPU v6 lite")).trace(qkv)
+    assert set(kinds) == {"TPU v6 lite"}
+
+
+def test_a_sharding_without_a_mesh_takes_the_kernel_with_generic_block_sizes(kinds):
+    qkv = jax.ShapeDtypeStruct((8, 9, 384), jnp.bfloat16, sharding=single_device("v6e"))
+    text = jax.jit(lambda qkv: attention(qkv, None, 2)).lower(qkv).as_text()
+    assert "tpu_custom_call" in text
+    assert set(kinds) == {None}
+
+
+@pytest.mark.parametrize("mask_axis", [0, None])
+def test_vmap_compiles_for_a_described_chip_with_its_axis_in_the_batch(mask_axis):
+    def loss(qkv, is_valid):
+        mapped = jax.vmap(lambda qkv, mask: attention(qkv, mask, 2), (0, mask_axis))
+        return mapped(qkv, is_valid).astype(jnp.float32).sum()
+
+    where = single_device("v5e")
+    qkv = jax.ShapeDtypeStruct((3, 2, 81, 3, 128), jnp.bfloat16, sharding=where)
+    mask = (3, 2, 81) if mask_axis == 0 else (2, 81)
+    is_valid = jax.ShapeDtypeStruct(mask, jnp.bool, sharding=where)
+    with tpu_schedule.not_kept():
+        text = jax.jit(jax.grad(loss)).lower(qkv, is_valid).compile().as_text() or ""
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+    assert "bf16[6,81,384]" in text
 
 
 def test_layers_in_a_loop_keep_no_scores():
-    # The choice between implementations is a branch: what XLA's would keep for its gradient must
-    # not stay.
+    # Without a mesh the choice between implementations is a branch. The residuals of the branches
+    # that are not taken must not stay.
     def temporary_bytes(implementation):
         def loss(weights, x):
             def layer(x, weight):
@@ -97,8 +134,12 @@ def test_layers_in_a_loop_keep_no_scores():
             return jax.lax.scan(layer, x, weights)[0].astype(jnp.float32).sum()
 
         arrays = (3, 128, 384), (1, 128, 128)
-        shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in arrays]
-        compiled = tpu_schedule.compile_for("v5e", jax.grad(loss), *shapes)
+        shapes = [
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=single_device("v5e"))
+            for shape in arrays
+        ]
+        with tpu_schedule.not_kept():
+            compiled = jax.jit(jax.grad(loss)).lower(*shapes).compile()
         memory = compiled.memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes
@@ -109,7 +150,7 @@ def test_layers_in_a_loop_keep_no_scores():
 
 @pytest.mark.slow
 def test_is_scheduled_no_slower_than_recorded(tmp_path):
-    # In a process of its own: the flag that counts cycles is read once, and some chips abort with
+    # In another process: libtpu reads the flag that counts cycles once, and some chips abort with
     # it.
     figures = tmp_path / "figures.json"
     command = [
