@@ -16,14 +16,17 @@ from m3ae_tpu.data.shards import open_shards
 
 FORWARD = """
 import jax, numpy as np
-from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.overrides import load_named_config
+from m3ae_tpu.configs import debug
+from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.m3ae import M3AE
 
-model = M3AE(load_named_config("debug", PretrainConfig).model, key=jax.random.key(0))
-images = np.zeros((2, 32, 32, 3), np.float32)
-text, text_valid = np.ones((2, 24), np.int32), np.ones((2, 24), bool)
-print("features", jax.jit(lambda model: model.encode(images, text, text_valid).cls)(model).shape)
+model = M3AE(debug.CONFIG.model, key=jax.random.key(0))
+inputs = Inputs(
+    images=np.zeros((2, 32, 32, 3), np.float32),
+    text_ids=np.ones((2, 24), np.int32),
+    is_valid=np.ones((2, 24), bool),
+)
+print("features", jax.jit(lambda model: model.encode(inputs).cls)(model).shape)
 """
 
 

@@ -43,8 +43,8 @@ DESCRIPTIONS = {
     "docs/results/tpu.md": "Attention and train steps as the TPU compiler schedules them.",
     "kernels/README.md": "How the attention kernel works, what limits it, how to use it elsewhere.",
     "kernels/*/block_sizes.json": "The table of block sizes, and the source of each row.",
-    "kernels/*/implementations.json": "The fastest implementation on each GPU.",
     "m3ae_tpu/configs": "Link to `configs/`: `from m3ae_tpu.configs import ...`.",
+    "m3ae_tpu/charts.css": "The style of charts, light and dark.",
     "m3ae_tpu/kernels": "Link to `kernels/`: `from m3ae_tpu.kernels import ...`.",
     "m3ae_tpu/pipelines": "Link to `pipelines/`: the installed commands start these programs.",
     "m3ae_tpu/py.typed": "Tells type checkers that the package is typed.",
@@ -131,7 +131,7 @@ def _describe(path):
 
 
 def with_map(text: str, paths: list[pathlib.PurePosixPath]) -> str:
-    """Returns the text of WORKSPACE.md with the list written anew."""
+    """Returns the text of WORKSPACE.md with the list written again."""
     by_hand, _, _ = text.partition(START)
     return f"{by_hand}{START}\n{map_of(paths)}"
 
