@@ -27,7 +27,7 @@ def define_flags[Options](options: type[Options]) -> Callable[[], Options]:
     values: dict[str, Callable[[], Any]] = {}
     for field in dataclasses.fields(options):  # pyright: ignore[reportArgumentType]
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             values[field.name] = define_flags(hint)
         else:
             flag = _define(field.name, hint, field.default, docs[field.name])

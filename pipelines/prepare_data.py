@@ -4,7 +4,7 @@
 
 Reads webdataset tars (img2dataset's layout), parquet, the HDF5 files of the paper's code, folders
 of images with `.txt` files or with a CSV, TSV or JSON-lines list, and plain text. Files may be
-compressed, or lie at `gs://` or `s3://`. Formats are told by content, not by name.
+compressed, or lie at `gs://` or `s3://`. Formats are recognised by content, not by name.
 
 Every image is decoded once. Good JPEGs keep their bytes; other images become upright RGB JPEGs;
 damaged ones are dropped. OUTPUT gets the shards, `manifest.json` (what was given, kept and dropped,

@@ -1,5 +1,8 @@
 """Preparation as an Apache Beam pipeline, for collections that outgrow a machine."""
 
+# pyright: reportMissingImports=false
+# Beam is installed in an environment of its own only.
+
 import json
 import os
 import pathlib
@@ -10,8 +13,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import apache_beam as beam  # pyright: ignore[reportMissingImports]
-from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from m3ae_tpu.data.manifest import MANIFEST, shard_name
 from m3ae_tpu.errors import UserError, require

@@ -69,8 +69,14 @@ def show_mixture(data: OpenData) -> None:
     for summary in summarise(data):
         source = summary.source
         name = "/".join(pathlib.Path(source.config.shards).parts[-2:])
-        epochs = f"{summary.epochs_per_thousand_steps:,.3g}"
-        mixture.add_row(name, source.kind, f"{source.rows:,}", f"{summary.records:,}", epochs)
+        epochs = summary.epochs_per_thousand_steps
+        mixture.add_row(
+            name,
+            source.kind,
+            f"{source.rows:,}",
+            f"{summary.records:,}",
+            f"{epochs:,.3g}" if epochs < 100 else f"{epochs:,.0f}",
+        )
         if summary.texts:
             figures = [f"{summary.token_lengths[measure]:,.0f}" for measure in measures]
             lengths.add_row(

@@ -1,4 +1,4 @@
-"""Opening of files, local or remote, compressed or not, and their formats, told by content."""
+"""Opening of files, local or remote, compressed or not, and recognition of their formats."""
 
 import bz2
 import contextlib
@@ -34,7 +34,7 @@ than the memory.
 """
 
 _SNIFFED = tarfile.BLOCKSIZE
-"""Bytes at the start of a file that tell its format."""
+"""Bytes at the start of a file by which its format is recognised."""
 _SEARCHED = 2**20
 """Bytes in which an undamaged header of a tar is searched if the first one is damaged."""
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -67,7 +67,7 @@ def file_system(url: str) -> tuple[Any, str]:
 def open_file(url: str) -> Iterator[Any]:  # A binary file. Those of five libraries share no type.
     """Opens a local file, or an object of any store that fsspec knows, for reading.
 
-    A compressed file, as its first bytes tell, is decompressed while it is read.
+    A compressed file, recognised by its first bytes, is decompressed while it is read.
 
     Raises:
         UserError: the store is unknown, or store or compression need a package that is not

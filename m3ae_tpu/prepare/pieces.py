@@ -80,7 +80,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collection:
-    """What the input of a preparation consists of."""
+    """Input of a preparation: its pieces, and the files that are not read."""
 
     pieces: tuple[Piece, ...]
     """Units of work, in the order of the input."""
@@ -105,7 +105,7 @@ class Collection:
 
 
 def find_pieces(inputs: list[str], kind: str) -> Collection:
-    """Lists the pieces of files and folders, local or remote. Formats are told by content.
+    """Lists the pieces of files and folders, local or remote. Formats are recognised by content.
 
     In a folder with tars, parquet or HDF5 files, tables are ignored unless they name images: they
     are img2dataset's lists and statistics. Tables that name images decide which loose images are
@@ -153,10 +153,11 @@ def _split_prefix(given: str) -> tuple[str, str]:
 def _formats(sizes: Mapping[str, int]) -> dict[str, Format]:
     with concurrent.futures.ThreadPoolExecutor(_OPENED_AT_ONCE) as threads:
         formats = dict(zip(sizes, threads.map(file_format, sizes), strict=True))
-    # An empty file has no content that tells.
-    return formats | {
+    # An empty file has no content to recognise.
+    empty_texts: dict[str, Format] = {
         url: "table" for url, size in sizes.items() if not size and _ending(url) in _TEXT_ENDINGS
     }
+    return formats | empty_texts
 
 
 def _ignored(formats: Mapping[str, Format], pieces: list[Piece], kind: str) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.prepare.local import prepare_locally
-from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
+from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions, SampleKind
 from m3ae_tpu.prepare.pieces import find_pieces
 
 NUM_PAIRS = 60
@@ -60,9 +60,9 @@ def write_sidecars(folder, pairs):
 def write_tars(folder, pairs):
     folder.mkdir(parents=True)
     half = len(pairs) // 2
-    for shard, part in enumerate((pairs[:half], pairs[half:])):
+    for shard, of_shard in enumerate((pairs[:half], pairs[half:])):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as archive:
-            for number, (image, caption) in enumerate(part):
+            for number, (image, caption) in enumerate(of_shard):
                 texts = {
                     "txt": caption.encode(),
                     "json": json.dumps({"caption": "not this"}).encode(),
@@ -107,7 +107,7 @@ FORMS = {
 }
 
 
-def run(source, output, kind="paired", workers=1, **options):
+def run(source, output, kind: SampleKind = "paired", workers=1, **options):
     chosen = PrepareOptions(cleaning=CleaningOptions(kind=kind), **{"num_shards": 3, **options})
     manifest = prepare_locally(
         find_pieces([str(source)], kind), output, chosen, num_workers=workers

@@ -56,7 +56,7 @@ def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, content, message):
         read_manifest(tmp_path)
 
 
-def test_the_starter_sets_kinds_are_told_apart():
+def test_the_kinds_of_the_starter_set_are_recognised():
     kinds = {
         source.shards.rpartition("/")[2]: source.kind
         for source in sources_of(STARTER, read_manifest(STARTER))

@@ -160,7 +160,7 @@ def odd(kind):
 
 
 @pytest.mark.parametrize("kind", ["cmyk", "rotated", "16-bit", "palette", "alpha"])
-def test_odd_images_become_the_image_that_they_show(kind):
+def test_odd_images_become_upright_jpegs(kind):
     data, size = cleaning.clean_image(odd(kind), CleaningOptions(kind="image"))
     assert data[:3] == b"\xff\xd8\xff"
     assert size == (32, 48)

@@ -29,6 +29,7 @@ from m3ae_tpu.prepare import pieces
 from m3ae_tpu.prepare.local import prepare_locally
 from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 from m3ae_tpu.prepare.pieces import find_pieces
+from m3ae_tpu.prepare.samples import Sample, row_sample
 
 
 def write_tar(path, members):
@@ -115,13 +116,13 @@ def test_columns_with_quotes_commas_and_other_encodings(pairs, tmp_path):
 def test_files_are_split_into_pieces_that_hold_every_row_once(
     pairs, prepared, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pieces, "IMAGES_PER_PIECE", 7)
+    monkeypatch.setattr(pieces, "IMAGES_PER_PIECE", 15)
     write_parquet(tmp_path / "parquet", pairs)
     table = pyarrow.parquet.read_table(tmp_path / "parquet" / "0000.parquet")
     pyarrow.parquet.write_table(table, tmp_path / "parquet" / "0000.parquet", row_group_size=4)
     write_folder(tmp_path / "csv", pairs)
     write_hdf5(tmp_path / "hdf5", pairs)
-    for form, count in {"parquet": 8, "csv": 9, "hdf5": 5}.items():
+    for form, count in {"parquet": 4, "csv": 5, "hdf5": 2}.items():
         assert len(find_pieces([str(tmp_path / form)], "paired").pieces) == count
         run(tmp_path / form, tmp_path / f"{form}-set")
         assert shard_bytes(tmp_path / f"{form}-set") == shard_bytes(prepared / "set")
@@ -144,7 +145,7 @@ def test_compressed_files_of_every_form(compress, pairs, tmp_path):
     manifest = prepare_locally(
         found, tmp_path / "set", PrepareOptions(cleaning=CleaningOptions(), num_shards=1)
     )
-    # Of the cut archive some samples are there a second time.
+    # The cut archive repeats some samples of the whole one.
     assert manifest["kept"] == 16 + manifest["duplicates"]
     # Half of one bzip2 block gives nothing at all.
     assert manifest["dropped"] in ({"archive cut short": 1}, {"unknown file format": 1})
@@ -245,13 +246,13 @@ def test_tables_are_read_as_they_were_meant(content, texts, tmp_path):
 @pytest.mark.parametrize(
     "content", ['[{"text": "one"},{"text": "two"}]', '[\n  {\n    "text": "one"\n  }\n]']
 )
-def test_a_json_array_is_no_text(content, tmp_path):
+def test_a_json_array_is_not_a_text(content, tmp_path):
     (tmp_path / "given.json").write_text(content)
     with pytest.raises(UserError, match="one JSON array, not JSON lines"):
         run(tmp_path / "given.json", tmp_path / "set", kind="text", num_shards=1)
 
 
-def test_members_of_a_tar_are_told_by_name_and_by_content(pairs, tmp_path):
+def test_members_of_a_tar_are_recognised_by_name_and_by_content(pairs, tmp_path):
     images = [image for image, _ in pairs]
     depth = io.BytesIO()
     Image.new("L", (64, 64)).save(depth, "PNG")
@@ -277,7 +278,7 @@ def test_members_of_a_tar_are_told_by_name_and_by_content(pairs, tmp_path):
     }
 
 
-def test_mixed_folders_are_read_and_what_is_passed_over_is_counted(pairs, tmp_path):
+def test_mixed_folders_are_read_and_ignored_files_are_counted(pairs, tmp_path):
     given = tmp_path / "given"
     write_tars(given, pairs[:4])
     write_parquet(given / "rows", pairs[4:7])
@@ -293,7 +294,7 @@ def test_mixed_folders_are_read_and_what_is_passed_over_is_counted(pairs, tmp_pa
     assert (manifest["kept"], manifest["dropped"]) == (4, {})
 
 
-def test_a_log_beside_images_is_no_list_of_them(pairs, tmp_path):
+def test_a_log_beside_images_is_not_a_list_of_them(pairs, tmp_path):
     write_sidecars(tmp_path / "given", pairs[:2])
     (tmp_path / "given" / "log.csv").write_text("path,size\n0000.png,12\n")
     (tmp_path / "given" / "0000.txt").rename(tmp_path / "given" / "0000.TXT")
@@ -302,7 +303,7 @@ def test_a_log_beside_images_is_no_list_of_them(pairs, tmp_path):
     assert manifest["inputs"]["passed over"]["files"] == 1
 
 
-def test_parquet_may_name_files_beside_it_but_no_pages(pairs, tmp_path):
+def test_parquet_may_name_files_beside_it_but_not_web_pages(pairs, tmp_path):
     write_sidecars(tmp_path / "given", pairs[:1])
     path = tmp_path / "given" / "a.parquet"
     (tmp_path / "given" / "0000.png").rename(tmp_path / "given" / "image.data")
@@ -313,3 +314,30 @@ def test_parquet_may_name_files_beside_it_but_no_pages(pairs, tmp_path):
         else:
             with pytest.raises(UserError, match="addresses of images, not images"):
                 run(path, tmp_path / "other", num_shards=1)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (b"bytes", b"bytes"),
+        ({"bytes": b"bytes", "path": "other.jpg"}, b"bytes"),
+        ({"bytes": None, "path": "a.jpg"}, b"from a file"),
+        ("a.jpg", b"from a file"),
+        ("", None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_a_row_gives_its_image_in_every_form(image, expected, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"from a file")
+    row = {"image": image, "text": ["one", None, 2], "label": float("nan")}
+    sample = row_sample(row, "row 1", f"{tmp_path}/list")
+    assert sample == Sample(place="row 1", image=expected, captions=(b"one", b"2"))
+
+
+def test_a_row_whose_image_cannot_be_read_has_the_reason(tmp_path):
+    for image, fault in {
+        "https://example.org/a.jpg": "address instead of an image file",
+        "missing.jpg": "unreadable image file: [Errno 2] No such file or directory",
+    }.items():
+        assert row_sample({"image": image}, "row 1", f"{tmp_path}/list").fault.startswith(fault)

@@ -28,7 +28,7 @@ from m3ae_tpu.prepare.samples import (
 _NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 """Types of headers that describe the next member and are not members themselves."""
 _KNOWN = {*IMAGE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, "json"}
-"""Endings that tell the role of a member."""
+"""Endings that give a member its role."""
 _CUT, _DAMAGED, _UNSAFE = "archive cut short", "damaged archive header", "unsafe path"
 
 
@@ -154,7 +154,7 @@ def _split(group: list[Member]) -> Iterator[tuple[str, list[Member]]]:
 
 
 def _stem(name: str) -> str:
-    """Returns a member's name up to the first dot of its last part."""
+    """Returns a member's name up to the first dot behind the folders."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 

@@ -26,13 +26,13 @@ from m3ae_tpu.prepare.samples import (
 SIDECAR_ENDINGS = (".txt", ".TXT")
 """Endings of the text beside an image."""
 _LONGEST_LINE = 2**24
-"""Bytes of a row that are kept: what is longer is damaged, or not a table."""
+"""Bytes of a row that are kept. A longer row is damaged, or the file is not a table."""
 csv.field_size_limit(_LONGEST_LINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the lines of a table are read."""
+    """Form of a table's lines."""
 
     form: Literal["columns", "json", "text", "array"]
     separator: str = ","
