@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import importlib.util
 
+import hypothesis
 import jax
 import pytest
 from absl import flags
@@ -22,6 +23,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 flags.FLAGS.mark_as_parsed()
+
+# No outcome depends on wall time: the machine may be busy.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 
 WITHOUT_COMPILER = "needs the TPU compiler, which is not installed"

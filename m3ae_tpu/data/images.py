@@ -16,20 +16,18 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 
 _MAX_PIXELS = 64_000_000
-"""Larger images are refused before they are decoded: 192 MB each, and no crop needs them."""
+"""Larger images are refused before they are decoded; one of this size takes 192 MB."""
 _CROP_ASPECT = (3 / 4, 4 / 3)
 _LOG_ASPECT = (math.log(_CROP_ASPECT[0]), math.log(_CROP_ASPECT[1]))
 CROP_DRAWS = (10, 4)
-"""Shape of the random numbers that a crop takes: four for each of ten attempts."""
+"""Shape of a crop's random numbers: four for each of ten attempts."""
 
-# The one common platform for which there is no wheel of it; Pillow does its work there, at a
-# quarter of the speed.
+# cykooz.resizer has no wheel for this platform. Pillow replaces it, at a quarter of the speed.
 _HAS_FAST_RESIZER = (sys.platform, platform.machine()) != ("linux", "aarch64")
 if _HAS_FAST_RESIZER:
     from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 
-    # The cubic that Pillow calls bicubic, a = -0.5, stretched over the source's pixels where it
-    # shrinks.
+    # Pillow's bicubic is this cubic, a = -0.5, widened by the scale when it shrinks an image.
     _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
 
 
@@ -43,17 +41,17 @@ def decode_image(
     """Decodes an image of any format that Pillow reads to RGB.
 
     JPEG goes through libjpeg-turbo in its strict mode: damaged data is an error, not a grey area.
-    Transparent parts become white; 16-bit grey is scaled to 8 bits. An EXIF orientation is not
-    applied.
+    Transparent pixels become white; 16-bit grey is scaled to 8 bits. An EXIF orientation is
+    ignored.
 
     Args:
         data: An encoded image.
-        channels: `RGBX` has a fourth byte that means nothing: quicker to decode, and what `resize`
-            takes.
+        channels: `RGBX` has a fourth, unused byte a pixel: faster to decode, and the input of
+            `resize`.
 
     Raises:
         ImageSizeError: it has no pixels, or more than 64 million.
-        ValueError: no image, a damaged one, or one whose pixels are no colours of 8 or 16 bits.
+        ValueError: not an image, a damaged one, or one without 8-bit or 16-bit colours.
     """
     with damage_as_value_error():
         return _decode(data, channels)
@@ -61,11 +59,10 @@ def decode_image(
 
 @contextlib.contextmanager
 def damage_as_value_error() -> Iterator[None]:
-    """Raises `ValueError` for whatever a decoder raises over a damaged file, `ImageSizeError` for a
-    bomb.
+    """Turns a decoder's errors over damaged files into `ValueError`, over bombs `ImageSizeError`.
 
-    That may be OSError, SyntaxError, KeyError, TypeError, struct.error and others. Want of memory
-    is no damage.
+    Decoders raise OSError, SyntaxError, KeyError, TypeError, struct.error and others. A lack of
+    memory is not damage and passes.
     """
     try:
         yield
@@ -87,9 +84,9 @@ def _decode(
     with Image.open(io.BytesIO(data)) as image:
         _check_size(*image.size)
         if image.mode == "F":
-            raise ValueError("pixels are fractions, of no known scale")
+            raise ValueError("pixels are fractions of an unknown scale")
         if image.mode in ("I", "I;16", "I;16B"):
-            # Pillow would clip 16 bits to 8: nearly white.
+            # Pillow would clip 16-bit values at 255, which is nearly white.
             values = np.asarray(image, np.float64)
             if values.min() < 0 or values.max() >= 2**16:
                 raise ValueError("pixels are whole numbers of more than 16 bits")
@@ -110,16 +107,16 @@ def _check_size(width: int, height: int) -> None:
 def draw_crop(
     height: int, width: int, area: tuple[float, float], draws: Float64[np.ndarray, "attempts 4"]
 ) -> tuple[int, int, int, int]:
-    """Draws a box (left, top, right, bottom) with a share of the image's area within `area`.
+    """Draws a box (left, top, right, bottom) whose fraction of the image's area lies in `area`.
 
     The distribution is that of the paper's code (torchvision's): area uniform, aspect ratio
     log-uniform between 3/4 and 4/3, and after ten boxes that do not fit the largest central one of
     an allowed aspect.
 
     Args:
-        height: Of the image, pixels.
-        width: Of the image, pixels.
-        area: Smallest and largest share.
+        height: The image's height, pixels.
+        width: The image's width, pixels.
+        area: Smallest and largest fraction.
         draws: Uniform in [0, 1): area, aspect, top and left of each attempt; see `CROP_DRAWS`.
     """
     low, high = _LOG_ASPECT
@@ -144,7 +141,7 @@ def random_resized_crop(
     area: tuple[float, float],
     draws: Float64[np.ndarray, "attempts 4"],
 ) -> None:
-    """Cuts a random box and resizes it to the square `out`, bicubic: the pre-training transform."""
+    """Crops a random box and resizes it to the square `out`: the pre-training transform."""
     resize(image, draw_crop(image.shape[0], image.shape[1], area, draws), out)
 
 
@@ -153,16 +150,16 @@ def resize(
     box: tuple[int, int, int, int],
     out: UInt8[np.ndarray, "size size 3"],
 ) -> None:
-    """Resizes a box to the square `out`, bicubic with antialiasing: Pillow's BICUBIC to rounding,
-    several times faster.
+    """Resizes a box to the square `out`, bicubic with antialiasing.
 
-    The box is cut out first, as in the paper's code, so that no pixel outside of it takes part. In
-    whole numbers, so that every processor of a platform gives the same bits.
+    Equals Pillow's BICUBIC to rounding and is several times faster. The box is cropped first, as in
+    the paper's code, so that pixels outside of it do not count. Computed in integers, so that every
+    processor of a platform gives the same bits.
 
     Args:
-        image: RGB and a byte that means nothing, as `decode_image` gives it.
+        image: RGBX, as `decode_image` returns it.
         box: Left, top, right and bottom, pixels.
-        out: Is filled.
+        out: Gets the result.
     """
     source, size = _as_pillow(image, box), out.shape[0]
     if _THIS_THREAD is not None:
@@ -177,9 +174,9 @@ def _drop_fourth_byte(
     image: UInt8[np.ndarray, "size size 4"], out: UInt8[np.ndarray, "size size 3"]
 ) -> None:
     """Copies the first three of four bytes a pixel."""
-    # Four bytes at a time, each over the last one's fourth: half the time of one channel after the
-    # other, and a twelfth of that of `out[:] = image[..., :3]`. The last pixel would reach beyond
-    # the end.
+    # Writes four bytes a pixel; the next pixel overwrites the fourth. Half the time of a copy by
+    # channel, a twelfth of `out[:] = image[..., :3]`. The last pixel would overrun the array, so it
+    # is copied apart.
     pixels = image.reshape(-1).view(np.uint32)[:-1]
     np.ndarray(pixels.shape, np.uint32, out, strides=(3,))[:] = pixels
     out[-1, -1] = image[-1, -1, :3]
@@ -188,20 +185,18 @@ def _drop_fourth_byte(
 def _as_pillow(
     image: UInt8[np.ndarray, "height width 4"], box: tuple[int, int, int, int]
 ) -> Image.Image:
-    """Returns a box of an image as one of Pillow's in the same memory; nothing is copied if it can
-    be avoided.
-    """
+    """Returns a box of an image as a Pillow image, in the same memory if possible."""
     left, top, right, bottom = box
     size, stride = (right - left, bottom - top), 4 * image.shape[1]
     pixels = image[top:].reshape(-1)[4 * left :]
-    if pixels.size < size[1] * stride:  # Pillow wants the last row whole.
+    if pixels.size < size[1] * stride:  # Pillow reads the last row at full stride.
         pixels, stride = image[top:bottom, left:right].tobytes(), 4 * size[0]
-    # Pillow's name for four bytes of any meaning.
+    # CMYK stands for any four bytes a pixel.
     return Image.frombuffer("CMYK", size, pixels, "raw", "CMYK", stride, 1)
 
 
 class _ThisThread(threading.local):
-    """What serves one thread at a time, and keeps its memory."""
+    """A resizer and its output squares, which only one thread may use at a time."""
 
     def __init__(self):
         self.resizer = Resizer()
@@ -209,7 +204,7 @@ class _ThisThread(threading.local):
 
     @staticmethod
     def _square(size: int) -> tuple[UInt8[np.ndarray, "size size 4"], Image.Image]:
-        """Returns a square as an array and as one of Pillow's images, both in the same memory."""
+        """Returns a square as an array and as a Pillow image in the same memory."""
         square = np.empty((size, size, 4), np.uint8)
         return square, _as_pillow(square, (0, 0, size, size))
 
@@ -220,9 +215,7 @@ _THIS_THREAD = _ThisThread() if _HAS_FAST_RESIZER else None
 def resize_and_crop_center(
     image: UInt8[np.ndarray, "height width 3"], size: int
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes the shorter side to `size`, bicubic, and keeps the central square: the test
-    transform.
-    """
+    """Resizes the shorter side to `size`, bicubic, and crops the centre: the test transform."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     new_width, new_height = (size * width // shorter, size * height // shorter)

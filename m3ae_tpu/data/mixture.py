@@ -1,4 +1,4 @@
-"""Which record stands in which row of which batch: a pure function of sources, seed and step.
+"""The plan of a run's batches: the sources of their rows, and their shares of processes.
 
 Each source is read in a random order of its own, reshuffled every epoch, so that every record comes
 once an epoch. Each global batch holds a fixed number of rows of every source. A process takes
@@ -6,7 +6,6 @@ consecutive rows of each kind; those of all processes, one after the other, are 
 single process.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 from m3ae_tpu.batch import Source, mixture
@@ -17,15 +16,6 @@ from m3ae_tpu.errors import require
 def rows_per_source(config: PretrainConfig) -> tuple[int, ...]:
     """Returns the rows of each source. Goes when all callers use `batch.mixture`."""
     return tuple(source.rows for source in mixture(config.data, config.batch_size))
-
-
-def draw_seed(seed: int, source: int, purpose: str) -> int:
-    """Derives the seed of one source's shuffling or augmentation from the run's.
-
-    Hashed, so that neighbouring run seeds and sources share no random numbers.
-    """
-    digest = hashlib.sha256(f"{seed}/{source}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "little")
 
 
 class Plan:

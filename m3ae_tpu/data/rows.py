@@ -1,5 +1,6 @@
 """The record and the random numbers of each row of a batch: a pure function of seed and step."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,11 +9,20 @@ import numpy as np
 from jaxtyping import Float64
 
 from m3ae_tpu.data.images import CROP_DRAWS
-from m3ae_tpu.data.mixture import Plan, draw_seed
+from m3ae_tpu.data.mixture import Plan
 from m3ae_tpu.data.shuffle import shuffled
 
 DRAWS_VERSION = 2
 """Increases when a step's rows change: older runs then cannot resume as if nothing had changed."""
+
+
+def draw_seed(seed: int, source: int, purpose: str) -> int:
+    """Derives the seed of one source's shuffling or augmentation from the run's.
+
+    Hashed, so that neighbouring run seeds and sources share no random numbers.
+    """
+    digest = hashlib.sha256(f"{seed}/{source}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""Text to token ids, by a SentencePiece model, and the training of such a model."""
+"""Text to token ids by a SentencePiece model, and the training of such a model."""
 
 import hashlib
 import io
@@ -16,40 +16,40 @@ PAD_ID = 0
 
 
 class Tokenizer:
-    """Encodes text at a fixed length. No start or end token: the model has its own CLS.
+    """Encodes texts at a fixed length, without start and end tokens: the model has its own CLS.
 
-    Pickles with the model inside, so a worker needs no file. Thread-safe.
+    Pickles with the SentencePiece model, so that workers need no file. Thread-safe.
     """
 
     def __init__(self, path: str):
         """Reads a SentencePiece model; `starter/...` names a file of the package.
 
         Raises:
-            UserError: the file is missing, is no SentencePiece model, or pads with another id than
-                0.
+            UserError: the file is missing, is not a SentencePiece model, or pads with an id other
+                than 0.
         """
         try:
             with open(locate(path), "rb") as file:
                 model = file.read()
         except OSError as error:
             raise UserError(
-                f"data.tokenizer = {path} cannot be read ({error.strerror}). Check the path, or use "
-                "'starter/tokenizer.model', the one that ships with the package."
+                f"data.tokenizer = {path} cannot be read ({error.strerror}). Check the path, "
+                "or use 'starter/tokenizer.model', the one that ships with the package."
             ) from None
         self._load(path, model)
 
     def _load(self, path: str, model: bytes) -> None:
         try:
-            # No bytes at all would count as a model here, and fail at the first text.
+            # SentencePiece takes empty bytes as a model and fails at the first text.
             processor = sentencepiece.SentencePieceProcessor(model_proto=model or b"no model")
         except RuntimeError:
             raise UserError(
-                f"data.tokenizer = {path} is no SentencePiece model, or a damaged one. "
+                f"data.tokenizer = {path} is not a SentencePiece model, or a damaged one. "
                 "Copy it again, or make one: python -m pipelines.train_tokenizer."
             ) from None
         require(
             processor.pad_id() == PAD_ID,
-            f"data.tokenizer = {path} pads with id {processor.pad_id()}, the model with {PAD_ID}. "
+            f"data.tokenizer = {path} pads with id {processor.pad_id()} instead of {PAD_ID}. "
             "Make one with pad_id=0: python -m pipelines.train_tokenizer.",
         )
         self._processor = processor
@@ -70,7 +70,7 @@ class Tokenizer:
         """Encodes texts, cut or padded to `length` tokens.
 
         Returns:
-            Ids, padded with 0; which of them are tokens; and how many texts were cut.
+            Ids, padded with 0; True where an id is a token; and the number of texts that were cut.
         """
         pieces: list[list[int]] = self._processor.encode(list(texts))
         ids = np.full((len(texts), length), PAD_ID, np.int32)
@@ -90,15 +90,14 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterator[str], *, vocab_size: int, max_texts: int = 5_000_000) -> bytes:
-    """Returns a SentencePiece model of `texts`: unigram pieces, with bytes for what they do not
-    cover.
+    """Trains a SentencePiece model: unigram pieces, and bytes for characters that they lack.
 
     Ids: padding 0, unknown 1, begin 2, end 3. The same texts in the same order give the same bytes.
 
     Args:
-        texts: What to learn from, one by one; need not fit into memory.
-        vocab_size: Pieces at most; a small corpus gives fewer.
-        max_texts: Learns from at most so many, drawn at random: bounds time and memory.
+        texts: Taken one by one; need not fit into memory.
+        vocab_size: Largest number of pieces; a small corpus gives fewer.
+        max_texts: Largest number of texts to learn from, sampled at random; bounds time and memory.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -1,6 +1,4 @@
-"""Orders of records: each one once an epoch, any stretch by itself, and nothing to tell them from
-drawn ones.
-"""
+"""Guards orders of records: each once an epoch, any stretch by itself, no pattern in them."""
 
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ def test_a_stretch_of_the_walk_is_the_same_wherever_it_begins(count, start, seed
 
 
 @pytest.mark.parametrize("count", [8, 30, 961])
-def test_orders_look_drawn(count):
+def test_orders_look_uniform(count):
     number = 200_000 // count
     orders = epochs(number, count)
     expected_place = number / count

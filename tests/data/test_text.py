@@ -1,4 +1,4 @@
-"""The tokenizer: fixed length, nothing lost without a count, and files that do not fit are named."""
+"""Guards the tokenizer: fixed length, counted cuts, and files that do not fit are named."""
 
 import io
 import pickle
@@ -78,11 +78,11 @@ def test_a_pickled_tokenizer_needs_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no model" * 100, TOKENIZER.model[:100_000]])
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, content):
     path = tmp_path / "bad.model"
     path.write_bytes(content)
     with pytest.raises(
-        UserError, match=rf"data\.tokenizer = {path} is no SentencePiece model, or a damaged one"
+        UserError, match=rf"data\.tokenizer = {path} is not a SentencePiece model, or a damaged one"
     ):
         Tokenizer(str(path))
 
@@ -107,7 +107,7 @@ def test_a_tokenizer_that_pads_with_another_id_is_refused(tmp_path):
     )
     path = tmp_path / "other.model"
     path.write_bytes(model.getvalue())
-    with pytest.raises(UserError, match=r"other\.model pads with id -1, the model with 0"):
+    with pytest.raises(UserError, match=r"other\.model pads with id -1 instead of 0"):
         Tokenizer(str(path))
 
 
@@ -123,7 +123,7 @@ def test_the_starter_tokenizer_learned_from_training_texts_only(tmp_path):
     assert made.stdout == f"{path}: 4,000 pieces\n"
     again = Tokenizer(str(path))
     pieces = set(again.pieces(range(again.vocab_size)))
-    # A few pieces may differ: the last bits of its probabilities hang on the machine's logarithm.
+    # A few pieces may differ: the last bits of its probabilities depend on the machine's logarithm.
     assert len(pieces & set(TOKENIZER.pieces(range(TOKENIZER.vocab_size)))) >= 3980
 
 
