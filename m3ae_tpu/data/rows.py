@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from m3ae_tpu.data.images import CROP_DRAWS
-from m3ae_tpu.data.mixture import Plan
+from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.data.shuffle import shuffled
 
 DRAWS_VERSION = 2

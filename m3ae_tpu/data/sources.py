@@ -11,7 +11,7 @@ from m3ae_tpu.batch import Source, mixture
 from m3ae_tpu.config import DataConfig, SourceConfig
 from m3ae_tpu.data.examples import Examples
 from m3ae_tpu.data.loader import Loader, MakeBatch
-from m3ae_tpu.data.mixture import Plan
+from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.data.rows import DRAWS_VERSION, DrawRows
 from m3ae_tpu.data.shards import DamagedRecordError, Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from m3ae_tpu import scopes
 from m3ae_tpu.parallel.mesh import by_example, replicated
 
-# Streams of random numbers that one seed feeds; data order has its own, in `data/mixture.py`.
+# Streams of random numbers that one seed feeds; data order has its own, in `data/rows.py`.
 _MODEL_STREAM, _STEP_STREAM = 0, 1
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from m3ae_tpu.batch import Source
 from m3ae_tpu.config import SourceConfig
-from m3ae_tpu.data.mixture import Plan
+from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.data.rows import DrawRows, draw_seed
 
 

@@ -1,21 +1,13 @@
-"""The plan of a run's batches: the sources of their rows, and their shares of processes.
+"""The rows of each batch by source, and their division among processes.
 
-Each source is read in a random order of its own, reshuffled every epoch, so that every record comes
-once an epoch. Each global batch holds a fixed number of rows of every source. A process takes
-consecutive rows of each kind; those of all processes, one after the other, are the batch of a
-single process.
+Each global batch holds a fixed number of rows of every source. A process takes consecutive rows of
+each kind; those of all processes, one after the other, are the batch of a single process.
 """
 
 from collections.abc import Sequence
 
-from m3ae_tpu.batch import Source, mixture
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.batch import Source
 from m3ae_tpu.errors import require
-
-
-def rows_per_source(config: PretrainConfig) -> tuple[int, ...]:
-    """Returns the rows of each source. Goes when all callers use `batch.mixture`."""
-    return tuple(source.rows for source in mixture(config.data, config.batch_size))
 
 
 class Plan:

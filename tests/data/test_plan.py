@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from m3ae_tpu.batch import Source, mixture
 from m3ae_tpu.config import DataConfig, Kind, SourceConfig
-from m3ae_tpu.data.mixture import Plan
+from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.errors import UserError
 
 
