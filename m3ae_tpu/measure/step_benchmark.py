@@ -1,0 +1,150 @@
+"""Train steps of several implementations side by side: timed here, or scheduled for a TPU."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import rich
+from rich.console import Console
+from rich.table import Table
+
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.kernels.chips import CHIPS, chip_name
+from m3ae_tpu.measure.compiler_process import CompilerProcess
+from m3ae_tpu.measure.step_cost import (
+    COMPONENTS,
+    StepCost,
+    flops_by_component,
+    replayed_kernels,
+    scheduled_step,
+)
+from m3ae_tpu.measure.step_timing import images_per_step, timed_step
+
+
+def time_steps(
+    config: PretrainConfig, implementations: Sequence[Any], *, rounds: int
+) -> dict[str, Any]:
+    """Times each implementation's step on the devices here, and prints a table of them.
+
+    Args:
+        config: `batch_size` rows over all devices.
+        implementations: As `timed_step` takes them.
+        rounds: Of 10 steps each; medians are shown.
+
+    Returns:
+        The figures, ready for JSON.
+    """
+    device = jax.devices()[0].device_kind
+    flops = sum(flops_by_component(config).values())
+    chip = chip_name(device)
+    peak = math.nan if chip is None else CHIPS[chip].flops * jax.device_count()
+    table = Table(
+        title=f"a step of {config.batch_size} rows on {jax.device_count()} x {device}, "
+        f"{flops / config.batch_size / 1e9:.1f} GFLOP a row",
+        title_justify="left",
+    )
+    for heading in ("implementation", "ms", "images/s", "TFLOP/s", "MFU", "temporary"):
+        table.add_column(heading, justify="left" if heading == "implementation" else "right")
+    results: dict[str, Any] = {"device": device, "devices": jax.device_count(), "flops": flops}
+    for name in implementations:
+        with Console().status(name):
+            try:
+                timing = timed_step(config, name, rounds=rounds)
+            except jax.errors.JaxRuntimeError as error:
+                results[name] = {"failed": _out_of_memory(error)}
+                table.add_row(name, "does not fit")
+                continue
+        rates = {
+            "flops_per_second": flops / timing.seconds,
+            "images_per_second": images_per_step(config) / timing.seconds,
+        }
+        results[name] = dataclasses.asdict(timing) | rates
+        memory = timing.temporary_bytes
+        table.add_row(
+            name,
+            f"{timing.seconds * 1e3:.1f} ±{timing.spread:.0%}",
+            f"{rates['images_per_second']:,.0f}",
+            f"{rates['flops_per_second'] / 1e12:.1f}",
+            "?" if math.isnan(peak) else f"{rates['flops_per_second'] / peak:.1%}",
+            "?" if memory is None else f"{memory / 1e9:.1f} GB",
+        )
+    rich.print(table)
+    return results
+
+
+def schedule_steps(
+    config: PretrainConfig, implementations: Sequence[Any], chip: str
+) -> dict[str, Any]:
+    """Schedules each implementation's step for one chip, and prints a table of its components.
+
+    Args:
+        config: `batch_size` rows on the chip.
+        implementations: "ours", "xla".
+        chip: One that the compiler's replay runs for.
+
+    Returns:
+        The figures, ready for JSON.
+    """
+    results: dict[str, Any] = {"chip": chip}
+    costs: dict[str, StepCost] = {}
+    kernel_us: dict[str, float] = {}
+    status = Console().status
+    if "ours" in implementations:
+        with status("replaying the attention kernels"):
+            process = CompilerProcess(replay=True)
+            kernel_us = process.run(replayed_kernels, config, chip)
+            process.close()
+    process = CompilerProcess(replay=False)
+    for name in implementations:
+        with status(f"{name}: compiling, minutes"):
+            try:
+                cost = costs[name] = process.run(scheduled_step, config, chip, name, kernel_us)
+            except jax.errors.JaxRuntimeError as error:
+                results[name] = {"failed": _out_of_memory(error)}
+                continue
+        results[name] = dataclasses.asdict(cost) | {"us": cost.us, "hbm_bytes": cost.hbm_bytes}
+    process.close()
+    _print_components(config, costs, chip)
+    for name in implementations:
+        if name not in costs:
+            rich.print(f"{name}: {results[name]['failed']}")
+    return results
+
+
+def _out_of_memory(error: Exception) -> str:
+    """Returns the line of an error about too little memory; raises any other error."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return "does not fit. " + str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines()[0]
+
+
+def _print_components(config: PretrainConfig, costs: dict[str, StepCost], chip: str) -> None:
+    flops, peak = flops_by_component(config), CHIPS[chip].core_flops
+    table = Table(
+        title=f"a step of {config.batch_size} rows on one {chip}, estimated",
+        title_justify="left",
+    )
+    table.add_column("component")
+    table.add_column("least", justify="right")
+    for name in costs:
+        table.add_column(f"{name}, ms", justify="right")
+        table.add_column("GB", justify="right")
+    for component in COMPONENTS:
+        cells = [f"{flops[component] / peak * 1e3:.2f}"]
+        for cost in costs.values():
+            of_component = cost.components[component]
+            cells += [f"{of_component.us / 1e3:.2f}", f"{of_component.hbm_bytes / 1e9:.2f}"]
+        table.add_row(component, *cells)
+    table.add_section()
+    whole, peaks = [f"{sum(flops.values()) / peak * 1e3:.2f}"], [""]
+    for cost in costs.values():
+        whole += [f"{cost.us / 1e3:.2f}", f"{cost.hbm_bytes / 1e9:.2f}"]
+        peaks += ["", f"{cost.peak_bytes / 1e9:.2f}"]
+    table.add_row("whole step", *whole, style="bold")
+    table.add_row("peak memory", *peaks)
+    rich.print(table)
+    rich.print(
+        "least: FLOPs of matrix products at the chip's peak. GB: of memory traffic, or of memory."
+    )
