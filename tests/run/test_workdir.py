@@ -22,7 +22,7 @@ SOURCES = (SourceConfig(weight=3.0), SourceConfig(kind="text", shards="texts-*")
 CONFIG = PretrainConfig(data=DataConfig(sources=SOURCES))
 
 
-def start_run(path, config=CONFIG, tokenizer=b"", **options):
+def start_run(path, config: RunConfig = CONFIG, tokenizer=b"", **options):
     """Prepares a workdir and records the run in it, as the loop does after all checks."""
     workdir = prepare_workdir(path, config, tokenizer=tokenizer, **options)
     workdir.record(config, tokenizer=tokenizer)
