@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from m3ae_tpu.batch import Source, mixture
-from m3ae_tpu.config import DataConfig, SourceConfig
+from m3ae_tpu.config import DataConfig, SourceConfig, tree
 from m3ae_tpu.data.examples import Examples
 from m3ae_tpu.data.loader import Loader, MakeBatch
 from m3ae_tpu.data.plan import Plan
@@ -162,23 +162,19 @@ def _require_kind(source: SourceConfig, shards: Shards) -> None:
 
 def differences(now: dict[str, Any], was: dict[str, Any]) -> list[str]:
     """Returns one short sentence for each value that differs between two fingerprints."""
-    new, old = _leaves(now), _leaves(was)
-    return [
-        f"{name} = {new.get(name, 'nothing')} now, was {old.get(name, 'nothing')}"
-        for name in dict.fromkeys([*new, *old])
-        if new.get(name) != old.get(name)
-    ]
+    return list(tree.differences(_values(now), _values(was)).values())
 
 
-def _leaves(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    leaves = {name: value for name, value in fingerprint.items() if name != "sources"}
+def _values(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of a fingerprint by the names that a message gives them."""
+    found = {name: value for name, value in fingerprint.items() if name != "sources"}
     for number, source in enumerate(fingerprint["sources"]):
         # The number of records follows from the shards and the split.
         values = {
             name: value for name, value in source.items() if name not in ("shards", "records")
         }
-        leaves |= {f"sources.{number}.{name}": value for name, value in values.items()}
-        leaves |= {
+        found |= {f"sources.{number}.{name}": value for name, value in values.items()}
+        found |= {
             f"records of sources.{number}'s {shard}": count for shard, count in source["shards"]
         }
-    return leaves
+    return found
