@@ -1,3 +1,1 @@
-"""From collections as people have them to ArrayRecord shards: reading, cleaning, shuffling,
-counting.
-"""
+"""Preparation: collections of images and texts become shuffled, checked sets of shards."""
