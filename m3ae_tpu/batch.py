@@ -95,7 +95,8 @@ def _require_equal_lengths(sources: Sequence[Source]) -> None:
 def batch_shapes(sources: Sequence[Source], image_size: int) -> Batch:
     """Returns a global batch of `jax.ShapeDtypeStruct`s."""
     batch: Batch = {}
-    for kind in dict.fromkeys(source.kind for source in sources):
+    kinds: dict[Kind, None] = dict.fromkeys(source.kind for source in sources)
+    for kind in kinds:
         of_kind = [source for source in sources if source.kind == kind]
         rows, length = sum(source.rows for source in of_kind), of_kind[0].text_length
         images = jax.ShapeDtypeStruct((rows, image_size, image_size, 3), np.uint8)

@@ -61,7 +61,7 @@ class MakeBatch:
     ):
         """Takes the examples of each source, the rows of each step, and the tokenizer of texts."""
         self._data, self._examples, self._rows, self._tokenizer = data, examples, rows, tokenizer
-        self._kinds = [source.kind for source in sources]
+        self._kinds: list[Kind] = [source.kind for source in sources]
         self._text_lengths = {source.kind: source.text_length for source in sources}
 
     def __call__(self, step: int) -> tuple[Batch, BatchInfo]:
@@ -75,7 +75,8 @@ class MakeBatch:
         counts: Counts = {}
         broken: list[BrokenRow] = []
         ids: dict[Kind, list[str]] = {}
-        for kind in dict.fromkeys(self._kinds[row.source] for row in rows):
+        kinds: dict[Kind, None] = dict.fromkeys(self._kinds[row.source] for row in rows)
+        for kind in kinds:
             of_kind = [row for row in rows if self._kinds[row.source] == kind]
             examples, images = self._read(kind, of_kind)
             captions = [

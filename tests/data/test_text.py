@@ -20,23 +20,23 @@ TOKENIZER = Tokenizer("starter/tokenizer.model")
 
 
 def test_short_texts_are_padded_and_long_ones_cut_and_counted():
-    ids, valid, num_truncated = TOKENIZER.encode(["A cat.", "", "a very long story " * 30], 12)
-    assert ids.shape == valid.shape == (3, 12)
-    assert (ids.dtype, valid.dtype) == (np.int32, np.bool_)
+    ids, is_valid, num_truncated = TOKENIZER.encode(["A cat.", "", "a very long story " * 30], 12)
+    assert ids.shape == is_valid.shape == (3, 12)
+    assert (ids.dtype, is_valid.dtype) == (np.int32, np.bool_)
     assert num_truncated == 1
-    np.testing.assert_array_equal(valid.sum(axis=1), [3, 0, 12])
-    np.testing.assert_array_equal(ids != 0, valid)
+    np.testing.assert_array_equal(is_valid.sum(axis=1), [3, 0, 12])
+    np.testing.assert_array_equal(ids != 0, is_valid)
 
 
 def test_a_text_that_just_fits_is_not_counted_as_cut():
-    _, valid, num_truncated = TOKENIZER.encode(["A cat."], 3)
-    assert valid.all()
+    _, is_valid, num_truncated = TOKENIZER.encode(["A cat."], 3)
+    assert is_valid.all()
     assert num_truncated == 0
 
 
 def test_no_texts_give_no_rows():
-    ids, valid, num_truncated = TOKENIZER.encode([], 5)
-    assert ids.shape == valid.shape == (0, 5)
+    ids, is_valid, num_truncated = TOKENIZER.encode([], 5)
+    assert ids.shape == is_valid.shape == (0, 5)
     assert num_truncated == 0
 
 
@@ -44,17 +44,17 @@ def test_no_texts_give_no_rows():
     "text", ["A cat.", "Käfer, 日本, ☃ and 🦊", "<s> [MASK] <pad> </s>", "a\x00b"]
 )
 def test_text_survives_and_never_contains_padding(text):
-    ids, valid, _ = TOKENIZER.encode([text], 64)
+    ids, is_valid, _ = TOKENIZER.encode([text], 64)
     assert TOKENIZER.decode(ids[0]) == text
-    assert not np.any(ids[valid] < 4)
+    assert not np.any(ids[is_valid] < 4)
 
 
 @given(st.lists(st.text(max_size=30), max_size=5), st.integers(1, 20))
 def test_valid_tokens_come_first_whatever_the_text(texts, length):
-    ids, valid, _ = TOKENIZER.encode(texts, length)
-    assert np.all(valid[:, :-1] >= valid[:, 1:])
+    ids, is_valid, _ = TOKENIZER.encode(texts, length)
+    assert np.all(is_valid[:, :-1] >= is_valid[:, 1:])
     assert np.all((ids >= 0) & (ids < TOKENIZER.vocab_size))
-    assert np.all(ids[~valid] == 0)
+    assert np.all(ids[~is_valid] == 0)
 
 
 def test_training_captions_fit_into_64_tokens_but_for_a_few():
