@@ -132,7 +132,7 @@ def replayed_kernels(config: PretrainConfig, chip: str) -> dict[str, float]:
         stacks = {"encoder": config.model.encoder, "decoder": config.model.decoder}
         for (name, stack), count in zip(stacks.items(), tokens, strict=True):
             shape = AttentionShape(count, stack.num_heads, stack.width // stack.num_heads)
-            case = Case(shape, backward=True, masked=source.kind != "image")
+            case = Case(shape, backward=True, is_masked=source.kind != "image")
             row = scheduled("ours", case, chip)
             us[f"{name}: attention"] += row.us * source.rows * stack.num_layers
     return us

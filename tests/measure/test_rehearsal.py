@@ -1,8 +1,12 @@
 """Guards the train step compiled for described TPUs: it holds kernels, and exchanges no more."""
 
 import dataclasses
+import json
 import math
+import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +14,8 @@ from m3ae_tpu.configs import debug
 from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.measure.rehearsal import compile_for
 from m3ae_tpu.parallel.mesh import described_mesh
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 pytestmark = pytest.mark.tpu_compiler
 
@@ -32,6 +38,21 @@ def test_kernels_are_inside_and_devices_exchange_nothing_more():
     assert calls == [6, 0]  # Encoder, decoder and text head, forward and backward.
     assert collectives(ours) == collectives(plain)
     assert collectives(ours)
+
+
+@pytest.mark.slow
+def test_a_step_is_scheduled_component_by_component(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "pipelines.benchmark_step", "--config=debug", "--rows=16"]
+    command += ["--static=v5e", "--model.compute_dtype=bfloat16", f"--json={figures}"]
+    command += ["--model.encoder.width=128", "--model.decoder.width=128"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    step = json.loads(figures.read_text())
+    for kernels in ("ours", "xla"):
+        components = step[kernels]["components"]
+        assert components["encoder: attention"]["us"] > 0
+        assert components["rest"]["us"] < 0.25 * step[kernels]["us"]
 
 
 def collectives(text):
