@@ -107,6 +107,26 @@ def test_sentences_use_the_fields_words(files):
     assert wrong == [], "\n".join(wrong)
 
 
+def docstrings(tree):
+    """Yields the docstrings of modules, classes and functions, and those below fields."""
+    for node in ast.walk(tree):
+        for child in ast.iter_child_nodes(node):
+            match child:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    yield text, child.lineno
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun(files):
+    wrong = [
+        f"{path}:{line}: {text.splitlines()[0]}"
+        for path in files
+        if path.suffix == ".py"
+        for text, line in docstrings(ast.parse((ROOT / path).read_text()))
+        if re.match(r"(What|Which|Who|Whose|How|That|Of|Whether|Where|When)\b", text)
+    ]
+    assert wrong == [], "\n".join(wrong)
+
+
 def test_no_line_is_longer_than_a_hundred_characters(files):
     wrong = []
     for path in [*files, *(tracked_files("CHANGELOG.md") or [])]:

@@ -39,7 +39,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where examples come from and how they are prepared."""
+    """Sources of examples, and their preparation."""
 
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     """Sets of shards; each batch holds a fixed number of rows of each."""

@@ -33,7 +33,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the run is saved. The last step always is."""
+    """Steps that are saved. The last step always is."""
 
     every_steps: int = 1_000
     """Steps between two checkpoints."""
@@ -46,7 +46,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """When metrics are written, and where."""
+    """Intervals and destinations of metrics."""
 
     every_steps: int = 50
     """Steps between two lines of metrics."""
@@ -69,13 +69,13 @@ class RunConfig:
     batch_size: int = 4_096
     """Examples per step, over all devices and all sources."""
     data: DataConfig = DataConfig()
-    """Where examples come from and how they are prepared."""
+    """Sources of examples, and their preparation."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW with linear warm-up and cosine decay."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """When the run is saved."""
+    """Steps that are saved."""
     logging: LoggingConfig = LoggingConfig()
-    """When metrics are written, and where."""
+    """Intervals and destinations of metrics."""
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "batch_size")

@@ -20,7 +20,7 @@ from m3ae_tpu.errors import DataError
 _DEPTH = 2
 """Batches that wait on the devices: one may be in transfer while the step takes the other."""
 _CLOSE_SECONDS = 10.0
-"""How long `close` waits for a thread that hangs."""
+"""The longest that `close` waits for a thread that hangs."""
 
 
 class Prefetcher(Iterator[tuple[Batch, BatchInfo]]):

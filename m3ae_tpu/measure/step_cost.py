@@ -38,12 +38,10 @@ COMPONENTS = [
 
 @dataclasses.dataclass(frozen=True)
 class ComponentCost:
-    """Of one component of a step."""
+    """The cost of one component of a step."""
 
     us: float = 0.0
-    """Of each operation the larger of work and memory traffic, added up; background copies are
-    free.
-    """
+    """Sum over operations of the larger of work and memory traffic; background copies are free."""
     hbm_bytes: int = 0
 
 

@@ -26,7 +26,7 @@ class Normalizer:
     """Gives the channels of images about mean 0 and standard deviation 1."""
 
     mean: tuple[float, float, float]
-    """Of red, green and blue, on a scale of 0 to 1."""
+    """Means of red, green and blue, on a scale of 0 to 1."""
     std: tuple[float, float, float]
 
     def __call__(

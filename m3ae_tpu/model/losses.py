@@ -22,7 +22,7 @@ type CrossEntropyFunction = Callable[
 
 
 class TokenLoss(NamedTuple):
-    """What `token_loss` measures; scalars."""
+    """The results of `token_loss`; scalars."""
 
     loss: Float[Array, ""]
     """Cross-entropy, nats."""

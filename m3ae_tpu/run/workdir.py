@@ -42,8 +42,8 @@ class Workdir:
 
     path: pathlib.Path
     is_new: bool
-    """Whether there was no run yet. Otherwise the run resumes, from its newest checkpoint or,
-    without one, from step 0.
+    """True for a first start. Otherwise the run resumes from its newest checkpoint or, without one,
+    from step 0.
     """
     changes: list[str]
     """Fields that the config changes in a resumed run, each as a phrase to show."""
