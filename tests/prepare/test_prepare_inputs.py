@@ -122,7 +122,8 @@ def test_files_are_split_into_pieces_that_hold_every_row_once(
     pyarrow.parquet.write_table(table, tmp_path / "parquet" / "0000.parquet", row_group_size=4)
     write_folder(tmp_path / "csv", pairs)
     write_hdf5(tmp_path / "hdf5", pairs)
-    for form, count in {"parquet": 4, "csv": 5, "hdf5": 2}.items():
+    write_sidecars(tmp_path / "sidecars", pairs)
+    for form, count in {"parquet": 4, "csv": 5, "hdf5": 2, "sidecars": 4}.items():
         assert len(find_pieces([str(tmp_path / form)], "paired").pieces) == count
         run(tmp_path / form, tmp_path / f"{form}-set")
         assert shard_bytes(tmp_path / f"{form}-set") == shard_bytes(prepared / "set")
