@@ -18,8 +18,8 @@ class Chip(NamedTuple):
     """Cores that share a program: the grid of a kernel is split among them."""
     vmem_bytes: int | None = None
     """On-chip memory of a core that kernels place blocks in; None for GPUs."""
-    topology: str | None = None
-    """The smallest slice that libtpu describes; None for GPUs."""
+    topology: str = ""
+    """The smallest slice that libtpu describes; empty for GPUs."""
     clock_hz: float | None = None
     """Cycles/s of the TPU compiler's replay; None where the replay does not run. It is peak FLOP/s
     over the work of a core's matrix units in a cycle.

@@ -73,7 +73,9 @@ def token_scores(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _token_scores(x, kernel, bias, ids, num_counted, is_interpretable: bool):
+def _token_scores(
+    x, kernel, bias, ids, num_counted, is_interpretable: bool
+) -> tuple[Array, Array]:
     return _forward(x, kernel, bias, ids, num_counted, is_interpretable)[0]
 
 

@@ -13,7 +13,8 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # For its li
 from jax.experimental.pallas import tpu as pltpu
 
 from m3ae_tpu.kernels.cross_entropy import chunked, cross_entropy, reference, tpu
-from m3ae_tpu.parallel.mesh import by_example, cross_entropy_on, make_mesh, replicated
+from m3ae_tpu.parallel.mesh import by_example, make_mesh, replicated
+from m3ae_tpu.parallel.operations import Operations
 
 INTERPRETED = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 
@@ -182,12 +183,13 @@ def test_devices_compute_their_own_rows_and_only_add_up_gradients():
         jax.device_put(array, where)
         for array, where in zip((*arguments, ids, is_counted), shardings, strict=True)
     ]
-    got = results(cross_entropy_on(mesh), *placed)
+    mapped = Operations(mesh).cross_entropy
+    got = results(mapped, *placed)
     assert max(map(error, got, exact(*arguments, ids=ids, is_counted=is_counted))) < 1e-6
 
     def gradients(x, kernel, bias, ids, is_counted):
         def loss(x, kernel, bias):
-            return cross_entropy_on(mesh)(x, kernel, bias, ids, is_counted).loss.mean()
+            return mapped(x, kernel, bias, ids, is_counted).loss.mean()
 
         return jax.grad(loss, argnums=(0, 1, 2))(x, kernel, bias)
 

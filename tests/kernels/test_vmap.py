@@ -82,7 +82,7 @@ def test_vmap_of_attention_equals_a_loop(implementation, wrap):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("axes", [(0, 0, 0), (0, None, 0), (None, 0, 0), (0, 0, None)])
+@pytest.mark.parametrize("axes", [(0, 0, 0), (0, None, 0), (None, 0, 0)])
 def test_vmap_of_attentions_gradient_equals_a_loop(implementation, axes):
     arguments = [x if axis == 0 else x[1] for x, axis in zip(attention_inputs(), axes, strict=True)]
     function = with_gradient(
