@@ -94,7 +94,7 @@ def scheduled_step(
         kernel_us: From `replayed_kernels`.
     """
     tpu_schedule.prepare(replay=False)
-    mesh = described_mesh(CHIPS[chip].topology or chip, 1)
+    mesh = described_mesh(CHIPS[chip].topology, 1)
     compiled = compile_for(mesh, config, kernels)
     us, hbm_bytes, kernel_traffic = (dict.fromkeys(COMPONENTS, 0.0) for _ in range(3))
     for operation in operations(compiled.as_text() or ""):
