@@ -44,6 +44,8 @@ class Bar:
     label: str
     """Text at the end of the bar."""
     is_accented: bool = False
+    error: float = 0.0
+    """Standard error of the value, drawn to both sides of the bar's end; 0 draws none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class BarGroup:
     """Bars that share a scale."""
 
     title: str
+    """Heading; none if empty."""
     bars: Sequence[Bar]
 
 
@@ -166,22 +169,35 @@ def _readings(
 
 
 def bar_chart(title: str, groups: Sequence[BarGroup]) -> str:
-    """Returns an SVG element of horizontal bars; each group has its own scale."""
+    """Returns an SVG element of horizontal bars; each group has its own scale.
+
+    Args:
+        title: Heading; none if empty.
+        groups: One below the other.
+    """
     left, room = 104, 300
-    elements, y = [f'<text class="title" x="0" y="16">{html.escape(title)}</text>'], 40
+    elements, y = [], 0
+    if title:
+        elements.append(f'<text class="title" x="0" y="16">{html.escape(title)}</text>')
+        y = 40
     for group in groups:
-        elements.append(f'<text class="title" x="0" y="{y}">{html.escape(group.title)}</text>')
-        longest = max((bar.value or 0.0 for bar in group.bars), default=0.0) or 1.0
-        y += 6
+        if group.title:
+            elements.append(f'<text class="title" x="0" y="{y}">{html.escape(group.title)}</text>')
+            y += 6
+        longest = max(((bar.value or 0.0) + bar.error for bar in group.bars), default=0.0) or 1.0
         for bar in group.bars:
-            width = room * (bar.value or 0.0) / longest
+            width, error = (room * value / longest for value in (bar.value or 0.0, bar.error))
             style = "length accented" if bar.is_accented else "length"
             name, label = html.escape(bar.name), html.escape(bar.label)
             elements += [
                 f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{name}</text>',
                 f'<rect class="{style}" x="{left}" y="{y + 3}" width="{width:.1f}" height="14"/>',
-                f'<text x="{left + width + 6:.1f}" y="{y + 14}">{label}</text>',
+                f'<text x="{left + width + error + 6:.1f}" y="{y + 14}">{label}</text>',
             ]
+            if error:
+                low, high = left + width - error, left + width + error
+                whisker = f"M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8"
+                elements.append(f'<path class="error" d="{whisker}"/>')
             y += 20
         y += 22
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {y - 16}" role="img">'
@@ -196,8 +212,9 @@ def svg_file(chart: str) -> str:
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Returns about `count` round numbers, from at or below `low` to at or below `high`, evenly
-    spaced.
+    """Returns about `count` round numbers, evenly spaced, the first at or below `low`.
+
+    The last one is at or below `high`.
     """
     if not high > low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
@@ -218,8 +235,9 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns each point with the mean of the points around it, a fifteenth of the list; fewer at
-    its ends.
+    """Returns each point with the mean of the points around it: a fifteenth of the list.
+
+    Near the ends of the list it is the mean of fewer.
     """
     reach = max(1, len(points) // 30)
     means = []

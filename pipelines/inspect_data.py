@@ -105,7 +105,15 @@ def _draw_sheet(config: PretrainConfig, data: "OpenData", path: pathlib.Path) ->
     loader = data.loader()
     batch, _ = loader.batch_at(0)
     loader.close()
-    save_sheet(draw_contact_sheet(config, batch, data.tokenizer, examples=_EXAMPLES.value), path)
+    sheet = draw_contact_sheet(
+        batch,
+        data.tokenizer,
+        seed=config.seed,
+        masking=config.masking,
+        patch_size=config.model.patch_size,
+        num_examples=_EXAMPLES.value,
+    )
+    save_sheet(sheet, path)
     print(f"{path}: images of the first batch, augmented, beside what the masks leave of them")
 
 

@@ -47,7 +47,6 @@ def pretrain(
     )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     from m3ae_tpu.data.sources import open_data
-    from m3ae_tpu.evaluation.running_probe import make_probe
     from m3ae_tpu.run.log import start_log
     from m3ae_tpu.run.workdir import prepare_workdir
     from m3ae_tpu.train.loop import Probe, train
@@ -68,13 +67,17 @@ def pretrain(
     start_log(workdir)
     for change in prepared.changes:
         logging.getLogger("m3ae_tpu").info("changed: %s", change)
-    score = make_probe(config)
+    probe = None
+    if config.probe.every_steps:
+        from m3ae_tpu.evaluation.running_probe import make_probe
+
+        probe = Probe(config.probe.every_steps, make_probe(config.probe, config.data))
     train(
         config,
         pretraining(config),
         data,
         prepared,
-        probe=Probe(config.probe.every_steps, score) if score is not None else None,
+        probe=probe,
         log_record_ids=log_record_ids,
         allow_changed_data=allow_changed_data,
     )

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int, Int32, UInt8
 
 from m3ae_tpu.data.images import decode_image, resize_and_crop_center
 from m3ae_tpu.data.shards import Shards
@@ -14,7 +14,7 @@ from m3ae_tpu.errors import require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledExamples:
-    """Examples in the order of their records."""
+    """Images with their classes and captions, in the order of their records."""
 
     images: UInt8[np.ndarray, "examples size size 3"]
     """Shorter side resized, centre cropped."""
@@ -22,35 +22,50 @@ class LabelledExamples:
     """Token ids of the main caption, padded with 0."""
     is_valid: Bool[np.ndarray, "examples length"]
     """True for tokens, False for padding; all False for an example without a caption."""
-    label: Int32[np.ndarray, " examples"]
+    labels: Int32[np.ndarray, " examples"]
     """Index into `label_names`."""
     label_names: tuple[str, ...]
     """Classes, sorted by name unless they were given."""
-    id: tuple[str, ...]
-    title: tuple[str, ...]
-    group: tuple[str, ...]
-    """Near-duplicate group: examples of one group belong on one side of any split."""
-    caption: tuple[str, ...]
-    """Main caption, or an empty text."""
+    titles: tuple[str, ...]
+    groups: tuple[str, ...]
+    """Near-duplicate groups: examples of one group belong on one side of any split."""
+    captions: tuple[str, ...]
+    """Main captions; empty for a record that has none."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Int[np.ndarray, " taken"]) -> "LabelledExamples":
+        """Returns the examples at `indices`, in that order."""
+        return LabelledExamples(
+            images=self.images[indices],
+            text_ids=self.text_ids[indices],
+            is_valid=self.is_valid[indices],
+            labels=self.labels[indices],
+            label_names=self.label_names,
+            titles=tuple(self.titles[index] for index in indices),
+            groups=tuple(self.groups[index] for index in indices),
+            captions=tuple(self.captions[index] for index in indices),
+        )
 
 
 def read_labelled(
     shards: Shards,
     *,
     image_size: int,
-    tokenizer: Tokenizer | None,
-    text_length: int,
+    tokenizer: Tokenizer | None = None,
+    text_length: int = 0,
     limit: int | None = None,
     label_names: tuple[str, ...] | None = None,
 ) -> LabelledExamples:
-    """Reads labelled pairs or images. Nothing is random: the same shards give the same bits.
+    """Reads labelled pairs or images; the same shards always give the same bits.
 
     Args:
         shards: Shards of labelled images.
         image_size: Side of the square images, pixels.
         tokenizer: Encodes the main captions; None marks all tokens as padding.
         text_length: Tokens of a caption; longer ones are cut, shorter ones padded.
-        limit: Reads only the first so many records.
+        limit: Number of records to read, from the first on; None reads all.
         label_names: Classes in their order, if known: those of the training examples, for test
             examples that may lack some.
 
@@ -86,10 +101,9 @@ def read_labelled(
             images=np.stack(list(images)),
             text_ids=text_ids,
             is_valid=is_valid,
-            label=np.array([numbers[record.label_name] for record in records], np.int32),
+            labels=np.array([numbers[record.label_name] for record in records], np.int32),
             label_names=names,
-            id=tuple(record.id for record in records),
-            title=tuple(record.title for record in records),
-            group=tuple(record.group for record in records),
-            caption=captions,
+            titles=tuple(record.title for record in records),
+            groups=tuple(record.group for record in records),
+            captions=captions,
         )

@@ -1,3 +1,1 @@
-"""What a trained encoder knows and how well it reconstructs, measured on examples it never saw; and
-the report.
-"""
+"""Measurements of a trained run: its features, and its reconstruction of held-out examples."""

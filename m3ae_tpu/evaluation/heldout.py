@@ -1,214 +1,231 @@
-"""The pre-training task on held-out examples: every example once per draw of masks, fixed draws."""
+"""The pre-training task on held-out examples: hidden patches and words, beside simple baselines."""
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int32, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int32, Key
 
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.batch import Rows
 from m3ae_tpu.data.labelled import LabelledExamples
-from m3ae_tpu.model import masking, patches
+from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.errors import require
+from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
+from m3ae_tpu.evaluation.row_map import RowMap
+from m3ae_tpu.evaluation.task import ReconstructionTask
+from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.train.reconstruction import image_targets
+from m3ae_tpu.model.masking import Selection
+from m3ae_tpu.model.modality import gather
 
 NUM_DRAWS = 2
-"""Masks drawn for each example; more make the figures of words steadier and cost their own time."""
+"""Masks drawn for each example: more make the figures of words steadier and take longer."""
 
 _SEED = 20_220_528  # Any; the same for all runs, so that their figures compare.
+_OTHER = "_with_other_image"
+
+
+def run(subject: Subject) -> Figures:
+    """Measures the figures of `heldout_reconstruction` on the test examples, as `heldout/...`."""
+    subject.report("reconstructing held-out examples")
+    task, tokenizer = subject.run.task, subject.run.tokenizer
+    is_title = None if tokenizer is None else title_tokens(subject.test, tokenizer)
+    figures = heldout_reconstruction(
+        subject.run.model, subject.test, task, subject.run.mesh, is_title=is_title
+    )
+    return {f"heldout/{name}": value for name, value in figures.items()}
+
+
+def rows(figures: Mapping[str, Any]) -> list[Row]:
+    """Returns the errors and accuracies, each beside its baseline."""
+    shown = []
+    if "heldout/image_loss" in figures:
+        values = {"pretrained": figures["heldout/image_loss"]}
+        mean = figures.get("heldout/image_loss_of_visible_mean")
+        row = Row(
+            title="Error at hidden patches",
+            values=values | ({} if mean is None else {"visible mean": mean}),
+            section="reconstruction",
+            unit="loss",
+            note="Mean squared error, beside that of the visible patches' mean colour.",
+            level="headline",
+        )
+        shown.append(row)
+    for name, title, unit, level in (
+        ("text_accuracy", "Hidden words predicted right", "share", "headline"),
+        ("title_accuracy", "Hidden words of titles predicted right", "share", "normal"),
+        ("text_loss", "Cross-entropy of hidden words, nats", "loss", "normal"),
+    ):
+        if f"heldout/{name}" not in figures:
+            continue
+        other = figures.get(f"heldout/{name}{_OTHER}")
+        row = Row(
+            title=title,
+            values={"pretrained": figures[f"heldout/{name}"]}
+            | ({} if other is None else {"other image": other}),
+            section="reconstruction",
+            unit=unit,
+            note="" if other is None else "Other image: the caption beside one of another class.",
+            level=level,
+        )
+        shown.append(row)
+    return shown
+
+
+class _HeldoutRows(NamedTuple):
+    """Examples to score, by row; None for a modality that the run has not learned."""
+
+    rows: Rows
+    other_images: Any
+    """uint8, images of other examples; None for a run without pairs."""
+    is_title: Any
+    """bool [rows, length]."""
+    places: Any
+    """int32 [rows], place of each row among all examples; decides its masks."""
 
 
 def heldout_reconstruction(
     model: M3AE,
     examples: LabelledExamples,
-    config: PretrainConfig,
+    task: ReconstructionTask,
+    mesh: Mesh,
     *,
-    title_tokens: Bool[np.ndarray, "examples length"] | None = None,
+    is_title: Bool[np.ndarray, "examples length"] | None = None,
     num_draws: int = NUM_DRAWS,
-    batch_size: int = 64,
 ) -> dict[str, float]:
-    """Measures reconstruction with the run's own mask ratios, for the modalities the run has
-    learned.
+    """Measures reconstruction with the run's own mask ratios, of the modalities it has learned.
 
-    A run with pairs is given pairs, another one images and texts alone. Keys, in order:
+    A run with pairs is given pairs, another one images and texts alone.
 
-    - `image_loss`: mean squared error of hidden patches in the run's own target space, so with
-      `loss.norm_pix_loss` of patches normalised one by one.
-    - `image_loss_of_visible_mean`: the same for guessing, for every hidden pixel, the mean colour
-      of the same image's visible patches, in the same space; only where patches are visible.
-    - `text_loss`, `text_accuracy`: over all hidden words of all draws, each word weighing the same
-      (in training every example does).
-    - `text_loss_with_other_image`, `text_accuracy_with_other_image`: the same words hidden from the
-      same captions, and the same patches hidden, but of a image of another class.
-    - `title_accuracy`, `title_accuracy_with_other_image`: of `title_tokens` alone.
+    - `image_loss`: mean squared error at hidden patches in the space of the run's targets: with
+      `loss.norm_pix_loss` patches normalised one by one.
+    - `image_loss_of_visible_mean`: the same for a guess of every hidden pixel, the mean colour of
+      the image's visible patches. Left out if no patch is visible.
+    - `text_loss`, `text_accuracy`: over all hidden words of all draws. Each word weighs the same;
+      in training each example does.
+    - `title_accuracy`: the same for hidden words of `is_title` alone.
+    - `..._with_other_image`: the same words hidden from the same captions and the same patches
+      hidden, but of an image of another class.
 
     Args:
-        model: Trained with `config`.
-        examples: Test transform, main captions.
-        config: The run's.
-        title_tokens: Tokens that say what is shown; the rest of a caption can often be guessed
-            without looking.
+        model: Of the run.
+        examples: Held-out ones.
+        task: Of the run.
+        mesh: The model's.
+        is_title: True for caption tokens that spell the title: much of a caption's rest can be
+            guessed without the image.
         num_draws: Masks of each example.
-        batch_size: Examples at a time; changes no mask.
     """
-    kinds = {source.kind for source in config.data.sources}
-    has_image, has_text = bool(kinds & {"paired", "image"}), bool(kinds & {"paired", "text"})
-    num_examples = len(examples.label)
-    if title_tokens is None:
-        title_tokens = np.zeros_like(examples.is_valid)
-    arrays = (examples.images, examples.text_ids, examples.is_valid, title_tokens)
-    other_images = (
-        examples.images[other_rows(examples.label)] if "paired" in kinds else examples.images
+    batch = _HeldoutRows(
+        rows=task.rows(examples),
+        other_images=examples.images[other_rows(examples.labels)] if task.has_pairs else None,
+        is_title=None,
+        places=np.arange(len(examples), dtype=np.int32),
     )
-    score = functools.partial(
-        _score, config=config, is_paired="paired" in kinds, has=(has_image, has_text)
-    )
-    totals: dict[str, float] = {}
+    if task.has_texts:
+        no_title = np.zeros_like(examples.is_valid)
+        batch = batch._replace(is_title=no_title if is_title is None else is_title)
+    score = RowMap(functools.partial(_score, task=task), mesh)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
     for draw in range(num_draws):
         key = jax.random.fold_in(jax.random.key(_SEED), draw)
-        for start in range(0, num_examples, batch_size):
-            rows = np.arange(start, start + batch_size, dtype=np.int32)
-            # The last batch is filled up with copies of the last example, which do not count.
-            taken = np.minimum(rows, num_examples - 1)
-            batch = [array[taken] for array in (*arrays, other_images)]
-            for name, value in score(model, key, rows, rows < num_examples, *batch).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-    return _means(totals)
+        for name, (value, count) in score((model, key), batch).items():
+            # float64 on the host, in the order of the rows: the same bits on any number of devices.
+            sums[name] = sums.get(name, 0.0) + float(value.sum(dtype=np.float64))
+            counts[name] = counts.get(name, 0.0) + float(count.sum(dtype=np.float64))
+    return {name: total / counts[name] for name, total in sums.items() if counts[name]}
 
 
-def _means(totals: dict[str, float]) -> dict[str, float]:
-    """Divides sums by the number of patches, words or title tokens that they run over."""
-    numbers = {name: totals.pop(name) for name in ("patches", "words", "titles")}
-    means = {}
-    for name, value in totals.items():
-        number = numbers[
-            "patches"
-            if name.startswith("image")
-            else "titles"
-            if name.startswith("title")
-            else "words"
-        ]
-        if number:
-            means[name] = value / number
-    return means
+type _Sums = dict[str, tuple[Float[Array, " batch"], Int32[Array, " batch"]]]
+"""By figure: the sum over each row's patches or words, and the number of them."""
 
 
-@functools.partial(jax.jit, static_argnames=("config", "is_paired", "has"))
 def _score(
-    model: M3AE,
-    key: Key[Array, ""],
-    rows: Array,
-    counts: Array,
-    images: Array,
-    text: Array,
-    text_valid: Array,
-    title_tokens: Array,
-    other_images: Array,
-    *,
-    config: PretrainConfig,
-    is_paired: bool,
-    has: tuple[bool, bool],
-) -> dict[str, Array]:
-    """Returns sums over the rows that count, and over how many patches, words and title tokens they
-    run.
-    """
-    has_image, has_text = has
-    image_key, text_key = jax.random.split(key)
-    # One draw for a whole batch would depend on how examples are batched; all hidden patches are
-    # scored.
-    how = dataclasses.replace(config.masking, draw="per_example", image_predicted_share=1.0)
-    zero = jnp.zeros(())
-    sums = {"patches": zero, "words": zero, "titles": zero}
-    image_selection = text_selection = logits = None
-    pixels = _normalize(images, config)
-    if has_image:
-        num_patches = int(np.prod(model.grid(pixels)))
-        image_selection = masking.select_patches(
-            masking.row_keys(image_key, rows), num_patches, how
-        )
-    if has_text:
-        text_selection = masking.select_tokens(masking.row_keys(text_key, rows), text_valid, how)
-    if is_paired:
-        guess = model.reconstruct(pixels, image_selection, text, text_valid, text_selection)
-        guessed, logits = guess.patches, guess.logits
-    else:
-        guessed = (
-            model.reconstruct(pixels, image_selection, None, None, None).patches
-            if has_image
-            else None
-        )
-        if has_text:
-            logits = model.reconstruct(None, None, text, text_valid, text_selection).logits
-    if image_selection is not None and guessed is not None:
-        target = image_targets(pixels, image_selection, model, config)
-        opposite = masking.Selection(image_selection.hidden, image_selection.visible)
-        visible = image_targets(pixels, opposite, model, config)
-        predictions = {"image_loss": guessed}
-        if visible.shape[1]:
-            # One value for each channel: a mean patch, noisier, would be easier to beat.
-            color = visible.reshape(visible.shape[0], -1, 3).mean(axis=1)
-            predictions["image_loss_of_visible_mean"] = jnp.tile(color, (1, target.shape[2] // 3))[
-                :, None
-            ]
-        weights = counts.astype(jnp.float32)
-        sums["patches"] = weights.sum() * target.shape[1]
-        for name, prediction in predictions.items():
-            errors = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(
-                axis=2
-            )
-            sums[name] = (errors.sum(axis=1) * weights).sum()
-    if text_selection is not None and logits is not None:
-        ids = jnp.take_along_axis(text, text_selection.hidden, axis=1)
-        is_word = jnp.take_along_axis(text_valid, text_selection.hidden, axis=1) & counts[:, None]
-        is_title = jnp.take_along_axis(title_tokens, text_selection.hidden, axis=1) & is_word
-        sums["words"] = is_word.sum().astype(jnp.float32)
-        sums["titles"] = is_title.sum().astype(jnp.float32)
-        sums |= _text_sums(logits, ids, is_word, is_title, "")
-        if is_paired:
-            other = _normalize(other_images, config)
-            logits = model.reconstruct(
-                other, image_selection, text, text_valid, text_selection
-            ).logits
+    model_and_key: tuple[M3AE, Key[Array, ""]], batch: _HeldoutRows, *, task: ReconstructionTask
+) -> _Sums:
+    model, key = model_and_key
+    inputs = task.make_inputs(batch.rows)
+    masks = task.draw_masks(model, inputs, key, batch.places)
+    predicted = task.reconstruct(model, inputs, masks)
+    sums: _Sums = {}
+    if masks.image is not None and predicted.patches is not None:
+        sums |= _image_sums(model, inputs, masks.image, predicted.patches, task)
+    if masks.text is not None and predicted.logits is not None:
+        sums |= _text_sums(predicted.logits, inputs, masks.text, batch.is_title, "")
+        if batch.other_images is not None:
+            others = task.make_inputs(batch.rows._replace(images=batch.other_images))
+            logits = model.reconstruct(others, masks).logits
             assert logits is not None
-            sums |= _text_sums(logits, ids, is_word, is_title, "_with_other_image")
+            sums |= _text_sums(logits, inputs, masks.text, batch.is_title, _OTHER)
     return sums
 
 
-def _normalize(images: Array, config: PretrainConfig) -> Array:
-    return patches.normalize_images(
-        images, config.data.image_mean, config.data.image_std, jnp.float32
-    )
+def _image_sums(
+    model: M3AE, inputs: Inputs, selection: Selection, predicted: Array, task: ReconstructionTask
+) -> _Sums:
+    assert inputs.images is not None
+    target = task.image_targets(model, inputs.images, selection.hidden)
+    visible = task.image_targets(model, inputs.images, selection.visible)
+    predictions = {"image_loss": predicted}
+    if visible.shape[1]:
+        # One value for each channel: a mean patch, noisier, would be easier to beat.
+        color = visible.reshape(visible.shape[0], -1, 3).mean(axis=1)
+        color = jnp.tile(color, (1, target.shape[2] // 3))[:, None]
+        predictions["image_loss_of_visible_mean"] = color
+    num_patches = jnp.full(target.shape[0], target.shape[1], jnp.int32)
+
+    def error(prediction: Array) -> Array:
+        difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+        return jnp.square(difference).mean(axis=2).sum(axis=1)
+
+    return {name: (error(value), num_patches) for name, value in predictions.items()}
 
 
 def _text_sums(
-    logits: Array, ids: Array, is_word: Array, is_title: Array, suffix: str
-) -> dict[str, Array]:
-    logits = logits.astype(jnp.float32)
-    nll = (
-        jax.nn.logsumexp(logits, axis=2)
-        - jnp.take_along_axis(logits, ids[..., None], axis=2)[..., 0]
+    logits: Array, inputs: Inputs, selection: Selection, is_title: Array, suffix: str
+) -> _Sums:
+    assert inputs.text_ids is not None
+    assert inputs.is_valid is not None
+    ids, is_word, is_title = (
+        gather(array, selection.hidden) for array in (inputs.text_ids, inputs.is_valid, is_title)
     )
+    is_title &= is_word
+    logits = logits.astype(jnp.float32)
+    nll = jax.nn.logsumexp(logits, axis=2)
+    nll -= jnp.take_along_axis(logits, ids[..., None], axis=2)[..., 0]
     is_right = jnp.argmax(logits, axis=2) == ids
+
+    def count(is_counted: Array) -> Array:
+        return is_counted.sum(axis=1, dtype=jnp.int32)
+
+    def number(is_counted: Array) -> Array:
+        return count(is_counted).astype(jnp.float32)
+
     return {
-        f"text_loss{suffix}": jnp.where(is_word, nll, 0.0).sum(),
-        f"text_accuracy{suffix}": (is_right & is_word).sum().astype(jnp.float32),
-        f"title_accuracy{suffix}": (is_right & is_title).sum().astype(jnp.float32),
+        f"text_loss{suffix}": (jnp.where(is_word, nll, 0.0).sum(axis=1), count(is_word)),
+        f"text_accuracy{suffix}": (number(is_right & is_word), count(is_word)),
+        f"title_accuracy{suffix}": (number(is_right & is_title), count(is_title)),
     }
 
 
 def other_rows(labels: Int32[np.ndarray, " examples"]) -> Int32[np.ndarray, " examples"]:
-    """Returns for each example another one, each used once: of another class where no class holds
-    over half.
+    """Returns for each example the index of another one, and each index once.
+
+    It is of another class wherever no class holds over half of the examples.
 
     Raises:
-        ValueError: there is only one example.
+        UserError: there is only one example.
     """
     num_examples = len(labels)
-    if num_examples < 2:
-        raise ValueError("One example has no other image. Give two or more.")
+    require(
+        num_examples > 1,
+        "One test example has no other image to compare with. Name test shards with more.",
+    )
     by_class = np.argsort(labels, kind="stable")
     # A shift along the sorted rows by the largest class's size leaves every class.
     shift = min(int(np.bincount(labels).max()), num_examples // 2)
@@ -217,22 +234,31 @@ def other_rows(labels: Int32[np.ndarray, " examples"]) -> Int32[np.ndarray, " ex
     return others
 
 
-def title_positions(
-    text: Int32[np.ndarray, "examples length"], titles: Sequence[Sequence[int]]
+def title_tokens(
+    examples: LabelledExamples, tokenizer: Tokenizer
 ) -> Bool[np.ndarray, "examples length"]:
-    """Returns which tokens of each caption spell its title, at its first occurrence; none where it
-    does not occur.
+    """Returns True for the caption tokens that spell an example's title."""
+    length = examples.text_ids.shape[1]
+    ids, is_piece, _ = tokenizer.encode(examples.titles, length)
+    titles = [row[pieces].tolist() for row, pieces in zip(ids, is_piece, strict=True)]
+    return title_positions(examples.text_ids, titles)
+
+
+def title_positions(
+    text_ids: Int32[np.ndarray, "examples length"], titles: Sequence[Sequence[int]]
+) -> Bool[np.ndarray, "examples length"]:
+    """Returns True for the tokens of each caption's first occurrence of its title, if there is one.
 
     Args:
-        text: Piece ids.
-        titles: Piece ids of each example's title, not padded.
+        text_ids: Of the captions.
+        titles: Token ids of each example's title, not padded.
     """
-    found = np.zeros(text.shape, bool)
+    found = np.zeros(text_ids.shape, bool)
     for row, title in enumerate(titles):
         wanted = np.asarray(title, np.int32)
-        if not 0 < len(wanted) <= text.shape[1]:
+        if not 0 < len(wanted) <= text_ids.shape[1]:
             continue
-        windows = np.lib.stride_tricks.sliding_window_view(text[row], len(wanted))
+        windows = np.lib.stride_tricks.sliding_window_view(text_ids[row], len(wanted))
         hits = np.flatnonzero((windows == wanted[None, :]).all(axis=1))
         if len(hits):
             found[row, hits[0] : hits[0] + len(wanted)] = True

@@ -1,95 +1,60 @@
-"""A cheap look at the features while a run goes on: k nearest neighbours on labelled examples."""
+"""A quick probe of the features while a run trains: nearest neighbours on labelled examples."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool
 
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import DataConfig, ProbeConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.shards import open_shards
-from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.errors import require
-from m3ae_tpu.evaluation.features import image_features
-from m3ae_tpu.evaluation.probes import assign_folds, predict_neighbors
+from m3ae_tpu.evaluation.features import pool_images
+from m3ae_tpu.evaluation.probes import make_folds, neighbors_classifier
+from m3ae_tpu.evaluation.row_map import RowMap
+from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.parallel.mesh import make_mesh
 
 
-def knn_accuracy(
-    model: M3AE,
-    train: LabelledExamples,
-    test: LabelledExamples,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> float:
-    """Returns the share of `test` that the mean of the patches classifies right by its neighbours
-    in `train`.
+def make_probe(probe: ProbeConfig, data: DataConfig) -> Callable[[M3AE], dict[str, float]]:
+    """Returns a function that scores a model in training, as metrics.
+
+    `probe/knn_accuracy` is the share of the test images whose class ten nearest training images
+    vote for, by the mean of the patch tokens.
 
     Args:
-        model: In training; it is only read.
-        train: Labelled images.
-        test: Others, with the same classes.
-        mean: Of each channel, on a scale of 0 to 1.
-        std: Like `mean`.
-    """
-    known = image_features(model, train.images, mean=mean, std=std)["mean"]
-    asked = image_features(model, test.images, mean=mean, std=std)["mean"]
-    return float(np.mean(predict_neighbors(known, train.label, asked) == test.label))
-
-
-def make_probe(config: PretrainConfig) -> Callable[[M3AE], dict[str, float]] | None:
-    """Returns what scores a model as `config.probe` asks, as metrics; None where it asks for
-    nothing.
+        probe: Names the labelled examples.
+        data: Of the run: how its images are prepared.
 
     Raises:
-        UserError: shards that cannot be read or have no labels.
+        UserError: shards that cannot be read, have no labels, or hold too few examples.
     """
-    if config.probe.every_steps == 0:
-        return None
-    train, test = read_probe_examples(config, Tokenizer(config.data.tokenizer))
-    statistics = {"mean": config.data.image_mean, "std": config.data.image_std}
-    return lambda model: {"probe/knn_accuracy": knn_accuracy(model, train, test, **statistics)}
+    train, test = read_probe_examples(probe, image_size=data.image_size)
+    normalizer = Normalizer(data.image_mean, data.image_std)
+    pool = RowMap(functools.partial(pool_images, normalizer=normalizer), make_mesh())
+
+    def score(model: M3AE) -> dict[str, float]:
+        features, test_features = (pool(model, each.images)["mean"] for each in (train, test))
+        classifier = neighbors_classifier(len(train)).fit(features, train.labels)
+        is_right = classifier.predict(test_features) == test.labels
+        return {"probe/knn_accuracy": float(np.mean(is_right))}
+
+    return score
 
 
 def read_probe_examples(
-    config: PretrainConfig, tokenizer: Tokenizer
+    probe: ProbeConfig, *, image_size: int
 ) -> tuple[LabelledExamples, LabelledExamples]:
-    """Reads what `config.probe` names: examples to learn from and to be scored on.
+    """Reads training and test examples.
+
+    Without `test_shards` a fifth of the training examples is held out, whole groups at a time.
 
     Raises:
-        UserError: shards that cannot be read or have no labels.
+        UserError: shards that cannot be read, have no labels, or hold too few examples.
     """
-    probe = config.probe
-    how = {
-        "image_size": config.data.image_size,
-        "tokenizer": tokenizer,
-        "text_length": 1,
-        "limit": probe.max_examples,
-    }
-    train = read_labelled(open_shards(probe.train_shards), **how)
+    read = functools.partial(read_labelled, image_size=image_size, limit=probe.max_examples)
+    train = read(open_shards(probe.train_shards))
     if probe.test_shards:
-        return train, read_labelled(
-            open_shards(probe.test_shards), **how, label_names=train.label_names
-        )
-    is_validation = assign_folds(train.group) == 0
-    require(
-        0 < int(is_validation.sum()) < len(is_validation),
-        f"probe.train_shards = {probe.train_shards} gives {len(is_validation)} examples whose groups do not divide "
-        "into a part to learn from and one to be scored on. Set --probe.test_shards, or more --probe.max_examples.",
-    )
-    return take(train, ~is_validation), take(train, is_validation)
-
-
-def take(examples: LabelledExamples, is_taken: Bool[np.ndarray, " examples"]) -> LabelledExamples:
-    """Returns the examples where `is_taken`, in their order."""
-    rows = np.flatnonzero(is_taken)
-    picked = {}
-    for field in dataclasses.fields(examples):
-        value = getattr(examples, field.name)
-        if isinstance(value, np.ndarray):
-            picked[field.name] = value[rows]
-        elif field.name != "label_names":
-            picked[field.name] = tuple(value[row] for row in rows)
-    return dataclasses.replace(examples, **picked)
+        return train, read(open_shards(probe.test_shards), label_names=train.label_names)
+    others, held_out = make_folds(train.labels, train.groups)[0]
+    return train.take(others), train.take(held_out)

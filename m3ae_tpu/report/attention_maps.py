@@ -1,52 +1,48 @@
-"""Where a word looks in the image: attention from text tokens to patches."""
+"""Attention of words to the patches of an image."""
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int32, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32
 
-from m3ae_tpu.config import DataConfig
+from m3ae_tpu.batch import Rows
+from m3ae_tpu.evaluation.row_map import RowMap
+from m3ae_tpu.evaluation.task import ReconstructionTask
 from m3ae_tpu.kernels.attention import reference
 from m3ae_tpu.model.m3ae import M3AE
 
 
 def word_attention(
-    model: M3AE,
-    images: UInt8[np.ndarray, "examples height width 3"],
-    text: Int32[np.ndarray, "examples length"],
-    text_valid: Bool[np.ndarray, "examples length"],
-    data: DataConfig,
+    model: M3AE, rows: Rows, task: ReconstructionTask, mesh: Mesh
 ) -> Float32[np.ndarray, "examples length rows columns"]:
-    """Computes how each text token spreads its attention over the patches in the encoder's last
-    block.
+    """Computes how each token of a caption spreads its attention over the patches of its image.
 
-    Nothing is hidden. Weights are the mean of the heads, and of each token sum to 1 over the
-    patches: what it pays to other words is left out.
+    Takes the encoder's last block with nothing hidden, and the mean of its heads. The weights of a
+    token are scaled to sum to 1 over the patches: its attention to words is left out. Those of
+    padding have no meaning.
 
     Args:
-        model: One with text parameters.
-        images: RGB bytes.
-        text: Piece ids.
-        text_valid: True for words; rows of padding are defined but mean nothing.
-        data: Image mean and standard deviation count.
+        model: Of the run, with text parameters.
+        rows: Images and token ids.
+        task: Of the run.
+        mesh: The model's.
     """
-    return np.asarray(
-        _attend(model, images, text, text_valid, mean=data.image_mean, std=data.image_std)
-    )
+    attend = RowMap(functools.partial(_attention_to_patches, task=task), mesh)
+    return attend(model, rows).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("mean", "std"))
-def _attend(model: M3AE, images: Array, text: Array, text_valid: Array, *, mean, std) -> Array:
-    pixels = normalize_images(images, mean, std, jnp.float32)
-    x, valid = model.embed(pixels, text, text_valid)
-    earlier = jax.tree.map(lambda leaf: leaf[:-1], model.encoder.blocks)
-    last = jax.tree.map(lambda leaf: leaf[-1], model.encoder.blocks)
-    x, _ = jax.lax.scan(lambda x, block: (block(x, valid), None), x, earlier)
-    weights = reference.attention_weights(last.project_qkv(x), valid, last.num_heads).mean(axis=1)
-    rows, columns = model.grid(pixels)
-    first_word = 1 + rows * columns
+def _attention_to_patches(
+    model: M3AE, rows: Rows, *, task: ReconstructionTask
+) -> Float[Array, "batch length rows columns"]:
+    inputs = task.make_inputs(rows)
+    assert inputs.images is not None
+    x, is_valid = model.embed(inputs)
+    qkv = model.encoder.last_qkv(x, is_valid)
+    num_heads = model.encoder.blocks.num_heads
+    weights = reference.attention_weights(qkv, is_valid, num_heads).mean(axis=1)
+    grid = model.grid(inputs.images)
+    first_word = 1 + grid[0] * grid[1]
     to_patches = weights[:, first_word:, 1:first_word]
     to_patches = to_patches / to_patches.sum(axis=2, keepdims=True)
-    return to_patches.reshape(*text.shape, rows, columns).astype(jnp.float32)
+    return to_patches.reshape(*to_patches.shape[:2], *grid)

@@ -1,6 +1,4 @@
-"""A image of what a model will see: augmented examples with their texts, and what the masks hide of
-both.
-"""
+"""A contact sheet of a run's first batch: augmented examples, and what its masks leave visible."""
 
 import jax
 import jax.numpy as jnp
@@ -8,61 +6,86 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from m3ae_tpu.batch import Batch
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.batch import Batch, Rows
+from m3ae_tpu.config import Kind, MaskingConfig
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.model import masking
+from m3ae_tpu.model.inputs import Normalizer, make_inputs
+from m3ae_tpu.model.masking import Masks, draw_masks
+from m3ae_tpu.train.reconstruction import kind_key
+from m3ae_tpu.train.step import steps_key
 
 _SIDE, _GAP, _COLUMNS, _LINE, _LINES = 192, 12, 3, 19, 6
 _INK, _PAPER, _HIDDEN_INK, _HIDDEN = "#1c1c1c", "#ffffff", "#8a8a8a", "#e4e4e4"
 _GREY = 150
+_TO_UNIT_SCALE = Normalizer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def draw_contact_sheet(
-    config: PretrainConfig, batch: Batch, tokenizer: Tokenizer | None, *, examples: int = 12
+    batch: Batch,
+    tokenizer: Tokenizer | None,
+    *,
+    seed: int,
+    masking: MaskingConfig,
+    patch_size: int,
+    num_examples: int = 12,
 ) -> Image.Image:
-    """Draws the first examples of each kind of a batch: augmented, then as the encoder gets them.
+    """Draws the first examples of each kind of a batch: augmented, and as the encoder gets them.
 
-    Hidden patches are grey, hidden words pale on grey. Masks are drawn as the train step draws
-    them.
+    Hidden patches are grey, hidden words pale on grey.
 
     Args:
-        config: `seed`, `masking`, `model.patch_size` and `data.flip_probability` count.
         batch: From the loader.
         tokenizer: Reads the texts back; None for images alone.
-        examples: Of each kind, at most.
+        seed: Of the run: its first step draws the same masks.
+        masking: Of the run.
+        patch_size: The model's.
+        num_examples: Largest number of examples of each kind.
     """
     tiles: list[Image.Image | str] = []
-    for kind, arrays in batch.items():
-        num_rows = len(arrays.images if arrays.images is not None else arrays.text_ids)
-        rows = np.arange(min(examples, num_rows))
-        tiles.append(f"{kind}: {len(rows)} of {num_rows} rows of the first batch")
-        image_keys, text_keys = (
-            masking.row_keys(key, jnp.asarray(rows))
-            for key in jax.random.split(jax.random.key(config.seed))
-        )
-        shown = seen = hidden_words = None
-        if arrays.images is not None:
-            images, flips = arrays.images[rows], arrays.is_flipped[rows]
-            shown = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
-            patches = (config.data.image_size // config.model.patch_size) ** 2
-            selection = masking.select_patches(image_keys, patches, config.masking)
-            seen = hide_patches(shown, np.asarray(selection.visible), config.model.patch_size)
-        if arrays.text_ids is not None:
-            valid = arrays.is_valid[rows]
-            hidden = np.asarray(
-                masking.select_tokens(text_keys, jnp.asarray(valid), config.masking).hidden
-            )
-            hidden_words = np.zeros(valid.shape, bool)
-            np.put_along_axis(hidden_words, hidden, True, axis=1)
-        for row in rows.tolist():
+    for kind, rows in batch.items():
+        num_rows = len(rows.images if rows.images is not None else rows.text_ids)
+        num_shown = min(num_examples, num_rows)
+        tiles.append(f"{kind}: {num_shown} of {num_rows} rows of the first batch")
+        rows = Rows(*(None if array is None else array[:num_shown] for array in rows))
+        masks = first_masks(kind, rows, seed=seed, masking=masking, patch_size=patch_size)
+        images = masked = None
+        if rows.images is not None and masks.image is not None:
+            pixels = make_inputs(rows, _TO_UNIT_SCALE, jnp.float32).images
+            images = np.round(255 * np.asarray(pixels)).astype(np.uint8)
+            masked = hide_patches(images, np.asarray(masks.image.visible), patch_size)
+        for row in range(num_shown):
             words = []
-            if tokenizer is not None and hidden_words is not None:
-                ids = arrays.text_ids[row][arrays.is_valid[row]]
-                words = list(zip(tokenizer.pieces(ids), hidden_words[row].tolist(), strict=False))
-            pair = () if shown is None or seen is None else (shown[row], seen[row])
+            if tokenizer is not None and rows.text_ids is not None and masks.text is not None:
+                is_hidden = np.zeros(rows.is_valid.shape[1], bool)
+                is_hidden[np.asarray(masks.text.hidden[row])] = True
+                pieces = tokenizer.pieces(rows.text_ids[row][rows.is_valid[row]])
+                words = list(zip(pieces, is_hidden.tolist(), strict=False))
+            pair = () if images is None or masked is None else (images[row], masked[row])
             tiles.append(_tile(pair, words))
     return _arrange(tiles)
+
+
+def first_masks(
+    kind: Kind, rows: Rows, *, seed: int, masking: MaskingConfig, patch_size: int
+) -> Masks:
+    """Draws the masks that the first step of a run draws for the first rows of a kind.
+
+    Args:
+        kind: Of the rows.
+        rows: The first ones of the kind in the first batch.
+        seed: Of the run.
+        masking: Of the run.
+        patch_size: The model's.
+    """
+    key = kind_key(jax.random.fold_in(steps_key(seed), 0), kind)
+    num_patches = is_valid = None
+    if rows.images is not None:
+        height, width = rows.images.shape[1:3]
+        num_patches = (height // patch_size) * (width // patch_size)
+    if rows.is_valid is not None:
+        is_valid = jnp.asarray(rows.is_valid)
+    places = jnp.arange(len(rows.images if rows.images is not None else rows.text_ids))
+    return draw_masks(key, places, masking, num_patches=num_patches, is_valid=is_valid)
 
 
 def hide_patches(
@@ -76,13 +99,13 @@ def hide_patches(
     return np.where(grid[..., None], images, np.uint8(_GREY))
 
 
-def _tile(pictures: tuple[np.ndarray, ...], words: list[tuple[str, bool]]) -> Image.Image:
+def _tile(images: tuple[np.ndarray, ...], words: list[tuple[str, bool]]) -> Image.Image:
     """Draws one example: its images side by side, its text below."""
-    top = _SIDE + 6 if pictures else 0
+    top = _SIDE + 6 if images else 0
     height = top + (_LINES * _LINE if words else 0)
     tile = Image.new("RGB", (2 * _SIDE + 4, height), _PAPER)
-    for number, picture in enumerate(pictures):
-        resized = Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    for number, image in enumerate(images):
+        resized = Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
         tile.paste(resized, (number * (_SIDE + 4), 0))
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(14)
     x, y = 0.0, top

@@ -23,14 +23,13 @@ def test_fields_are_those_of_the_records_in_order():
     shards, examples = open_shards("starter/heldout-*"), read(limit=20)
     for index in range(20):
         record = shards[index]
-        assert examples.id[index] == record.id
-        assert examples.title[index] == record.title
-        assert examples.group[index] == record.group
-        assert examples.label_names[examples.label[index]] == record.label_name
-        assert examples.caption[index] == record.captions[0]
-        ids, valid, _ = TOKENIZER.encode(record.captions[:1], 16)
+        assert examples.titles[index] == record.title
+        assert examples.groups[index] == record.group
+        assert examples.label_names[examples.labels[index]] == record.label_name
+        assert examples.captions[index] == record.captions[0]
+        ids, is_valid, _ = TOKENIZER.encode(record.captions[:1], 16)
         np.testing.assert_array_equal(examples.text_ids[index], ids[0])
-        np.testing.assert_array_equal(examples.is_valid[index], valid[0])
+        np.testing.assert_array_equal(examples.is_valid[index], is_valid[0])
         image = resize_and_crop_center(decode_image(record.image), 24)
         np.testing.assert_array_equal(examples.images[index], image)
 
@@ -40,7 +39,7 @@ def test_classes_are_sorted_and_can_be_given():
     names = ("z", *sorted({record.label_name for record in open_shards("starter/heldout-*")}))
     examples = read(limit=3, label_names=names)
     assert examples.label_names == names
-    assert examples.label.min() > 0
+    assert examples.labels.min() > 0
 
 
 def test_a_class_that_train_lacks_is_refused():

@@ -1,91 +1,128 @@
-"""Guards the evaluation of a whole run: every figure is there and lies in its range."""
+"""Guards the evaluation of a whole run: every figure is there, whatever the devices."""
 
 import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from small_run import CONFIG, trained_run, with_source
 
-from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TransformerConfig
 from m3ae_tpu.data.shards import open_shards, write_shards
-from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.evaluation.evaluate import evaluate_run
-from m3ae_tpu.evaluation.running_probe import knn_accuracy, read_probe_examples
-from m3ae_tpu.evaluation.trained_run import TrainedRun
-from m3ae_tpu.train.step import init_model
+from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
+from m3ae_tpu.evaluation.evaluate import all_rows, evaluate_run, print_figures
+from m3ae_tpu.evaluation.running_probe import make_probe, read_probe_examples
 
-SMALL = TransformerConfig(num_layers=2, width=16, num_heads=2)
-CONFIG = PretrainConfig(
-    model=ModelConfig(
-        patch_size=8, vocab_size=4_000, encoder=SMALL, decoder=SMALL, compute_dtype="float32"
-    ),
-    data=DataConfig(image_size=32, sources=(SourceConfig(text_length=8),)),
-)
+HERE = pathlib.Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Returns patterns of a small training and a small test part."""
+    """Returns patterns of small training and test shards, of the classes that have most records."""
     folder = tmp_path_factory.mktemp("shards")
-    records = open_shards("starter/heldout-*")
-    write_shards(folder, "train", [records[index] for index in range(80)])
-    write_shards(folder, "test", [records[index] for index in range(80, 120)])
+    heldout_shards = open_shards("starter/heldout-*")
+    records = [heldout_shards[index] for index in range(200)]
+    names = [record.label_name for record in records]
+    common = sorted(set(names), key=names.count)[-3:]
+    records = [record for record in records if record.label_name in common]
+    write_shards(folder, "train", records[:-30])
+    write_shards(folder, "test", records[-30:])
     return f"{folder}/train-*", f"{folder}/test-*"
 
 
 @pytest.fixture(scope="module")
-def run():
-    # Filled by NumPy: a substitute for a trained model that differs from the initial one.
-    random = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_model(CONFIG))
-    model = jax.tree.map(
-        lambda leaf: jnp.asarray(random.normal(0, 0.2, leaf.shape), leaf.dtype), shapes
-    )
-    tokenizer = Tokenizer("starter/tokenizer.model")
-    return TrainedRun(config=CONFIG, step=3, model=model, tokenizer=tokenizer, versions={})
-
-
-def test_every_figure_of_a_run_with_pairs_is_there(run, shards):
+def figures_and_stages(shards):
+    """Evaluates a run on the suite's eight devices."""
     stages = []
-    results = evaluate_run(run, stages.append, train_shards=shards[0], test_shards=shards[1])
-    accuracies = [
-        *(
-            f"{probe}/{name}"
-            for probe in ("linear_probe", "knn")
-            for name in ("pretrained", "untrained", "raw_pixels")
-        ),
-        *(
-            f"linear_probe_image_and_text/{name}"
-            for name in ("pretrained", "untrained", "bag_of_words")
-        ),
-        *(f"heldout/text_accuracy{suffix}" for suffix in ("", "_with_other_image")),
-    ]
+    figures = evaluate_run(
+        trained_run(), stages.append, train_shards=shards[0], test_shards=shards[1]
+    )
+    return figures, stages
+
+
+def test_eight_devices_evaluate_like_one(shards, figures_and_stages):
+    paths = [str(HERE.parent), str(HERE.parent.parent)]
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    program = subprocess.run(
+        [sys.executable, HERE / "evaluate_on_devices.py", *shards],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    one, eight = json.loads(program.stdout.splitlines()[-1]), figures_and_stages[0]
+    assert (one.pop("devices"), jax.device_count()) == (1, 8)
+    assert one.keys() == eight.keys()
+    for name, value in one.items():
+        assert eight[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_every_figure_of_a_run_with_pairs_is_there(figures_and_stages, capsys):
+    figures, stages = figures_and_stages
+    names = {
+        "linear_probe": ("pretrained", "untrained", "raw_pixels"),
+        "knn": ("pretrained", "untrained", "raw_pixels"),
+        "linear_probe_image_and_text": ("pretrained", "untrained", "bag_of_words"),
+        "heldout": ("text_accuracy", "text_accuracy_with_other_image"),
+    }
+    accuracies = [f"{prefix}/{name}" for prefix, ends in names.items() for name in ends]
     for name in accuracies:
-        assert 0 <= results[name] <= 1, name
+        assert 0 <= figures[name] <= 1, name
     assert {
         "linear_probe/pooling",
+        "cross_validation/linear_probe/pretrained",
+        "balanced/linear_probe/raw_pixels",
+        "poolings/knn/pretrained/cls",
         "heldout/image_loss",
         "heldout/image_loss_of_visible_mean",
-    } <= results.keys()
-    assert (results["examples/train"], results["examples/test"], results["run/step"]) == (80, 40, 3)
+    } <= figures.keys()
+    assert (figures["examples/test"], figures["run/step"]) == (30, 3)
     assert len(stages) > 5
 
+    rows = all_rows(figures)
+    headlines = [row.title for row in rows if row.level == "headline"]
+    assert headlines == [
+        "Linear probe, images",
+        "Linear probe, images with captions",
+        "Error at hidden patches",
+        "Hidden words predicted right",
+    ]
+    print_figures(figures)
+    printed = capsys.readouterr().out
+    assert f"{figures['linear_probe/pretrained']:.3f}" in printed
+    assert f"{figures['heldout/image_loss']:.3f}" in printed
 
-def test_run_of_pictures_alone_has_their_probes_only(run, shards):
-    data = dataclasses.replace(CONFIG.data, sources=(SourceConfig(kind="image"),))
-    alone = dataclasses.replace(run, config=dataclasses.replace(CONFIG, data=data))
-    results = evaluate_run(alone, [].append, train_shards=shards[0], test_shards=shards[1])
-    assert "linear_probe/pretrained" in results
-    assert [name for name in results if "text" in name] == []
+
+def test_a_run_of_images_alone_has_their_figures_only(shards):
+    run = dataclasses.replace(trained_run(), config=with_source("image"), tokenizer=None)
+    figures = evaluate_run(run, [].append, train_shards=shards[0], test_shards=shards[1])
+    assert {"linear_probe/pretrained", "heldout/image_loss"} <= figures.keys()
+    assert [name for name in figures if "text" in name] == []
 
 
-def test_probe_during_training_learns_from_other_groups_than_it_is_scored_on(run, shards):
+@pytest.mark.parametrize("evaluation", [image_probes, pair_probes, heldout])
+def test_an_evaluation_that_was_not_made_has_no_rows(evaluation):
+    assert evaluation.rows({"run/step": 3}) == []
+
+
+def test_the_probe_in_training_learns_from_other_groups_than_it_is_scored_on(shards):
     probe = dataclasses.replace(CONFIG.probe, train_shards=shards[0], every_steps=1)
-    train, test = read_probe_examples(dataclasses.replace(CONFIG, probe=probe), run.tokenizer)
-    assert len(train.id) + len(test.id) == 80
-    assert set(train.group) & set(test.group) == set()
-    accuracy = knn_accuracy(
-        run.model, train, test, mean=CONFIG.data.image_mean, std=CONFIG.data.image_std
+    train, test = read_probe_examples(probe, image_size=32)
+    assert len(train) + len(test) == len(open_shards(shards[0]))
+    assert set(train.groups) & set(test.groups) == set()
+
+
+def test_the_probe_in_training_scores_a_model(shards):
+    probe = dataclasses.replace(
+        CONFIG.probe, train_shards=shards[0], test_shards=shards[1], every_steps=1
     )
-    assert 0 <= accuracy <= 1
+    score = make_probe(probe, CONFIG.data)
+    run = trained_run()
+    assert 0 <= score(run.model)["probe/knn_accuracy"] <= 1
+    assert score(run.model) == score(run.model)

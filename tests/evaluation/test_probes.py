@@ -1,47 +1,52 @@
-"""Guards the probes: nearest neighbours, logistic regression, and what choices may look at."""
+"""Guards the probes: their classifiers, and the data that choices may look at."""
 
 import numpy as np
 import pytest
 import scipy.optimize
 
+from m3ae_tpu.errors import UserError
 from m3ae_tpu.evaluation import probes
+from m3ae_tpu.evaluation.logistic_regression import LogisticRegression
 
 
-def clusters(seed, examples=240, features=12, classes=3, spread=1.0):
-    """Returns noisy features around one random centre a class, and labels; centres do not depend on
-    `seed`.
+def clusters(seed, examples=240, features=12, classes=3):
+    """Returns noisy features around a centre for each class, and labels.
+
+    The centres do not depend on the seed.
     """
     centres = np.random.default_rng(99).normal(size=(classes, features))
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, examples).astype(np.int32)
-    return (centres[labels] + spread * random.normal(size=(examples, features))).astype(
-        np.float32
-    ), labels
+    noise = random.normal(size=(examples, features))
+    return (centres[labels] + noise).astype(np.float32), labels
+
+
+def targets(labels, test_labels):
+    groups = [str(number) for number in range(len(labels))]
+    return probes.Targets(labels, test_labels, probes.make_folds(labels, groups))
 
 
 def test_neighbors_vote_by_their_direction():
     train = np.array([[1, 0], [2, 0.1], [-1, 0], [-3, 0.2], [0, 1], [0.1, 4]], np.float32)
     labels = np.array([0, 0, 1, 1, 2, 2], np.int32)
+    classifier = probes.neighbors_classifier(num_train=2).fit(train, labels)
     asked = np.array([[9, 0], [-0.5, 0], [0, 9]], np.float32)
-    np.testing.assert_array_equal(
-        probes.predict_neighbors(train, labels, asked, num_neighbors=2), [0, 1, 2]
-    )
+    np.testing.assert_array_equal(classifier.predict(asked), [0, 1, 2])
 
 
 def test_neighbors_agree_with_a_full_sort_in_float64():
     (train, labels), (test, _) = clusters(0), clusters(1, examples=50)
     mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-    known, asked = (train - mean) / std, (test - mean) / std
-    cosine = (
-        asked @ known.T / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(known, axis=1)
-    )
+    scaled, scaled_test = (train - mean) / std, (test - mean) / std
+    cosine = scaled_test @ scaled.T
+    cosine /= np.linalg.norm(scaled_test, axis=1)[:, None] * np.linalg.norm(scaled, axis=1)
     expected = []
     for row in cosine:
         nearest = np.argsort(-row)[:10]
-        expected.append(
-            np.argmax(np.bincount(labels[nearest], np.exp(row[nearest] / 0.07), minlength=3))
-        )
-    np.testing.assert_array_equal(probes.predict_neighbors(train, labels, test), expected)
+        votes = np.bincount(labels[nearest], np.exp(row[nearest] / 0.07), minlength=3)
+        expected.append(np.argmax(votes))
+    classifier = probes.neighbors_classifier(len(train)).fit(train, labels)
+    np.testing.assert_array_equal(classifier.predict(test), expected)
 
 
 @pytest.mark.parametrize("strength", [0.001, 0.1, 10.0])
@@ -50,111 +55,113 @@ def test_logistic_regression_minimises_the_stated_objective(strength):
     features = features.astype(np.float64)
 
     def objective(flat):
-        weights, bias = flat[:12].reshape(4, 3), flat[12:]
-        scores = features @ weights + bias
+        weights, bias = flat[:12].reshape(3, 4), flat[12:]
+        scores = features @ weights.T + bias
         losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(60), labels]
         return strength * losses.sum() + 0.5 * np.square(weights).sum()
 
-    found = probes.fit_logistic(features, labels, 3, strength)
+    found = LogisticRegression(strength).fit(features, labels)
     best = scipy.optimize.minimize(
         objective, np.zeros(15), method="BFGS", options={"gtol": 1e-9}, tol=1e-12
     )
-    assert objective(np.concatenate([found.weights.ravel(), found.bias])) == pytest.approx(
-        best.fun, rel=1e-6
-    )
-    np.testing.assert_allclose(found.weights, best.x[:12].reshape(4, 3), atol=3e-3)
+    reached = objective(np.concatenate([found.coef_.ravel(), found.intercept_]))
+    assert reached == pytest.approx(best.fun, rel=1e-6)
+    np.testing.assert_allclose(found.coef_, best.x[:12].reshape(3, 4), atol=3e-3)
 
 
-def test_principal_components_keep_distances_where_all_are_kept():
-    features, _ = clusters(0, features=6)
-    standard, _ = probes.standardize(features, features)
-    projected, again = probes.principal_components(features, features)
-    np.testing.assert_array_equal(projected, again)
-    np.testing.assert_allclose(
-        np.linalg.norm(projected[:-1] - projected[1:], axis=1),
-        np.linalg.norm(standard[:-1] - standard[1:], axis=1),
-        rtol=1e-4,
-    )
-    variances = projected.var(axis=0)
-    assert np.all(np.diff(variances) <= 1e-4)
-
-
-def test_few_examples_of_many_features_keep_their_distances():
-    features, _ = clusters(0, examples=20, features=50)
-    standard, _ = probes.standardize(features, features)
-    projected, _ = probes.principal_components(features, features)
-    assert projected.shape == (20, 19)
-    np.testing.assert_allclose(projected @ projected.T, standard @ standard.T, atol=2e-3)
-
-
-def test_constant_feature_counts_for_nothing():
-    features = np.array([[0.1, 1], [0.1, 2], [0.1, 3]], np.float32)
-    standard, _ = probes.standardize(features, features)
-    np.testing.assert_array_equal(standard[:, 0], 0)
+def test_logistic_regression_predicts_the_labels_it_was_given():
+    features, labels = clusters(0)
+    names = np.array([7, 20, 30])[labels]
+    predicted = LogisticRegression().fit(features, names).predict(features)
+    assert np.mean(predicted == names) > 0.9
 
 
 def test_linear_probe_learns_what_is_linear_and_nothing_from_noise():
     (train, labels), (test, test_labels) = clusters(0), clusters(1)
-    folds = np.arange(240, dtype=np.int32) % 5
-    score = probes.linear_probe(train, labels, test, test_labels, folds)
-    assert score.accuracy > 0.9
-    assert score.strength in probes.STRENGTHS
+    classes = targets(labels, test_labels)
+    assert probes.linear_probe(classes, train, test).accuracy > 0.9
     noise = np.random.default_rng(3).normal(size=(2, 240, 12)).astype(np.float32)
-    assert probes.linear_probe(noise[0], labels, noise[1], test_labels, folds).accuracy < 0.5
+    assert probes.linear_probe(classes, *noise).accuracy < 0.5
+
+
+@pytest.mark.parametrize("num_features", [100, 300])
+def test_few_examples_and_constant_features_are_no_obstacle(num_features):
+    (train, labels), (test, test_labels) = (
+        clusters(seed, examples=50, features=num_features) for seed in (0, 1)
+    )
+    train[:, 0] = test[:, 0] = 0.1
+    assert probes.linear_probe(targets(labels, test_labels), train, test).accuracy > 0.9
 
 
 def test_choices_do_not_look_at_test_examples():
     (train, labels), (test, test_labels) = clusters(0), clusters(1)
-    folds = np.arange(240, dtype=np.int32) % 5
-    score = probes.linear_probe(train, labels, test, test_labels, folds)
-    other = probes.linear_probe(
-        train, labels, test[::-1].copy(), (2 - test_labels).astype(np.int32), folds
-    )
-    assert (score.strength, score.validation_accuracy) == (
-        other.strength,
-        other.validation_accuracy,
-    )
+    score = probes.linear_probe(targets(labels, test_labels), train, test)
+    other_classes = targets(labels, (2 - test_labels).astype(np.int32))
+    other = probes.linear_probe(other_classes, train, test[::-1].copy())
+    assert score.validation_accuracy == other.validation_accuracy
     assert score.accuracy != other.accuracy
 
 
 def test_pooling_is_chosen_by_validation_accuracy_alone():
     def score(validation, test):
         return probes.ProbeScore(
-            accuracy=test, balanced_accuracy=test, validation_accuracy=validation, strength=0.1
+            accuracy=test, balanced_accuracy=test, validation_accuracy=validation
         )
 
-    assert probes.choose_pooling({"cls": score(0.4, 0.9), "mean": score(0.5, 0.1)}) == "mean"
+    assert probes.choose({"cls": score(0.4, 0.9), "mean": score(0.5, 0.1)}) == "mean"
 
 
-def test_folds_keep_near_duplicates_together():
-    folds = probes.assign_folds(["g00000a", "g00000b", "g00000a", "user group", "user group"])
-    np.testing.assert_array_equal(folds[:3], [0, 1, 0])  # 0x0a = 10 is a multiple of 5.
-    assert folds[3] == folds[4]
+def test_folds_keep_groups_together_and_classes_apart():
+    labels = np.arange(60, dtype=np.int32) % 3
+    groups = [f"group {number // 2}" for number in range(60)]
+    folds = probes.make_folds(labels, groups)
+    fold_of = np.full(60, -1)
+    for number, (others, held_out) in enumerate(folds):
+        assert sorted([*others, *held_out]) == list(range(60))
+        assert np.bincount(labels[held_out]).tolist() == [4, 4, 4]
+        fold_of[held_out] = number
+    np.testing.assert_array_equal(fold_of[::2], fold_of[1::2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"), [([0] * 20, ["one"] * 20), ([0, 1, 2, 3, 4], "abcde")]
+)
+def test_too_few_training_examples_are_refused(labels, groups):
+    with pytest.raises(UserError, match=r"are too few for cross-validation in 5 folds"):
+        probes.make_folds(np.array(labels, np.int32), groups)
 
 
 def test_neighbors_are_cross_validated_without_an_examples_own_group():
     features, labels = clusters(0, examples=60)
-    twice, twice_labels = np.concatenate([features, features]), np.concatenate([labels, labels])
-    wrong = np.where(np.arange(120) < 60, twice_labels, (twice_labels + 1) % 3).astype(np.int32)
-    # Each example's twin carries another label: in its own fold it does no harm, in another one it
-    # may.
-    together = probes.cross_validate_neighbors(
-        twice, twice_labels, np.tile(np.arange(60) % 5, 2).astype(np.int32)
-    )
-    apart = probes.cross_validate_neighbors(twice, wrong, np.repeat([0, 1], 60).astype(np.int32))
-    assert together > 0.8 > apart
+    twice = np.concatenate([features, features])
+    right = np.concatenate([labels, labels])
+    # An example's twin has another label: in the same fold it does no harm, in another one it does.
+    wrong = np.concatenate([labels, (labels + 1) % 3]).astype(np.int32)
+    twins = [str(number % 60) for number in range(120)]
+    strangers = [str(number) for number in range(120)]
+
+    def validation(labels, groups):
+        folds = probes.make_folds(labels, groups)
+        classes = probes.Targets(labels, labels, folds)
+        return probes.neighbors_probe(classes, twice, twice).validation_accuracy
+
+    assert validation(right, twins) > 0.7
+    assert validation(wrong, strangers) < 0.4
 
 
-def test_bag_of_words_finds_the_words_that_tell():
+def test_bag_of_words_finds_the_words_that_differ():
     captions = [f"a {animal} {number}" for number in range(20) for animal in ("cat", "dog")]
-    labels = np.array([0, 1] * 20, np.int32)
-    folds = np.arange(40, dtype=np.int32) // 2 % 5
-    score = probes.bag_of_words_probe(
-        captions, labels, ["The DOG", "one cat"], np.array([1, 0], np.int32), folds
-    )
-    assert score.accuracy == 1
+    classes = targets(np.array([0, 1] * 20, np.int32), np.array([1, 0], np.int32))
+    assert probes.bag_of_words_probe(classes, captions, ["The DOG", "one cat"]).accuracy == 1
+
+
+def test_captions_without_a_common_word_are_refused():
+    classes = targets(np.array([0, 1] * 5, np.int32), np.array([0], np.int32))
+    captions = [str(number) for number in range(10)]
+    with pytest.raises(UserError, match="No word occurs in two of the 10 training captions"):
+        probes.bag_of_words_probe(classes, captions, ["1"])
 
 
 def test_balanced_accuracy_weighs_classes_alike():
-    labels, predicted = np.array([0, 0, 0, 1], np.int32), np.array([0, 0, 0, 0], np.int32)
-    assert probes.balanced_accuracy(predicted, labels) == 0.5
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
+    assert probes.balanced_accuracy(labels, predicted) == 0.5

@@ -1,15 +1,34 @@
 """Guards the contact sheet: it shows every kind of row, and hides what the masks hide."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
-from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig
+from m3ae_tpu.batch import Rows, batch_shapes, mixture, random_batch
+from m3ae_tpu.config import (
+    DataConfig,
+    LossConfig,
+    MaskingConfig,
+    ModelConfig,
+    SourceConfig,
+    TransformerConfig,
+)
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.report.contact_sheet import draw_contact_sheet, hide_patches
+from m3ae_tpu.model.inputs import Normalizer
+from m3ae_tpu.model.m3ae import M3AE, HiddenTokens
+from m3ae_tpu.report.contact_sheet import draw_contact_sheet, first_masks, hide_patches
 from m3ae_tpu.report.sheet_file import require_no_other_file, save_sheet
+from m3ae_tpu.train.reconstruction import reconstruction_loss
+from m3ae_tpu.train.step import init_state, steps_key, train_step
+
+SMALL = TransformerConfig(num_layers=1, width=16, num_heads=2)
 
 
 def test_patches_that_are_not_visible_are_grey():
@@ -27,14 +46,49 @@ def test_a_contact_sheet_shows_every_kind():
         SourceConfig(kind="text", shards="starter/texts-*"),
     )
     data = DataConfig(sources=sources, image_size=32, num_workers=0)
-    config = PretrainConfig(batch_size=6, model=ModelConfig(patch_size=8), data=data)
     batch, _ = open_data(data, batch_size=6, seed=0, vocab_size=32_000).loader().batch_at(0)
     tokenizer = Tokenizer(data.tokenizer)
-    sheet = draw_contact_sheet(config, batch, tokenizer)
-    pairs = draw_contact_sheet(config, {"paired": batch["paired"]}, tokenizer)
+    run = {"seed": 0, "masking": MaskingConfig(), "patch_size": 8}
+    sheet = draw_contact_sheet(batch, tokenizer, **run)
+    pairs = draw_contact_sheet({"paired": batch["paired"]}, tokenizer, **run)
     assert sheet.width == pairs.width
     assert sheet.height > pairs.height > 192
     assert (np.asarray(pairs) == 150).all(axis=-1).sum() > 192 * 192
+
+
+@pytest.mark.parametrize("draw", ["per_example", "per_batch"])
+def test_the_sheets_masks_are_those_of_the_first_step(draw, monkeypatch):
+    sources = (SourceConfig(weight=4.0), SourceConfig(kind="image"), SourceConfig(kind="text"))
+    shapes = batch_shapes(mixture(DataConfig(sources=sources), 24), 32)
+    batch = jax.tree.map(jnp.asarray, random_batch(shapes, vocab_size=50))
+    masking = MaskingConfig(image_mask_ratio=0.5, draw=draw)
+    config = ModelConfig(patch_size=8, vocab_size=50, encoder=SMALL, decoder=SMALL)
+    shapes = jax.eval_shape(lambda: M3AE(config, key=jax.random.key(0)))
+    model = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    loss = functools.partial(
+        reconstruction_loss,
+        masking=masking,
+        weights=LossConfig(),
+        normalizer=Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+    )
+    recorded = []
+
+    def record(model, inputs, masks):
+        recorded.append(masks)
+        return HiddenTokens()
+
+    monkeypatch.setattr(M3AE, "decode_hidden", record)
+    state = init_state(model, optax.sgd(0.1))
+    train_step(state, batch, loss=loss, optimizer=optax.sgd(0.1), key=steps_key(5))
+    assert len(recorded) == 3
+    for kind, masks in zip(("paired", "image", "text"), recorded, strict=True):
+        shown = Rows(*(None if array is None else array[:2] for array in batch[kind]))
+        found = first_masks(kind, shown, seed=5, masking=masking, patch_size=8)
+        for ours, theirs in zip(found, masks, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                np.testing.assert_array_equal(ours.visible, theirs.visible[:2])
+                np.testing.assert_array_equal(ours.hidden, theirs.hidden[:2])
 
 
 def test_a_sheet_replaces_an_earlier_one_and_no_other_file(tmp_path):

@@ -10,21 +10,21 @@ import pytest
 from m3ae_tpu.charts import Level, Series, line_chart, nice_ticks
 from m3ae_tpu.config import DataConfig, Kind, PretrainConfig, SourceConfig
 from m3ae_tpu.evaluation.trained_run import read_evaluation
-from m3ae_tpu.report.examples import Picture, Word
+from m3ae_tpu.report.examples import ShownExample, Word
 from m3ae_tpu.report.page import write_report
 
 DOT = "data:image/png;base64,iVBORw0KGgo="
-PICTURE = Picture(
+EXAMPLE = ShownExample(
     title="salt & <pepper>",
     label="food_drink",
     original=DOT,
     masked=DOT,
     reconstructed=DOT,
     words=(
-        Word(text=" salt", guesses=((" salt", 0.5), (" <b>", 0.2)), heat=DOT),
-        Word(text="y", guesses=(), heat=DOT),
+        Word(text=" salt", guesses=((" salt", 0.5), (" <b>", 0.2)), attention=DOT),
+        Word(text="y", guesses=(), attention=DOT),
     ),
-    looking=0,
+    first_word=0,
 )
 METRICS = [
     {
@@ -50,7 +50,7 @@ EVALUATION = {
 
 
 def page(
-    tmp_path, *, kind: Kind = "paired", metrics=METRICS, evaluation=EVALUATION, pictures=(PICTURE,)
+    tmp_path, *, kind: Kind = "paired", metrics=METRICS, evaluation=EVALUATION, examples=(EXAMPLE,)
 ):
     config = PretrainConfig(num_steps=400, data=DataConfig(sources=(SourceConfig(kind=kind),)))
     path = write_report(
@@ -58,7 +58,7 @@ def page(
         config,
         metrics=metrics,
         evaluation=evaluation,
-        pictures=pictures,
+        examples=examples,
         versions={"jax": "0.11.2"},
     )
     return path.read_text()
@@ -100,8 +100,8 @@ def test_page_shows_the_figures_with_their_errors(tmp_path):
     text = page(tmp_path)
     assert "50.0\u202f%" in text
     assert "50.0\u202f% ± 1.6\u202f%" in text
-    assert "mean and largest value of the patches" in text
-    assert "0.50<small>" in text
+    assert "mean and maximum of the patches" in text
+    assert "visible mean 1.000" in text
 
 
 def test_text_from_data_cannot_become_markup(tmp_path):
@@ -112,7 +112,7 @@ def test_text_from_data_cannot_become_markup(tmp_path):
 
 
 def test_parts_that_a_run_lacks_are_said_to_be_missing(tmp_path):
-    text = page(tmp_path, metrics=[], evaluation={}, pictures=None)
+    text = page(tmp_path, metrics=[], evaluation={}, examples=None)
     assert text.count('class="missing"') == 6
     assert "pipelines.evaluate" in text
 
@@ -121,19 +121,19 @@ def test_parts_that_a_run_lacks_are_said_to_be_missing(tmp_path):
 def test_runs_of_one_modality_have_a_page(tmp_path, kind):
     keys = ("run/step", "run/num_parameters", "examples/train", "examples/test")
     evaluation = {key: EVALUATION[key] for key in keys} | {"heldout/text_accuracy": 0.25}
-    words = PICTURE.words if kind == "text" else ()
-    plain = tuple(Word(text=word.text, guesses=word.guesses, heat="") for word in words)
+    words = EXAMPLE.words if kind == "text" else ()
+    plain = tuple(Word(text=word.text, guesses=word.guesses, attention="") for word in words)
     image = DOT if kind == "image" else ""
-    picture = Picture(
+    example = ShownExample(
         title="t",
         label="l",
         original=image,
         masked=image,
         reconstructed=image,
         words=plain,
-        looking=0,
+        first_word=0,
     )
-    text = page(tmp_path, kind=kind, evaluation=evaluation, pictures=(picture,))
+    text = page(tmp_path, kind=kind, evaluation=evaluation, examples=(example,))
     assert "Only a run with pairs" in text
     assert ("reconstructed" in text) == (kind == "image")
 
@@ -185,5 +185,5 @@ def test_the_page_says_what_was_seen_of_each_source_and_what_was_cut(tmp_path):
     shown = re.sub(r"<[^>]+>", " ", table[0])
     # Rows of a batch, rows seen, distinct records, epochs.
     assert re.search(r"paired\s+starter/train-\*\s+4,096\s+1,600,000\s+4,000\s+400\.0", shown)
-    assert "6 rows whose text was cut (paired)" in shown
-    assert "3 rows met a broken record (undecodable image)" in shown
+    assert "6 rows had a text that was cut (paired)" in shown
+    assert "3 rows had a broken record (undecodable image)" in shown

@@ -1,0 +1,118 @@
+"""Probes of images alone: a linear classifier and nearest neighbours of frozen features."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, pool_images, thumbnails
+from m3ae_tpu.evaluation.probes import choose, linear_probe, neighbors_probe
+from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
+from m3ae_tpu.evaluation.row_map import RowMap
+
+_PROBES = {"linear_probe": linear_probe, "knn": neighbors_probe}
+_TITLES = {"linear_probe": "Linear probe, images", "knn": "10 nearest neighbours, images"}
+_BASELINES = ("untrained", "raw_pixels")
+
+
+def run(subject: Subject) -> Figures:
+    """Measures accuracies; nothing for a run without images.
+
+    - `linear_probe/pretrained`, `.../untrained` (same config and seed, before the first step),
+      `.../raw_pixels` (thumbnails).
+    - `linear_probe/pooling`: chosen for the pretrained encoder by cross-validation on the training
+      examples, and used for both encoders.
+    - `cross_validation/linear_probe/...`: mean accuracy of folds of the training examples, each
+      classified by a fit on the others: to tune by.
+    - `balanced/linear_probe/...`: the mean over the classes.
+    - `poolings/linear_probe/pretrained/...`: test accuracy of every pooling; nothing is chosen by
+      it.
+    - `knn/...`: accuracy and pooling of nearest neighbours.
+    """
+    if not subject.run.task.has_images:
+        return {}
+    mesh, normalizer = subject.run.mesh, subject.run.task.normalizer
+    pool = RowMap(functools.partial(pool_images, normalizer=normalizer), mesh)
+    shrink = RowMap(lambda _, images: thumbnails(images), mesh)
+    examples = subject.train, subject.test
+
+    subject.report("features of images, pretrained encoder")
+    train, test = (pool(subject.run.model, each.images) for each in examples)
+    subject.report("probes of images, pretrained encoder")
+    pretrained = {
+        name: {pooling: probe(subject.targets, train[pooling], test[pooling]) for pooling in train}
+        for name, probe in _PROBES.items()
+    }
+    subject.report("features of images, untrained encoder")
+    train, test = (pool(subject.untrained, each.images) for each in examples)
+    pixels = [shrink(None, each.images) for each in examples]
+
+    subject.report("probes of images, untrained encoder and raw pixels")
+    figures: Figures = {}
+    for name, probe in _PROBES.items():
+        pooling = choose(pretrained[name])
+        scores = {
+            "pretrained": pretrained[name][pooling],
+            "untrained": probe(subject.targets, train[pooling], test[pooling]),
+            "raw_pixels": probe(subject.targets, *pixels),
+        }
+        figures[f"{name}/pooling"] = pooling
+        figures |= {f"{name}/{who}": score.accuracy for who, score in scores.items()}
+        if name == "linear_probe":
+            for who, score in scores.items():
+                figures[f"cross_validation/{name}/{who}"] = score.validation_accuracy
+                figures[f"balanced/{name}/{who}"] = score.balanced_accuracy
+        for pooling, score in pretrained[name].items():
+            figures[f"poolings/{name}/pretrained/{pooling}"] = score.accuracy
+    return figures
+
+
+def rows(figures: Mapping[str, Any]) -> list[Row]:
+    """Returns both probes beside their baselines, and their accuracy with every pooling."""
+    shown = []
+    for probe, title in _TITLES.items():
+        if f"{probe}/pretrained" in figures:
+            shown += probe_rows(figures, probe, title, _BASELINES, IMAGE_POOLINGS)
+    return shown
+
+
+def probe_rows(
+    figures: Mapping[str, Any],
+    probe: str,
+    title: str,
+    baselines: tuple[str, ...],
+    poolings: Mapping[str, str],
+) -> list[Row]:
+    """Returns a probe's accuracy beside its baselines, and with every pooling.
+
+    Args:
+        figures: Of an evaluation.
+        probe: Beginning of the keys.
+        title: Of the rows.
+        baselines: Ends of the keys to compare with.
+        poolings: Descriptions by name.
+    """
+    names = ("pretrained", *baselines)
+    chosen = figures[f"{probe}/pooling"]
+    of_poolings = {
+        description: figures[key]
+        for pooling, description in sorted(poolings.items(), key=lambda item: item[0] != chosen)
+        if (key := f"poolings/{probe}/pretrained/{pooling}") in figures
+    }
+    main = Row(
+        title=title,
+        values={name.replace("_", " "): figures[f"{probe}/{name}"] for name in names},
+        section="features",
+        unit="share",
+        note=f"Features: {poolings.get(chosen, chosen)}.",
+        level="headline" if probe.startswith("linear_probe") else "normal",
+    )
+    detail = Row(
+        title=f"{title}: every pooling",
+        values=of_poolings,
+        section="features",
+        unit="share",
+        note="The first was chosen on training images. To pick another one by these figures would "
+        "be to choose on test.",
+        level="detail",
+    )
+    return [main, detail] if of_poolings else [main]

@@ -1,0 +1,63 @@
+"""The form of an evaluation: figures that it measures, and rows that it shows of them.
+
+An evaluation is a module with the functions `run` and `rows`, listed in `evaluate.EVALUATIONS`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from m3ae_tpu.data.labelled import LabelledExamples
+from m3ae_tpu.evaluation.probes import Targets
+from m3ae_tpu.evaluation.trained_run import TrainedRun
+from m3ae_tpu.model.m3ae import M3AE
+
+type Figures = dict[str, Any]
+"""Numbers and names by key, ready for `evaluation.json`. Shares are of 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A trained run, and the examples that it is measured on."""
+
+    run: TrainedRun
+    untrained: M3AE
+    """The run's model before its first step."""
+    train: LabelledExamples
+    """Examples that probes learn from; the run may have seen them, without labels."""
+    test: LabelledExamples
+    """Examples that everything is scored on; they decide nothing."""
+    targets: Targets
+    """The classes of both."""
+    report: Callable[[str], None]
+    """Called with a line at each stage."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure of a run beside those that it is compared with, as terminal and report show it."""
+
+    title: str
+    """The quantity, as `Linear probe, images`."""
+    values: Mapping[str, float]
+    """By name; the run's own value comes first."""
+    section: Literal["features", "reconstruction"]
+    """Section of the report that shows it."""
+    unit: Literal["share", "loss"]
+    """`share`: an accuracy of the test examples."""
+    note: str = ""
+    """A sentence on how it was measured."""
+    level: Literal["headline", "normal", "detail"] = "normal"
+    """Headlines also stand at the top of the report; details are in the report alone, folded."""
+
+
+class Evaluation(Protocol):
+    """A module that measures something of a run."""
+
+    def run(self, subject: Subject, /) -> Figures:
+        """Returns the figures; none for a run that lacks what is measured."""
+        ...
+
+    def rows(self, figures: Mapping[str, Any], /) -> list[Row]:
+        """Returns rows for the figures of an `evaluation.json`, as far as they are there."""
+        ...

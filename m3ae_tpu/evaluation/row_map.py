@@ -1,0 +1,52 @@
+"""Functions of rows, computed on all devices of a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from m3ae_tpu.parallel.mesh import by_example, replicated
+
+ROWS_PER_DEVICE = 64
+"""Rows that a device computes at a time.
+
+Fixed, so that every device runs the same program, and rows have the same results, on any mesh.
+"""
+
+
+class RowMap:
+    """A function of rows, compiled once for a mesh and applied to any number of them."""
+
+    def __init__(self, function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh):
+        """Jits a function for a mesh.
+
+        Args:
+            function: Takes a tree that every device holds whole (a model), and a tree of arrays by
+                row; returns a tree of arrays by row. No row's result may depend on other rows.
+            mesh: The devices that share the rows.
+        """
+        self._batch_size = ROWS_PER_DEVICE * mesh.size
+        self.run_batch = jax.jit(
+            function,
+            in_shardings=(replicated(mesh), by_example(mesh)),
+            out_shardings=by_example(mesh),
+        )
+
+    def __call__(self, whole: PyTree, rows: PyTree) -> Any:
+        """Returns the results of all rows, as NumPy arrays in the order of the rows.
+
+        Args:
+            whole: The function's first argument.
+            rows: NumPy arrays that share their first axis, with at least one row.
+        """
+        num_rows = len(jax.tree.leaves(rows)[0])
+        results = []
+        for start in range(0, num_rows, self._batch_size):
+            # The last batch is filled up with copies of the last row, whose results are dropped.
+            taken = np.minimum(np.arange(start, start + self._batch_size), num_rows - 1)
+            batch = jax.tree.map(lambda array, taken=taken: array[taken], rows)
+            results.append(jax.tree.map(np.asarray, self.run_batch(whole, batch)))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_rows], *results)

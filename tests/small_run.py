@@ -1,0 +1,44 @@
+"""A small model with random weights, as a run that was trained."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TransformerConfig
+from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.evaluation.trained_run import TrainedRun
+from m3ae_tpu.parallel.mesh import make_mesh
+from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.train.pretraining import init_model
+
+SMALL = TransformerConfig(num_layers=2, width=16, num_heads=2)
+CONFIG = PretrainConfig(
+    model=ModelConfig(
+        patch_size=8, vocab_size=4_000, encoder=SMALL, decoder=SMALL, compute_dtype="float32"
+    ),
+    data=DataConfig(image_size=32, sources=(SourceConfig(text_length=8),)),
+)
+
+
+def with_source(kind):
+    """Returns the config of a run that learned from one kind of examples."""
+    source = SourceConfig(kind=kind, text_length=8)
+    return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, sources=(source,)))
+
+
+def trained_run(config=CONFIG):
+    """Returns a run whose weights NumPy draws: they differ from the initial ones, and nothing is
+    compiled to draw them.
+    """
+    mesh, random = make_mesh(), np.random.default_rng(0)
+    shapes = jax.eval_shape(functools.partial(init_model, config, Operations(mesh)))
+    model = jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(0, 0.2, leaf.shape), leaf.dtype), shapes
+    )
+    tokenizer = Tokenizer("starter/tokenizer.model")
+    return TrainedRun(
+        config=config, step=3, model=model, mesh=mesh, tokenizer=tokenizer, versions={}
+    )
