@@ -190,7 +190,7 @@ def _draw(key: jax.Array, shapes: Sequence, most: int) -> list[Any]:
     ]
 
 
-def _work(case: Case, batch: int) -> tuple[float, float]:
+def _work(case: Case, batch: int) -> tuple[int, int]:
     """Returns FLOPs of the matrix products and bytes of inputs and results, of a whole call."""
     shape = case.shape
     is_attention = isinstance(shape, AttentionShape)

@@ -96,17 +96,19 @@ def scheduled_step(
     tpu_schedule.prepare(replay=False)
     mesh = described_mesh(CHIPS[chip].topology, 1)
     compiled = compile_for(mesh, config, kernels)
-    us, hbm_bytes, kernel_traffic = (dict.fromkeys(COMPONENTS, 0.0) for _ in range(3))
+    us, hbm_bytes = (dict.fromkeys(COMPONENTS, 0.0) for _ in range(2))
+    kernel_traffic: dict[str, float] = {}
     for operation in operations(compiled.as_text() or ""):
         component = component_of(operation.source)
         hbm_bytes[component] += operation.times * operation.hbm_bytes
         cost = tpu_schedule.Cost(chip, operation.estimated_cycles or 0, operation.hbm_bytes)
         if operation.source.endswith("pallas_call"):
-            kernel_traffic[component] += operation.times * cost.us
+            traffic = operation.times * cost.us
+            kernel_traffic[component] = kernel_traffic.get(component, 0.0) + traffic
         elif not operation.kind.endswith("-start"):
             us[component] += operation.times * cost.us
     for component, traffic in kernel_traffic.items():
-        us[component] += max(traffic, kernel_us.get(component, 0.0)) if traffic else 0.0
+        us[component] += max(traffic, kernel_us.get(component, 0.0))
     analysis = compiled.memory_analysis()
     components = {
         component: ComponentCost(us[component], round(hbm_bytes[component]))
