@@ -71,7 +71,7 @@ def pretrain(
     if config.probe.every_steps:
         from m3ae_tpu.evaluation.running_probe import make_probe
 
-        probe = Probe(config.probe.every_steps, make_probe(config.probe, config.data))
+        probe = Probe(config.probe.every_steps, make_probe(config.probe, data))
     train(
         config,
         pretraining(config),

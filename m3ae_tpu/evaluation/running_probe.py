@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from m3ae_tpu.config import DataConfig, ProbeConfig
+from m3ae_tpu.config import ProbeConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
-from m3ae_tpu.data.shards import open_shards
+from m3ae_tpu.data.sources import OpenData
 from m3ae_tpu.evaluation.features import pool_images
 from m3ae_tpu.evaluation.probes import make_folds, neighbors_classifier
 from m3ae_tpu.evaluation.row_map import RowMap
@@ -16,7 +16,7 @@ from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.mesh import make_mesh
 
 
-def make_probe(probe: ProbeConfig, data: DataConfig) -> Callable[[M3AE], dict[str, float]]:
+def make_probe(probe: ProbeConfig, data: OpenData) -> Callable[[M3AE], dict[str, float]]:
     """Returns a function that scores a model in training, as metrics.
 
     `probe/knn_accuracy` is the share of the test images whose class ten nearest training images
@@ -24,13 +24,13 @@ def make_probe(probe: ProbeConfig, data: DataConfig) -> Callable[[M3AE], dict[st
 
     Args:
         probe: Names the labelled examples.
-        data: Of the run: how its images are prepared.
+        data: The run's; shards that it has open are not opened again.
 
     Raises:
         UserError: shards that cannot be read, have no labels, or hold too few examples.
     """
-    train, test = read_probe_examples(probe, image_size=data.image_size)
-    normalizer = Normalizer(data.image_mean, data.image_std)
+    train, test = read_probe_examples(probe, data)
+    normalizer = Normalizer(data.config.image_mean, data.config.image_std)
     pool = RowMap(functools.partial(pool_images, normalizer=normalizer), make_mesh())
 
     def score(model: M3AE) -> dict[str, float]:
@@ -43,7 +43,7 @@ def make_probe(probe: ProbeConfig, data: DataConfig) -> Callable[[M3AE], dict[st
 
 
 def read_probe_examples(
-    probe: ProbeConfig, *, image_size: int
+    probe: ProbeConfig, data: OpenData
 ) -> tuple[LabelledExamples, LabelledExamples]:
     """Reads training and test examples.
 
@@ -52,9 +52,11 @@ def read_probe_examples(
     Raises:
         UserError: shards that cannot be read, have no labels, or hold too few examples.
     """
-    read = functools.partial(read_labelled, image_size=image_size, limit=probe.max_examples)
-    train = read(open_shards(probe.train_shards))
+    read = functools.partial(
+        read_labelled, image_size=data.config.image_size, limit=probe.max_examples
+    )
+    train = read(data.open(probe.train_shards))
     if probe.test_shards:
-        return train, read(open_shards(probe.test_shards), label_names=train.label_names)
+        return train, read(data.open(probe.test_shards), label_names=train.label_names)
     others, held_out = make_folds(train.labels, train.groups)[0]
     return train.take(others), train.take(held_out)

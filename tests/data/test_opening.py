@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 
-# Counts calls of what opens files, then trains two steps on two sources of the same shards.
+# Counts calls of what opens files, then trains two steps on two sources of the same shards, which
+# the probe reads too.
 PROGRAM = """
 import collections, dataclasses, json, os, pathlib, sys
 
@@ -41,7 +42,8 @@ sources = (
     SourceConfig(kind="text", text_length=24, split=(0.5, 1.0)),
 )
 data = dataclasses.replace(debug.CONFIG.data, sources=sources)
-config = dataclasses.replace(debug.CONFIG, data=data, num_steps=2)
+probe = ProbeConfig(every_steps=1, max_examples=100)
+config = dataclasses.replace(debug.CONFIG, data=data, probe=probe, num_steps=2)
 pretrain(config, pathlib.Path(sys.argv[1]))
 pathlib.Path(sys.argv[1], "counts.json").write_text(json.dumps(counts))
 """

@@ -12,11 +12,13 @@ import pytest
 from small_run import CONFIG, trained_run, with_source
 
 from m3ae_tpu.data.shards import open_shards, write_shards
+from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
 from m3ae_tpu.evaluation.evaluate import all_rows, evaluate_run, print_figures
 from m3ae_tpu.evaluation.running_probe import make_probe, read_probe_examples
 
 HERE = pathlib.Path(__file__).parent
+DATA = open_data(CONFIG.data, batch_size=CONFIG.batch_size, seed=0, vocab_size=4_000)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_an_evaluation_that_was_not_made_has_no_rows(evaluation):
 
 def test_the_probe_in_training_learns_from_other_groups_than_it_is_scored_on(shards):
     probe = dataclasses.replace(CONFIG.probe, train_shards=shards[0], every_steps=1)
-    train, test = read_probe_examples(probe, image_size=32)
+    train, test = read_probe_examples(probe, DATA)
     assert len(train) + len(test) == len(open_shards(shards[0]))
     assert set(train.groups) & set(test.groups) == set()
 
@@ -122,7 +124,7 @@ def test_the_probe_in_training_scores_a_model(shards):
     probe = dataclasses.replace(
         CONFIG.probe, train_shards=shards[0], test_shards=shards[1], every_steps=1
     )
-    score = make_probe(probe, CONFIG.data)
+    score = make_probe(probe, DATA)
     run = trained_run()
     assert 0 <= score(run.model)["probe/knn_accuracy"] <= 1
     assert score(run.model) == score(run.model)
