@@ -61,7 +61,7 @@ def token_scores(
     (tokens, _), vocab = x.shape, kernel.shape[1]
     more_tokens = -tokens % _TOKENS
     more_columns = -vocab % min(_COLUMNS, -(-vocab // LANES) * LANES)
-    nll, is_right = _token_scores(
+    scores = _token_scores(
         jnp.pad(x, ((0, more_tokens), (0, 0))),
         jnp.pad(kernel, ((0, 0), (0, more_columns))),
         jnp.pad(bias.astype(jnp.float32), (0, more_columns), constant_values=_LOWEST)[None],
@@ -69,13 +69,11 @@ def token_scores(
         num_counted,
         is_interpretable,
     )
-    return nll[:tokens], is_right[:tokens]
+    return jax.tree.map(lambda score: score[:tokens], scores)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _token_scores(
-    x, kernel, bias, ids, num_counted, is_interpretable: bool
-) -> tuple[Array, Array]:
+def _token_scores(x, kernel, bias, ids, num_counted, is_interpretable: bool) -> tuple[Array, Array]:
     return _forward(x, kernel, bias, ids, num_counted, is_interpretable)[0]
 
 
