@@ -127,6 +127,8 @@ def line_chart(
             elements += [
                 f'<circle class="dot line-{number}" cx="{x}" cy="{y}" r="3"/>' for x, y in places
             ]
+    if len(shown) > 1:
+        elements.append(_legend(shown))
     # Names come after the lines, with an edge in the card's colour, to stay readable on top.
     for level in levels:
         label = html.escape(f"{level.name} {show(level.value)}")
@@ -137,6 +139,15 @@ def line_chart(
         )
     elements += _readings(shown, at, show)
     return "".join([*elements, "</svg>"])
+
+
+def _legend(shown: Sequence[Series]) -> str:
+    """Returns the names of the lines in their colours, side by side above the chart."""
+    names = "".join(
+        f'<tspan class="line-{number}" dx="{14 * (number > 0)}">{html.escape(line.name)}</tspan>'
+        for number, line in enumerate(shown)
+    )
+    return f'<text class="legend" x="{_LEFT}" y="14">{names}</text>'
 
 
 def _readings(

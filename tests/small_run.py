@@ -3,16 +3,22 @@
 import dataclasses
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TransformerConfig
 from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.evaluation.task import ReconstructionTask
 from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.parallel.mesh import make_mesh
 from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.run.checkpoint import Checkpointer
+from m3ae_tpu.run.workdir import describe_run, prepare_workdir
 from m3ae_tpu.train.pretraining import init_model
+from m3ae_tpu.train.step import init_state
 
 SMALL = TransformerConfig(num_layers=2, width=16, num_heads=2)
 CONFIG = PretrainConfig(
@@ -38,7 +44,22 @@ def trained_run(config=CONFIG):
     model = jax.tree.map(
         lambda leaf: jnp.asarray(random.normal(0, 0.2, leaf.shape), leaf.dtype), shapes
     )
-    tokenizer = Tokenizer("starter/tokenizer.model")
+    tokenizer = None
+    if ReconstructionTask.of_run(config).has_texts:
+        tokenizer = Tokenizer(config.data.tokenizer)
     return TrainedRun(
         config=config, step=3, model=model, mesh=mesh, tokenizer=tokenizer, versions={}
     )
+
+
+def save_run(folder, run):
+    """Writes a run's directory, with a checkpoint of its model."""
+    tokenizer = run.tokenizer.model if run.tokenizer is not None else b""
+    workdir = prepare_workdir(folder, run.config, tokenizer=tokenizer)
+    workdir.record(run.config, tokenizer=tokenizer)
+    checkpointer = Checkpointer(folder, run.config.checkpoint)
+    state = init_state(run.model, optax.sgd(0.1))
+    state = eqx.tree_at(lambda state: state.step, state, jnp.int32(run.step))
+    checkpointer.save(run.step, state, {}, describe_run(run.config, tokenizer=tokenizer))
+    checkpointer.close()
+    workdir.unlock()

@@ -114,11 +114,12 @@ def all_rows(figures: Mapping[str, Any]) -> list[Row]:
 
 def print_figures(figures: Mapping[str, Any]) -> None:
     """Prints the figures of a run beside those that they are compared with."""
-    table = Table("held-out examples", "this run", "compared with", "")
+    table = Table("on held-out examples", "this run", "compared with")
     for row in all_rows(figures):
         if row.level != "detail":
-            own, *others = [f"{name} {value:.3f}" for name, value in row.values.items()]
-            table.add_row(row.title, own.split()[-1], ", ".join(others), row.note)
+            own, *others = row.values.items()
+            others = [f"{name} {value:.3f}" for name, value in others]
+            table.add_row(row.title, f"{own[1]:.3f}", ", ".join(others))
     rich.print(table)
     num_test = figures["examples/test"]
     error = standard_error(0.5, num_test)

@@ -1,5 +1,6 @@
 """The pre-training task on held-out examples: hidden patches and words, beside simple baselines."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,39 +41,45 @@ def run(subject: Subject) -> Figures:
     return {f"heldout/{name}": value for name, value in figures.items()}
 
 
+_OTHER_NOTE = "Other image: the same words, with an image of another class."
+_ROWS = {
+    "image_loss": functools.partial(
+        Row,
+        title="Error at hidden patches",
+        unit="loss",
+        note="Mean squared error. Visible mean: the mean colour of the visible patches.",
+        level="headline",
+    ),
+    "text_accuracy": functools.partial(
+        Row,
+        title="Hidden words predicted right",
+        unit="share",
+        note=_OTHER_NOTE,
+        level="headline",
+    ),
+    "title_accuracy": functools.partial(
+        Row, title="Hidden words of titles predicted right", unit="share", note=_OTHER_NOTE
+    ),
+    "text_loss": functools.partial(
+        Row, title="Cross-entropy of hidden words, nats", unit="loss", note=_OTHER_NOTE
+    ),
+}
+
+
 def rows(figures: Mapping[str, Any]) -> list[Row]:
     """Returns the errors and accuracies, each beside its baseline."""
     shown = []
-    if "heldout/image_loss" in figures:
-        values = {"pretrained": figures["heldout/image_loss"]}
-        mean = figures.get("heldout/image_loss_of_visible_mean")
-        row = Row(
-            title="Error at hidden patches",
-            values=values | ({} if mean is None else {"visible mean": mean}),
-            section="reconstruction",
-            unit="loss",
-            note="Mean squared error, beside that of the visible patches' mean colour.",
-            level="headline",
-        )
-        shown.append(row)
-    for name, title, unit, level in (
-        ("text_accuracy", "Hidden words predicted right", "share", "headline"),
-        ("title_accuracy", "Hidden words of titles predicted right", "share", "normal"),
-        ("text_loss", "Cross-entropy of hidden words, nats", "loss", "normal"),
-    ):
-        if f"heldout/{name}" not in figures:
-            continue
-        other = figures.get(f"heldout/{name}{_OTHER}")
-        row = Row(
-            title=title,
-            values={"pretrained": figures[f"heldout/{name}"]}
-            | ({} if other is None else {"other image": other}),
-            section="reconstruction",
-            unit=unit,
-            note="" if other is None else "Other image: the caption beside one of another class.",
-            level=level,
-        )
-        shown.append(row)
+    for name, make_row in _ROWS.items():
+        keys = {"pretrained": name, "visible mean": f"{name}_of_visible_mean"}
+        keys["other image"] = f"{name}{_OTHER}"
+        values = {
+            label: figures[f"heldout/{key}"]
+            for label, key in keys.items()
+            if f"heldout/{key}" in figures
+        }
+        if "pretrained" in values:
+            row = make_row(values=values, section="reconstruction")
+            shown.append(row if len(values) > 1 else dataclasses.replace(row, note=""))
     return shown
 
 

@@ -96,7 +96,7 @@ def bag_of_words_probe(targets: Targets, train: Sequence[str], test: Sequence[st
     Raises:
         UserError: there is no such word.
     """
-    words = CountVectorizer(binary=True, min_df=2, token_pattern=r"\w+", dtype=np.float64)
+    words = CountVectorizer(binary=True, min_df=2, token_pattern=r"\w+")
     try:
         counts = words.fit_transform(train)
     except ValueError:
@@ -125,9 +125,13 @@ def neighbors_classifier(num_train: int) -> Pipeline:
         KNeighborsClassifier(
             min(NUM_NEIGHBORS, num_train),
             metric="cosine",
-            weights=lambda distances: np.exp((1 - distances) / TEMPERATURE),
+            weights=_votes,  # pyright: ignore[reportArgumentType]  # A function is allowed too.
         ),
     )
+
+
+def _votes(distances: Float[np.ndarray, "examples neighbors"]):
+    return np.exp((1 - distances) / TEMPERATURE)
 
 
 def choose(scores: dict[str, ProbeScore]) -> str:
@@ -155,7 +159,12 @@ def _search(
     test: Any,
 ) -> ProbeScore:
     """Chooses parameters by cross-validation, fits all training examples, scores the test ones."""
-    search = GridSearchCV(classifier, grid, cv=targets.folds, error_score="raise")
+    search = GridSearchCV(
+        classifier,
+        grid,
+        cv=targets.folds,
+        error_score="raise",  # pyright: ignore[reportArgumentType]  # Allowed beside numbers.
+    )
     predicted = search.fit(train, targets.train).predict(test)
     return ProbeScore(
         accuracy=float(np.mean(predicted == targets.test)),

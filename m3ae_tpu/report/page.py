@@ -98,9 +98,10 @@ def _lead(
     steps = f"{done:,} steps"
     if done != config.num_steps:
         steps = f"{done:,} of {config.num_steps:,} steps"
+    learned = [noun for kind, noun in nouns.items() if kind in kinds]
+    learned = " and ".join([", ".join(learned[:-1]), learned[-1]] if learned[1:] else learned)
     phrases = [
-        f"Learned from {' and '.join(noun for kind, noun in nouns.items() if kind in kinds)}: "
-        f"{steps} of {config.batch_size:,} examples",
+        f"Learned from {learned}: {steps} of {config.batch_size:,} examples",
         f"an encoder of {encoder.num_layers} blocks and width {encoder.width}",
     ]
     if kinds != {"text"}:

@@ -103,7 +103,7 @@ def reconstruction(
                 f"<figcaption>{name}</figcaption></figure>"
             )
         images = f'<div class="triple">{images}</div>' if images else ""
-        caption = "".join(_token(word) for word in example.words)
+        caption = _grouped(example.words, [_token(word) for word in example.words])
         caption = f'<div class="caption">{caption}</div>' if caption else ""
         cards.append(
             f'<article class="card example">{_heading(example)}{images}{caption}</article>'
@@ -126,16 +126,15 @@ def attention(examples: Sequence[ShownExample] | None) -> str:
         labels = []
         for place, word in enumerate(example.words):
             checked = " checked" if place == example.first_word else ""
-            start = ' class="start"' if word.text.startswith(" ") else ""
             labels.append(
                 f'<label><input type="radio" name="word{number}"{checked}>'
-                f"<span{start}>{html.escape(word.text.strip()) or '␣'}</span>"
+                f"<span>{html.escape(word.text.strip()) or '␣'}</span>"
                 f'<img class="attention-map" src="{word.attention}" alt=""></label>'
             )
         cards.append(
             f'<article class="card attention">{_heading(example)}<div class="stage">'
             f'<img class="image" src="{example.original}" alt="{html.escape(example.title)}">'
-            f'<div class="words">{"".join(labels)}</div></div></article>'
+            f'<div class="words">{_grouped(example.words, labels)}</div></div></article>'
         )
     return (
         "<p>The attention of one word to the patches in the encoder's last block: the mean of all "
@@ -233,16 +232,25 @@ def _heading(example: ShownExample) -> str:
     return f"<h3>{html.escape(example.title)} <span>{label}</span></h3>"
 
 
+def _grouped(words: Sequence[Word], elements: Sequence[str]) -> str:
+    """Joins the elements of tokens, with those of one word in an element of their own."""
+    groups: list[str] = []
+    for word, element in zip(words, elements, strict=True):
+        if word.text.startswith(" ") or not groups:
+            groups.append("")
+        groups[-1] += element
+    return "".join(f'<span class="word">{group}</span>' for group in groups)
+
+
 def _token(word: Word) -> str:
-    start = " start" if word.text.startswith(" ") else ""
     text = html.escape(word.text.strip())
     if not word.guesses:
-        return f'<span class="token{start}">{text}</span>'
+        return f'<span class="token">{text}</span>'
     lines = []
     for guess, prob in word.guesses:
         right = ' class="right"' if guess == word.text else ""
         lines.append(f"<i{right}>{html.escape(guess.strip()) or '␣'} {100 * prob:.0f}%</i>")
-    return f'<span class="token hidden{start}"><b>{text or "␣"}</b>{"".join(lines)}</span>'
+    return f'<span class="token hidden"><b>{text or "␣"}</b>{"".join(lines)}</span>'
 
 
 def _notes(metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -8,17 +8,19 @@ from small_run import CONFIG, trained_run, with_source
 
 from m3ae_tpu.config import LossConfig
 from m3ae_tpu.data.labelled import LabelledExamples
+from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.evaluation import heldout
 from m3ae_tpu.evaluation.task import ReconstructionTask
 
 RUN = trained_run()
+TOKENIZER = Tokenizer(CONFIG.data.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def examples():
     captions = "a red apple", "an image of a dog", "an old house", "two cats", "", "a tree", "a dog"
-    text_ids, is_valid, _ = RUN.tokenizer.encode(captions, 8)
+    text_ids, is_valid, _ = TOKENIZER.encode(captions, 8)
     return LabelledExamples(
         images=np.random.default_rng(2).integers(0, 256, (7, 32, 32, 3), np.uint8),
         text_ids=text_ids,
@@ -37,7 +39,7 @@ def figures_of(examples, config=CONFIG, **options):
 
 
 def test_every_figure_is_there(examples):
-    is_title = heldout.title_tokens(examples, RUN.tokenizer)
+    is_title = heldout.title_tokens(examples, TOKENIZER)
     figures = figures_of(examples, is_title=is_title)
     names = [
         f"{name}{suffix}"

@@ -1,7 +1,5 @@
 """Guards the contact sheet: it shows every kind of row, and hides what the masks hide."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +10,20 @@ from PIL import Image
 from m3ae_tpu.batch import Rows, batch_shapes, mixture, random_batch
 from m3ae_tpu.config import (
     DataConfig,
-    LossConfig,
     MaskingConfig,
     ModelConfig,
+    PretrainConfig,
     SourceConfig,
     TransformerConfig,
 )
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE, HiddenTokens
+from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.report.contact_sheet import draw_contact_sheet, first_masks, hide_patches
 from m3ae_tpu.report.sheet_file import require_no_other_file, save_sheet
-from m3ae_tpu.train.reconstruction import reconstruction_loss
+from m3ae_tpu.train.pretraining import pretraining
 from m3ae_tpu.train.step import init_state, steps_key, train_step
 
 SMALL = TransformerConfig(num_layers=1, width=16, num_heads=2)
@@ -59,18 +57,19 @@ def test_a_contact_sheet_shows_every_kind():
 @pytest.mark.parametrize("draw", ["per_example", "per_batch"])
 def test_the_sheets_masks_are_those_of_the_first_step(draw, monkeypatch):
     sources = (SourceConfig(weight=4.0), SourceConfig(kind="image"), SourceConfig(kind="text"))
-    shapes = batch_shapes(mixture(DataConfig(sources=sources), 24), 32)
-    batch = jax.tree.map(jnp.asarray, random_batch(shapes, vocab_size=50))
     masking = MaskingConfig(image_mask_ratio=0.5, draw=draw)
-    config = ModelConfig(patch_size=8, vocab_size=50, encoder=SMALL, decoder=SMALL)
-    shapes = jax.eval_shape(lambda: M3AE(config, key=jax.random.key(0)))
-    model = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
-    loss = functools.partial(
-        reconstruction_loss,
+    config = PretrainConfig(
+        seed=5,
+        batch_size=24,
+        model=ModelConfig(patch_size=8, vocab_size=50, encoder=SMALL, decoder=SMALL),
         masking=masking,
-        weights=LossConfig(),
-        normalizer=Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+        data=DataConfig(sources=sources, image_size=32),
     )
+    batch = random_batch(batch_shapes(mixture(config.data, 24), 32), vocab_size=50)
+    batch = jax.tree.map(jnp.asarray, batch)
+    objective = pretraining(config)
+    shapes = jax.eval_shape(lambda: objective.init_model(Operations()))
+    model = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
     recorded = []
 
     def record(model, inputs, masks):
@@ -79,7 +78,7 @@ def test_the_sheets_masks_are_those_of_the_first_step(draw, monkeypatch):
 
     monkeypatch.setattr(M3AE, "decode_hidden", record)
     state = init_state(model, optax.sgd(0.1))
-    train_step(state, batch, loss=loss, optimizer=optax.sgd(0.1), key=steps_key(5))
+    train_step(state, batch, loss=objective.loss, optimizer=optax.sgd(0.1), key=steps_key(5))
     assert len(recorded) == 3
     for kind, masks in zip(("paired", "image", "text"), recorded, strict=True):
         shown = Rows(*(None if array is None else array[:2] for array in batch[kind]))

@@ -9,17 +9,19 @@ import pytest
 from small_run import CONFIG, trained_run
 
 from m3ae_tpu.data.labelled import LabelledExamples
+from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation.task import ReconstructionTask
 from m3ae_tpu.report.attention_maps import word_attention
 from m3ae_tpu.report.examples import attention_uri, choose_rows, show_examples
 
 RUN = trained_run()
+TOKENIZER = Tokenizer(CONFIG.data.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def examples():
     captions = ("a red apple", "an image of a dog", "an old house", "two cats")
-    text_ids, is_valid, _ = RUN.tokenizer.encode(captions, 8)
+    text_ids, is_valid, _ = TOKENIZER.encode(captions, 8)
     return LabelledExamples(
         images=np.random.default_rng(2).integers(0, 256, (4, 32, 32, 3), np.uint8),
         text_ids=text_ids,

@@ -4,14 +4,18 @@ missing.
 
 import html.parser
 import re
+import shutil
+import types
 
 import pytest
+from small_run import save_run, trained_run
 
 from m3ae_tpu.charts import Level, Series, line_chart, nice_ticks
 from m3ae_tpu.config import DataConfig, Kind, PretrainConfig, SourceConfig
-from m3ae_tpu.evaluation.trained_run import read_evaluation
+from m3ae_tpu.evaluation import evaluate
+from m3ae_tpu.evaluation.protocol import Row
 from m3ae_tpu.report.examples import ShownExample, Word
-from m3ae_tpu.report.page import write_report
+from m3ae_tpu.report.page import report_workdir, write_report
 
 DOT = "data:image/png;base64,iVBORw0KGgo="
 EXAMPLE = ShownExample(
@@ -171,10 +175,6 @@ def test_ticks_are_few_and_cover_the_range(low, high):
     assert high < ticks[-1] + 2 * (ticks[1] - ticks[0])
 
 
-def test_evaluation_that_is_not_there_is_empty(tmp_path):
-    assert read_evaluation(tmp_path) == {}
-
-
 def test_the_page_says_what_was_seen_of_each_source_and_what_was_cut(tmp_path):
     seen = {"data/rows/paired": 1_600_000, "data/epochs/paired": 400.0}
     cut = {"data/truncated_texts/paired": 2, "data/broken/undecodable_image": 1}
@@ -187,3 +187,32 @@ def test_the_page_says_what_was_seen_of_each_source_and_what_was_cut(tmp_path):
     assert re.search(r"paired\s+starter/train-\*\s+4,096\s+1,600,000\s+4,000\s+400\.0", shown)
     assert "6 rows had a text that was cut (paired)" in shown
     assert "3 rows had a broken record (undecodable image)" in shown
+
+
+def test_an_added_evaluation_is_measured_printed_and_shown(tmp_path, monkeypatch, capsys):
+    row = Row(
+        title="Zero-shot",
+        values={"pretrained": 0.25, "chance": 0.125},
+        section="features",
+        unit="share",
+        level="headline",
+    )
+    added = types.SimpleNamespace(run=lambda subject: {"zero": 0.25}, rows=lambda figures: [row])
+    monkeypatch.setattr(evaluate, "EVALUATIONS", (*evaluate.EVALUATIONS, added))
+    evaluate.print_figures(EVALUATION)
+    assert re.search(r"Zero-shot.*0\.250.*chance 0\.125", capsys.readouterr().out)
+    text = page(tmp_path)
+    assert '<p class="name">Zero-shot</p><p class="value">25.0\u202f%</p>' in text
+    assert "<h3>Zero-shot</h3>" in text
+
+
+def test_the_report_of_a_directory_shows_its_checkpoint_or_does_without(tmp_path):
+    run = trained_run()
+    for folder in ("saved", "empty"):
+        path = tmp_path / folder
+        save_run(path, run)
+        if folder == "empty":
+            shutil.rmtree(path / "checkpoints")
+        text = report_workdir(path, "starter/heldout-*").read_text()
+        assert ("reconstructed" in text) == (folder == "saved")
+        assert f"python -m pipelines.evaluate {path}" in text
