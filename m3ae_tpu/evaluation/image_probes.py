@@ -102,7 +102,7 @@ def probe_rows(
         title=title,
         values={name.replace("_", " "): figures[f"{probe}/{name}"] for name in names},
         section="features",
-        unit="share",
+        unit="accuracy",
         note=f"Features: {poolings.get(chosen, chosen)}.",
         level="headline" if probe.startswith("linear_probe") else "normal",
     )
@@ -110,7 +110,7 @@ def probe_rows(
         title=f"{title}: every pooling",
         values=of_poolings,
         section="features",
-        unit="share",
+        unit="accuracy",
         note="The first was chosen on training images. To pick another one by these figures would "
         "be to choose on test.",
         level="detail",

@@ -43,8 +43,8 @@ class Row:
     """By name; the run's own value comes first."""
     section: Literal["features", "reconstruction"]
     """Section of the report that shows it."""
-    unit: Literal["share", "loss"]
-    """`share`: an accuracy of the test examples."""
+    unit: Literal["accuracy", "share", "loss"]
+    """`accuracy`: share of the test examples, so with a standard error; `share`: of anything else."""
     note: str = ""
     """A sentence on how it was measured."""
     level: Literal["headline", "normal", "detail"] = "normal"

@@ -198,7 +198,7 @@ def _comparisons(evaluation: Mapping[str, Any], section: str) -> str:
 def _comparison(row: Row, num_examples: int) -> str:
     bars = []
     for number, (name, value) in enumerate(row.values.items()):
-        error = standard_error(value, num_examples) if row.unit == "share" else 0.0
+        error = standard_error(value, num_examples) if row.unit == "accuracy" else 0.0
         label = f"{_format(value, row)} ± {percent(error)}" if error else _format(value, row)
         bars.append(Bar(name=name, value=value, label=label, is_accented=number == 0, error=error))
     note = f'<p class="note">{html.escape(row.note)}</p>' if row.note else ""
@@ -218,7 +218,7 @@ def _detail(row: Row) -> str:
 
 
 def _format(value: float, row: Row) -> str:
-    return percent(value) if row.unit == "share" else f"{value:.3f}"
+    return f"{value:.3f}" if row.unit == "loss" else percent(value)
 
 
 def _table_row(texts: Sequence[str], numbers: Sequence[str] = (), *, cell: str = "td") -> str:

@@ -194,7 +194,7 @@ def test_an_added_evaluation_is_measured_printed_and_shown(tmp_path, monkeypatch
         title="Zero-shot",
         values={"pretrained": 0.25, "chance": 0.125},
         section="features",
-        unit="share",
+        unit="accuracy",
         level="headline",
     )
     added = types.SimpleNamespace(run=lambda subject: {"zero": 0.25}, rows=lambda figures: [row])
