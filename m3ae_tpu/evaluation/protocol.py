@@ -44,7 +44,7 @@ class Row:
     section: Literal["features", "reconstruction"]
     """Section of the report that shows it."""
     unit: Literal["accuracy", "share", "loss"]
-    """`accuracy`: share of the test examples, so with a standard error; `share`: of anything else."""
+    """`accuracy`: share of the test examples, with a standard error; `share`: of anything else."""
     note: str = ""
     """A sentence on how it was measured."""
     level: Literal["headline", "normal", "detail"] = "normal"
