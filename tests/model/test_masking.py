@@ -79,5 +79,5 @@ def test_given_permutations_are_taken_as_they_are():
     ("ratio", "hint"), [(1.2, r"Set 0\.75"), (75, r"Did you mean 0\.75"), (-0.1, "not in")]
 )
 def test_a_ratio_that_is_none_is_refused(ratio, hint):
-    with pytest.raises(UserError, match=rf"masking\.text_mask_ratio = {float(ratio)} .*{hint}"):
+    with pytest.raises(UserError, match=rf"text_mask_ratio = {float(ratio)} .*{hint}"):
         MaskingConfig(text_mask_ratio=float(ratio))
