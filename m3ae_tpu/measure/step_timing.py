@@ -41,10 +41,10 @@ def timed_step(config: PretrainConfig, implementation: Implementation, *, rounds
             one GPU, for images alone.
         rounds: Of 10 steps each.
     """
-    with (_torch_step if implementation == "torch" else _jax_step)(config, implementation) as (
-        steps,
-        memory,
-    ):
+    compiled = (
+        _torch_step(config) if implementation == "torch" else _jax_step(config, implementation)
+    )
+    with compiled as (steps, memory):
         steps()
         seconds = []
         for _ in range(rounds):
@@ -80,7 +80,7 @@ def _jax_step(config: PretrainConfig, implementation: Kernels) -> Iterator[_Step
 
 
 @contextlib.contextmanager
-def _torch_step(config: PretrainConfig, _: Implementation) -> Iterator[_Steps]:
+def _torch_step(config: PretrainConfig) -> Iterator[_Steps]:
     torch = importlib.import_module("torch")
     step = importlib.import_module("m3ae_tpu.measure.torch_mae").make_step(config)
     before = torch.cuda.memory_allocated()

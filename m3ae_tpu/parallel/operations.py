@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -66,7 +67,7 @@ class Operations:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, _ROWS))
 
     @property
-    def _device(self) -> jax.Device:
+    def _device(self) -> Any:
         assert self.mesh is not None
         return self.mesh.devices.flat[0]
 

@@ -50,9 +50,8 @@ def reconstruction_loss(
     """
     total = jnp.zeros(())
     means: dict[str, Array] = {}
-    counts = dict.fromkeys(
-        ("num_images", "num_texts", "hidden_patches", "hidden_words"), jnp.zeros((), jnp.int32)
-    )
+    names = ["num_images", "num_texts", "hidden_patches", "hidden_words"]
+    counts = dict.fromkeys(names, jnp.zeros((), jnp.int32))
     for kind in sorted(batch, key=_KIND_NUMBER.__getitem__):
         dtype = np.promote_types(model.compute_dtype, np.float32)
         inputs = make_inputs(batch[kind], normalizer, dtype)
@@ -66,7 +65,7 @@ def reconstruction_loss(
             means[f"{prefix}image_loss"] = loss
             counts["num_images"] += hidden.image.shape[0]
             counts["hidden_patches"] += hidden.image.shape[0] * hidden.image.shape[1]
-        if hidden.text is not None:
+        if hidden.text is not None and inputs.is_valid is not None:
             loss, accuracy, num_words = _text_loss(model, hidden.text, inputs, masks)
             total += (weights.text_weight if is_paired else weights.unpaired_text_weight) * loss
             means |= {f"{prefix}text_loss": loss, f"{prefix}text_accuracy": accuracy}

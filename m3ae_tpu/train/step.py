@@ -28,7 +28,7 @@ class Metrics(NamedTuple):
 
 
 type Loss[Model] = Callable[
-    [Model, Any, dict[str, Int[Array, " rows"]], Key[Array, ""]], tuple[Array, Metrics]
+    [Model, Any, dict[Any, Int[Array, " rows"]], Key[Array, ""]], tuple[Array, Metrics]
 ]
 """Computes a scalar and metrics from a model, a batch (arrays by kind of rows), the place of each
 kind's rows in the global batch, and the step's key. A mean over rows, so that it accumulates."""

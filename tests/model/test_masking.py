@@ -16,11 +16,15 @@ IS_VALID = jnp.asarray(np.arange(12)[None] < LENGTHS[:, None])
 
 def select_patches(num_patches, config, rows=(0, 1, 2, 3, 4)):
     rows = jnp.asarray(rows, jnp.int32)
-    return draw_masks(KEY, rows, config, num_patches=num_patches).image
+    selection = draw_masks(KEY, rows, config, num_patches=num_patches).image
+    assert selection is not None
+    return selection
 
 
 def select_tokens(is_valid, config):
-    return draw_masks(KEY, jnp.arange(len(is_valid)), config, is_valid=is_valid).text
+    selection = draw_masks(KEY, jnp.arange(len(is_valid)), config, is_valid=is_valid).text
+    assert selection is not None
+    return selection
 
 
 def test_every_patch_is_visible_or_hidden_and_rows_differ():

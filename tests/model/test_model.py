@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +223,7 @@ def test_queries_keys_and_values_are_one_kernel_whose_last_axis_holds_whole_head
 def test_stored_position_codes_are_parameters_and_begin_as_the_computed_ones(model):
     config = dataclasses.replace(CONFIG.model, stored_image_positions=16, stored_text_positions=12)
     assert not [name for name in parameter_names(CONFIG.model) if "positions" in name]
-    stored = M3AE(config, key=jax.random.key(0))
+    stored: Any = M3AE(config, key=jax.random.key(0))
     np.testing.assert_allclose(stored.image.positions, image_positions((4, 4), 32), atol=1e-7)
     np.testing.assert_allclose(stored.text.positions, text_positions(12, 32), atol=1e-7)
     np.testing.assert_array_equal(encode(stored, pairs()).tokens, encode(model, pairs()).tokens)
@@ -240,7 +241,7 @@ def test_the_exact_gelu_differs_a_little_from_its_approximation(model):
 def test_images_are_normalised_as_the_statistics_say_and_back():
     normalizer = Normalizer((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     pixels = batch()["paired"].images
-    got = make_inputs(Rows(images=pixels), normalizer, jnp.float32).images
+    got: Any = make_inputs(Rows(images=pixels), normalizer, jnp.float32).images
     wanted = (np.asarray(pixels, np.float64) / 255 - normalizer.mean) / normalizer.std
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     np.testing.assert_allclose(normalizer.undo(got), np.asarray(pixels) / 255, atol=1e-6)
@@ -250,6 +251,6 @@ def test_only_marked_images_are_mirrored():
     pixels = batch()["paired"].images
     is_flipped = jnp.array([True, False, False, True])
     normalizer = Normalizer((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
-    got = make_inputs(Rows(pixels, is_flipped), normalizer, jnp.float32).images
+    got: Any = make_inputs(Rows(pixels, is_flipped), normalizer, jnp.float32).images
     np.testing.assert_allclose(got[1], pixels[1])
     np.testing.assert_allclose(got[0], pixels[0][:, ::-1])
