@@ -37,9 +37,9 @@ def run(*command, cwd):
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "VIRTUAL_ENV")
     }
-    parts = [str(part) for part in command]
+    arguments = [str(argument) for argument in command]
     done = subprocess.run(
-        parts, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
+        arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -8,49 +8,15 @@ import tokenize
 import pytest
 from repository import ROOT, tracked_files
 
-# Each name that is not to come back, and the one to write.
-NAMES = {
-    "chances": "probs",
-    "contestant": "baseline",
-    "contestants": "baselines",
-    "go": "run",
-    "Origin": "BatchInfo",
-    "how": "a noun",
-    "in_one_piece": "atomic_path",
-    "lags": "stage_offsets",
-    "log_normalizer": "logsumexp",
-    "picture": "image",
-    "pictures": "images",
-    "said": "a noun",
-    "settle": "reduce",
-    "stand_in": "substitute",
-    "surprise": "nll",
-    "tell": "report",
-    "text_valid": "is_valid",
-    "trip": "iteration",
-    "valid": "is_valid",
-    "why_not": "unsupported_reason",
-    "wording": "caption",
-    "write_whole": "atomic_write",
-}
-# Each expression that is not to come back in sentences, and what to write.
-PHRASES = {
-    r"a image": "an image",
-    r"anew": "again",
-    r"(?<!there )(?:are|is|was|were) no (?!longer|more|less|\w+er\b)": "is not a",
-    r"chances": "probs, probabilities",
-    r"contestants?": "baseline",
-    r"log.normali[sz]er": "logsumexp",
-    r"nothing of its own": "what it has",
-    r"odd quer(?:y|ies)": "tail",
-    r"pictures?": "image",
-    r"stand-ins?": "substitute",
-    r"surprises?": "negative log likelihood",
-    r"untold": "a number",
-    r"why_not": "unsupported_reason",
-    r"wordings?": "caption",
-    r"text_valid|in_one_piece|write_whole|ConfigError": "the name of today",
-}
+
+def _section(title):
+    """Reads `wrong = right` lines of a section of the list."""
+    _, _, text = (ROOT / "tests" / "words.txt").read_text().partition(f"[{title}")
+    lines = text.partition("\n")[2].partition("\n[")[0].splitlines()
+    return dict(line.split(" = ", 1) for line in lines if line)
+
+
+NAMES, PHRASES = _section("names"), _section("phrases")
 PHRASE = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b", re.IGNORECASE)
 
 

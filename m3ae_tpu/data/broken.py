@@ -85,7 +85,7 @@ class BrokenRecords:
             num_named: Sum of `num_named()` over all processes.
 
         Raises:
-            UserError: more than `max_fraction` of a source is broken, beyond chance.
+            UserError: more than `max_fraction` of a source is broken, beyond bad luck.
         """
         for number, (counts, new) in enumerate(zip(self._counts, faults, strict=True)):
             counts["rows"] += steps * self._sources[number].rows

@@ -183,14 +183,14 @@ def _shares(computations: Computations, fusion: str) -> dict[int, float]:
     """Returns the share of each parameter that a fusion reads, fusions within it included."""
     fused = computations[fusion]
     lines = {line.name: line for line in fused}
-    origin = {line.name: line.name for line in fused if line.kind == "parameter"}
+    parameter_of = {line.name: line.name for line in fused if line.kind == "parameter"}
     touched: dict[str, list[float]] = {}
     for line in fused:
         for place, operand in enumerate(line.operands):
-            if (parameter := origin.get(operand)) is None:
+            if (parameter := parameter_of.get(operand)) is None:
                 continue
             if line.kind == "bitcast":
-                origin[line.name] = parameter
+                parameter_of[line.name] = parameter
             elif place == 0 and line.kind == "dynamic-slice":
                 touched.setdefault(parameter, []).append(
                     _size(line.shape) / _size(lines[operand].shape)

@@ -130,7 +130,7 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
             (width, height), mode = header.size, header.mode
             is_too_large = width * height > options.max_pixels
             # Reading the EXIF of a PNG decodes it.
-            turn = None if is_too_large else _TURNS.get(header.getexif().get(0x0112, 1))
+            transposition = None if is_too_large else _TURNS.get(header.getexif().get(0x0112, 1))
     except ImageSizeError:
         raise Unfit("image has too many pixels") from None
     except ValueError:
@@ -146,11 +146,11 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
         raise Unfit("damaged image") from None
     limit = options.max_shorter_side
     shrinks = bool(limit) and min(width, height) > limit
-    if kind == "jpeg" and mode in ("RGB", "L") and turn is None and not shrinks:
+    if kind == "jpeg" and mode in ("RGB", "L") and transposition is None and not shrinks:
         return data, (width, height)
     image = Image.fromarray(pixels)
-    if turn is not None:
-        image = image.transpose(turn)
+    if transposition is not None:
+        image = image.transpose(transposition)
     if shrinks:
         scale = limit / min(image.size)
         image = image.resize(

@@ -94,8 +94,8 @@ def count_shards(size: int, records: int, options: PrepareOptions) -> int:
 
     Records are assigned to shards by their digests. With 32 on average, no shard stays empty.
     """
-    asked = round(size / (options.shard_megabytes * 1e6))
-    return options.num_shards or max(1, min(asked, records // 32))
+    wanted = round(size / (options.shard_megabytes * 1e6))
+    return options.num_shards or max(1, min(wanted, records // 32))
 
 
 def gather_shard(

@@ -18,7 +18,7 @@ from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.files import file_sha256
 
 _LONGEST = 4_096
-"""Tokens at which the length of a text is cut for measuring."""
+"""Tokens at which the length of a text is truncated for measuring."""
 
 
 def find_faults(
@@ -81,7 +81,7 @@ class SourceSummary:
     """Texts measured, all captions of an image; 0 for images alone."""
     token_lengths: dict[str, float]
     """Mean, median, 95 % quantile and maximum of the texts' tokens; empty without texts."""
-    cut: float
+    truncated: float
     """Fraction of the texts that are longer than `text_length`."""
 
 
@@ -112,7 +112,7 @@ def summarise(data: OpenData, *, max_records: int = 2_000) -> list[SourceSummary
                     for name, measure in measures.items()
                     if lengths.size
                 },
-                cut=float(np.mean(lengths > source.text_length)) if lengths.size else 0.0,
+                truncated=float(np.mean(lengths > source.text_length)) if lengths.size else 0.0,
             )
         )
     return summaries

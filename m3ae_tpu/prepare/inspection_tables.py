@@ -62,9 +62,9 @@ def show_mixture(data: OpenData) -> None:
     )
     measures = ("mean", "median", "95 %", "max")
     lengths = _table(
-        "tokens of a text; longer texts are cut at text_length",
+        "tokens of a text; longer ones are truncated to text_length",
         ("source",),
-        ("texts", *measures, "text_length", "cut"),
+        ("texts", *measures, "text_length", "truncated"),
     )
     for summary in summarise(data):
         source = summary.source
@@ -80,7 +80,11 @@ def show_mixture(data: OpenData) -> None:
         if summary.texts:
             figures = [f"{summary.token_lengths[measure]:,.0f}" for measure in measures]
             lengths.add_row(
-                name, f"{summary.texts:,}", *figures, str(source.text_length), f"{summary.cut:.1%}"
+                name,
+                f"{summary.texts:,}",
+                *figures,
+                str(source.text_length),
+                f"{summary.truncated:.1%}",
             )
     rich.print(mixture)
     if lengths.row_count:

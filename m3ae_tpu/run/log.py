@@ -116,13 +116,13 @@ class Progress:
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:
-    parts = [
+    shown = [
         f"{short} {float(metrics[name]):.4f}"
         for name, short in _BAR_METRICS.items()
         if name in metrics
     ]
     if "time/examples_per_second" in metrics:
-        parts.append(f"{float(metrics['time/examples_per_second']):,.0f} examples/s")
+        shown.append(f"{float(metrics['time/examples_per_second']):,.0f} examples/s")
     if "time/data_wait_fraction" in metrics:
-        parts.append(f"{float(metrics['time/data_wait_fraction']):.0%} waiting for data")
-    return "  ".join(parts)
+        shown.append(f"{float(metrics['time/data_wait_fraction']):.0%} waiting for data")
+    return "  ".join(shown)

@@ -88,8 +88,8 @@ def test_each_source_is_walked_without_gaps_or_repeats(layout, num_steps):
     plan = Plan(sources_of(kinds, rows))
     seen = [row for step in range(num_steps) for row in plan.rows(step)]
     for source, n in enumerate(rows):
-        positions = [position for other, position in seen if other == source]
-        assert sorted(positions) == list(range(num_steps * n))
+        places = [place for other, place in seen if other == source]
+        assert sorted(places) == list(range(num_steps * n))
 
 
 def test_rows_that_do_not_divide_over_processes_are_refused():

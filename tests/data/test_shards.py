@@ -61,10 +61,10 @@ def test_every_unreadable_shard_is_named_in_a_few_lines(tmp_path):
     assert len(message.splitlines()) < 5
 
 
-@pytest.mark.parametrize("cut", [0, 100, 65536, -1])
-def test_a_shard_that_was_cut_short_is_refused(tmp_path, cut):
+@pytest.mark.parametrize("num_bytes", [0, 100, 65536, -1])
+def test_a_shard_that_was_cut_short_is_refused(tmp_path, num_bytes):
     (path,) = write_shards(tmp_path, "x", numbered(1000))
-    pathlib.Path(path).write_bytes(pathlib.Path(path).read_bytes()[:cut])
+    pathlib.Path(path).write_bytes(pathlib.Path(path).read_bytes()[:num_bytes])
     with pytest.raises(
         UserError, match=rf"{path} is not an ArrayRecord shard, or was cut short .* Copy it or make"
     ):

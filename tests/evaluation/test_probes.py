@@ -30,8 +30,8 @@ def test_neighbors_vote_by_their_direction():
     train = np.array([[1, 0], [2, 0.1], [-1, 0], [-3, 0.2], [0, 1], [0.1, 4]], np.float32)
     labels = np.array([0, 0, 1, 1, 2, 2], np.int32)
     classifier = probes.neighbors_classifier(num_train=2).fit(train, labels)
-    asked = np.array([[9, 0], [-0.5, 0], [0, 9]], np.float32)
-    np.testing.assert_array_equal(classifier.predict(asked), [0, 1, 2])
+    points = np.array([[9, 0], [-0.5, 0], [0, 9]], np.float32)
+    np.testing.assert_array_equal(classifier.predict(points), [0, 1, 2])
 
 
 def test_neighbors_agree_with_a_full_sort_in_float64():

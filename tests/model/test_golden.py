@@ -219,13 +219,13 @@ def test_functions_array_by_array(dtype):
         # The reference's float32 tables round their angles: 2e-6 off at positions around 60.
         check(table[None], arrays[name], 5e-6 if dtype == "f32" else 1e-9, name)
 
-    for image, cut in [(name, cut) for name, cut in patch_arrays(arrays)]:
-        size = int(cut.rsplit("_p", 1)[1])
-        cut_here = patches.patchify(jnp.asarray(arrays[image]), size)
-        np.testing.assert_array_equal(cut_here, arrays[cut], err_msg=cut)
+    for image, patched in [(name, patched) for name, patched in patch_arrays(arrays)]:
+        size = int(patched.rsplit("_p", 1)[1])
+        patches_here = patches.patchify(jnp.asarray(arrays[image]), size)
+        np.testing.assert_array_equal(patches_here, arrays[patched], err_msg=patched)
         grid = (arrays[image].shape[1] // size, arrays[image].shape[2] // size)
         np.testing.assert_array_equal(
-            patches.unpatchify(cut_here, grid, size), arrays[image], err_msg=image
+            patches.unpatchify(patches_here, grid, size), arrays[image], err_msg=image
         )
 
     output, target, is_hidden = (

@@ -81,10 +81,10 @@ def test_the_mixture_and_the_cut_texts_are_those_of_the_config(folder):
     captions = [
         caption for record in open_shards(f"{folder}/train-*") for caption in record.captions
     ]
-    _, _, cut = Tokenizer("starter/tokenizer.model").encode(captions, 8)
+    _, _, num_truncated = Tokenizer("starter/tokenizer.model").encode(captions, 8)
     assert pairs.texts == len(captions)
-    assert pairs.cut == cut / len(captions)
-    assert (images.source.rows, images.texts, images.cut) == (5, 0, 0.0)
+    assert pairs.truncated == num_truncated / len(captions)
+    assert (images.source.rows, images.texts, images.truncated) == (5, 0, 0.0)
 
 
 def test_a_split_is_measured_alone_and_damaged_records_stop_nothing(folder):
@@ -102,9 +102,9 @@ def test_a_split_is_measured_alone_and_damaged_records_stop_nothing(folder):
 
 
 def test_a_folder_may_be_named_like_a_glob(folder, tmp_path_factory):
-    odd = tmp_path_factory.mktemp("odd") / "set [1]"
-    folder.rename(odd)
-    (found,) = sources_of(odd, read_manifest(odd))
+    named_like_a_glob = tmp_path_factory.mktemp("odd") / "set [1]"
+    folder.rename(named_like_a_glob)
+    (found,) = sources_of(named_like_a_glob, read_manifest(named_like_a_glob))
     assert len(open_shards(found.shards)) == 30
 
 

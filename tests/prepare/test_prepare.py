@@ -141,7 +141,7 @@ def test_members_outside_of_the_archive_are_refused(pairs, tmp_path):
 PIXELS = np.tile(np.arange(0, 240, 5, dtype=np.uint8)[:, None, None], (1, 32, 3))
 
 
-def odd(kind):
+def encoded(kind):
     stream, image = io.BytesIO(), Image.fromarray(PIXELS)
     if kind == "cmyk":
         image.convert("CMYK").save(stream, "JPEG", quality=95)
@@ -161,7 +161,7 @@ def odd(kind):
 
 @pytest.mark.parametrize("kind", ["cmyk", "rotated", "16-bit", "palette", "alpha"])
 def test_odd_images_become_upright_jpegs(kind):
-    data, size = cleaning.clean_image(odd(kind), CleaningOptions(kind="image"))
+    data, size = cleaning.clean_image(encoded(kind), CleaningOptions(kind="image"))
     assert data[:3] == b"\xff\xd8\xff"
     assert size == (32, 48)
     assert np.abs(decode_image(data).astype(int) - PIXELS).mean() < 8

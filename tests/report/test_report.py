@@ -177,8 +177,8 @@ def test_ticks_are_few_and_cover_the_range(low, high):
 
 def test_the_page_says_what_was_seen_of_each_source_and_what_was_cut(tmp_path):
     seen = {"data/rows/paired": 1_600_000, "data/epochs/paired": 400.0}
-    cut = {"data/truncated_texts/paired": 2, "data/broken/undecodable_image": 1}
-    metrics = [line | seen | cut for line in METRICS[-3:]]
+    lost = {"data/truncated_texts/paired": 2, "data/broken/undecodable_image": 1}
+    metrics = [line | seen | lost for line in METRICS[-3:]]
     text = page(tmp_path, metrics=metrics)
     table = re.search(r'<section id="data">.*?</section>', text, re.DOTALL)
     assert table is not None

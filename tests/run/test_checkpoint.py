@@ -127,11 +127,11 @@ def flip(path):
     path.write_bytes(content)
 
 
-def cut(path):
+def shorten(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [flip, cut, pathlib.Path.unlink])
+@pytest.mark.parametrize("damage", [flip, shorten, pathlib.Path.unlink])
 @pytest.mark.parametrize(
     "name", ["model/ocdbt.process_0/d/*", "optimizer/_METADATA", "data/metadata", "digests.json"]
 )
@@ -148,13 +148,13 @@ def test_damaged_step_is_named_and_skipped(workdir, caplog, damage, name):
 
 def test_nothing_starts_from_scratch_where_all_steps_are_damaged(workdir):
     for step in (4, 6, 8):
-        cut(workdir / "checkpoints" / str(step) / "data" / "metadata")
+        shorten(workdir / "checkpoints" / str(step) / "data" / "metadata")
     with pytest.raises(UserError, match=r"no undamaged checkpoint: .*8/data/metadata has .* bytes"):
         Checkpointer(workdir, CheckpointConfig()).latest_step()
 
 
 def test_run_that_fell_back_saves_over_the_damaged_steps(workdir):
-    cut(workdir / "checkpoints" / "8" / "data" / "metadata")
+    shorten(workdir / "checkpoints" / "8" / "data" / "metadata")
     checkpointer = Checkpointer(workdir, CheckpointConfig())
     assert checkpointer.latest_step() == 6
     checkpointer.save(7, make_state(7), {"step": 7}, RUN)

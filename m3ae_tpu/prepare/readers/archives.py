@@ -166,15 +166,15 @@ def _members(url: str) -> Iterator[Member]:
     ends at one behind a long name, and keeps all headers in memory.
     """
     with open_file(url) as file:
-        cut, whole = False, _has_end(file)
+        is_cut_short, whole = False, _has_end(file)
         try:
             for member in _walk(file):
                 yield member
-                cut = member.fault.startswith(_CUT)
+                is_cut_short = member.fault.startswith(_CUT)
         except UNREADABLE as error:
             yield Member("(end)", fault=f"{_CUT}: {first_line(error)}")
         else:
-            if not whole and not cut:
+            if not whole and not is_cut_short:
                 yield Member("(end)", fault=_CUT)
 
 

@@ -35,8 +35,8 @@ def read_parquet(url: str, start: int = 0, stop: int | None = None) -> Iterator[
     try:
         with open_seekable(url) as file:
             table = _parquet(file, url)
-            known = {*IMAGE_NAMES, *CAPTION_NAMES, *LABEL_NAMES}
-            wanted = [name for name in table.schema_arrow.names if name.lower() in known]
+            column_names = {*IMAGE_NAMES, *CAPTION_NAMES, *LABEL_NAMES}
+            wanted = [name for name in table.schema_arrow.names if name.lower() in column_names]
             counts = _group_counts(table, file)
             for group in range(len(counts))[start:stop]:
                 yield from _row_group(table, group, wanted, url, sum(counts[:group]), counts[group])

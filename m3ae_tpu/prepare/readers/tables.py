@@ -46,14 +46,14 @@ def table_layout(line: bytes) -> Layout:
         return Layout("json")
     if text.startswith("[") and text[1:].lstrip()[:1] in ("", "{"):
         return Layout("array")
-    known = {*FILE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, *URL_NAMES}
+    column_names = {*FILE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, *URL_NAMES}
     for separator in "\t,;":
         try:
             header = next(csv.reader([text], delimiter=separator), [])
         except csv.Error:  # Damage put a carriage return into the line.
             continue
         names = tuple(name.strip().lower() for name in header)
-        if known.intersection(names):
+        if column_names.intersection(names):
             return Layout("columns", separator, names)
     return Layout("text")
 
@@ -92,12 +92,12 @@ def table_spans(url: str, rows: int) -> list[tuple[int, int | None, int]]:
     """
     spans, start, first = [], 0, 0
     try:
-        for number, (position, _) in enumerate(_rows(url, 0, None), 1):
-            if position is None:  # Compressed: reading cannot start at a row.
+        for number, (offset, _) in enumerate(_rows(url, 0, None), 1):
+            if offset is None:  # Compressed: reading cannot start at a row.
                 break
             if number % rows == 0:
-                spans.append((start, position, first))
-                start, first = position, number
+                spans.append((start, offset, first))
+                start, first = offset, number
     except UNREADABLE:
         pass  # The reader of the last piece gives the reason.
     return [*spans, (start, None, first)]
@@ -121,12 +121,12 @@ def _rows(
             file.seek(start)
         elif layout.form != "columns":
             lines = itertools.chain(head, lines)
-        has_positions = not is_compressed(file)
+        has_offsets = not is_compressed(file)
         readers = {"columns": _columns, "json": _objects, "text": _texts, "array": _array}
         for row in readers[layout.form](lines, layout):
-            position = file.tell() if has_positions else None
-            yield position, row
-            if stop is not None and position is not None and position >= stop:
+            offset = file.tell() if has_offsets else None
+            yield offset, row
+            if stop is not None and offset is not None and offset >= stop:
                 return
 
 
