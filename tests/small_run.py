@@ -40,7 +40,9 @@ def trained_run(config=CONFIG):
     compiled to draw them.
     """
     mesh, random = make_mesh(), np.random.default_rng(0)
-    shapes = jax.eval_shape(functools.partial(init_model, config, Operations(mesh)))
+    shapes = jax.eval_shape(
+        functools.partial(init_model, config.model, config.seed, Operations(mesh))
+    )
     model = jax.tree.map(
         lambda leaf: jnp.asarray(random.normal(0, 0.2, leaf.shape), leaf.dtype), shapes
     )

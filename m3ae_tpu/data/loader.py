@@ -133,7 +133,10 @@ class MakeBatch:
             # Errors of other classes may not survive pickling from a worker; the training process
             # would then wait for ever.
             place = self._examples[row.source].shards.place(row.record)
-            raise DataError(f"{place} cannot be used ({type(error).__name__}: {error})") from error
+            raise DataError(
+                f"{place} cannot be used ({type(error).__name__}: {error}). Start again. If the "
+                "same record fails, make its shard again, or take it out of data.sources."
+            ) from error
         return examples, images
 
 

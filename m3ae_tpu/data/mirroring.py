@@ -1,4 +1,4 @@
-"""Captions whose image may be mirrored, told by their words."""
+"""Captions whose image may be mirrored, judged by their words."""
 
 import re
 

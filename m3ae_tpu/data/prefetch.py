@@ -1,6 +1,7 @@
 """Batches on the devices, ahead of the step that needs them.
 
-Not `grain.experimental.device_put`: a wait here has a time limit, which tells workers that hang.
+Not `grain.experimental.device_put`: here a wait has a time limit, so that workers that hang become
+an error.
 """
 
 import contextlib

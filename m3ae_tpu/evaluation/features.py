@@ -39,7 +39,7 @@ def pool_images(
     Args:
         model: In any dtype.
         images: RGB bytes; sides are multiples of the model's patch size.
-        normalizer: Of the run's images.
+        normalizer: The run's normaliser of images.
     """
     inputs = make_inputs(Rows(images=images), normalizer, jnp.float32)
     layers = model.encode_layers(inputs)
@@ -63,7 +63,7 @@ def pool_pairs(model: M3AE, rows: Rows, *, normalizer: Normalizer) -> Pooled:
     Args:
         model: In any dtype, with text parameters.
         rows: Images and token ids.
-        normalizer: Of the run's images.
+        normalizer: The run's normaliser of images.
     """
     inputs = make_inputs(rows, normalizer, jnp.float32)
     layers = model.encode_layers(inputs)

@@ -119,9 +119,9 @@ def heldout_reconstruction(
       hidden, but of an image of another class.
 
     Args:
-        model: Of the run.
+        model: The run's model.
         examples: Held-out ones.
-        task: Of the run.
+        task: The run's task.
         mesh: The model's.
         is_title: True for caption tokens that spell the title: much of a caption's rest can be
             guessed without the image.
@@ -257,7 +257,7 @@ def title_positions(
     """Returns True for the tokens of each caption's first occurrence of its title, if there is one.
 
     Args:
-        text_ids: Of the captions.
+        text_ids: The captions' token ids.
         titles: Token ids of each example's title, not padded.
     """
     found = np.zeros(text_ids.shape, bool)

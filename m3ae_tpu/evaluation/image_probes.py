@@ -85,9 +85,9 @@ def probe_rows(
     """Returns a probe's accuracy beside its baselines, and with every pooling.
 
     Args:
-        figures: Of an evaluation.
+        figures: The figures of an evaluation.
         probe: Beginning of the keys.
-        title: Of the rows.
+        title: Title of the rows.
         baselines: Ends of the keys to compare with.
         poolings: Descriptions by name.
     """

@@ -44,7 +44,9 @@ class TrainedRun:
 
     def init_model(self) -> M3AE:
         """Draws the run's model before its first step."""
-        init = functools.partial(init_model, self.config, Operations(self.mesh))
+        init = functools.partial(
+            init_model, self.config.model, self.config.seed, Operations(self.mesh)
+        )
         return jax.jit(init, out_shardings=replicated(self.mesh))()
 
 
@@ -55,7 +57,9 @@ def load_trained_run(workdir: pathlib.Path) -> TrainedRun:
         UserError: the directory holds no run or no checkpoint, or they do not fit together.
     """
     config, mesh = load_run_config(workdir, PretrainConfig), make_mesh()
-    shapes = jax.eval_shape(functools.partial(init_model, config, Operations(mesh)))
+    shapes = jax.eval_shape(
+        functools.partial(init_model, config.model, config.seed, Operations(mesh))
+    )
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
     )

@@ -20,7 +20,7 @@ def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.sta
     """Compiles a config's train step for a mesh.
 
     Args:
-        mesh: Of devices here, or from `parallel.mesh.described_mesh`.
+        mesh: A mesh of devices here, or from `parallel.mesh.described_mesh`.
         config: `batch_size` rows over all of its devices.
         kernels: "ours", or "xla" for the step without kernels.
     """

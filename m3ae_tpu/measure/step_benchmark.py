@@ -31,7 +31,7 @@ def time_steps(
     Args:
         config: `batch_size` rows over all devices.
         implementations: As `timed_step` takes them.
-        rounds: Of 10 steps each; medians are shown.
+        rounds: Rounds of 10 steps each; medians are shown.
 
     Returns:
         The figures, ready for JSON.

@@ -127,8 +127,10 @@ def replayed_kernels(config: PretrainConfig, chip: str) -> dict[str, float]:
     us = dict.fromkeys(COMPONENTS, 0.0)
     peak = CHIPS[chip].core_flops
     us["text head, loss"] = flops_by_component(config)["text head, loss"] * 4 / 3 / peak * 1e6
+    side = config.data.image_size // config.model.patch_size
     for source in mixture(config.data, config.batch_size):
-        tokens = num_tokens(config, source.kind, source.text_length)
+        num_patches = 0 if source.kind == "text" else side**2
+        tokens = num_tokens(num_patches, source.text_length, config.masking)
         stacks = {"encoder": config.model.encoder, "decoder": config.model.decoder}
         for (name, stack), count in zip(stacks.items(), tokens, strict=True):
             shape = AttentionShape(count, stack.num_heads, stack.width // stack.num_heads)
@@ -144,6 +146,6 @@ def flops_by_component(config: PretrainConfig) -> dict[str, int]:
     """
     components = dict.fromkeys(COMPONENTS, 0)
     loss, shapes = pretraining(config).loss, config_batch_shapes(config)
-    for scope, flops in flops_by_scope(loss, reference_model(config), shapes).items():
+    for scope, flops in flops_by_scope(loss, reference_model(config.model), shapes).items():
         components[component_of(scope)] += flops
     return components

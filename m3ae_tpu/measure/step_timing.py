@@ -39,7 +39,7 @@ def timed_step(config: PretrainConfig, implementation: Implementation, *, rounds
         config: `batch_size` rows over all devices.
         implementation: "ours", with kernels; "xla", without; "torch", the same sizes in PyTorch on
             one GPU, for images alone.
-        rounds: Of 10 steps each.
+        rounds: Rounds of 10 steps each.
     """
     compiled = (
         _torch_step(config) if implementation == "torch" else _jax_step(config, implementation)

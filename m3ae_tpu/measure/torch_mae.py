@@ -81,7 +81,7 @@ def make_step(config: PretrainConfig, device: str = "cuda") -> Callable[[], torc
     Args:
         config: `model`, `masking.image_mask_ratio`, `batch_size`, `data.image_size` and `optimizer`
             count.
-        device: Of PyTorch.
+        device: PyTorch's name of the device.
     """
     torch.manual_seed(0)
     size, rows = config.data.image_size, config.batch_size

@@ -51,9 +51,9 @@ def make_inputs(rows: Rows, normalizer: Normalizer, dtype: DTypeLike) -> Inputs:
     """Returns the inputs of a batch's rows: mirrors and normalises images, passes texts on.
 
     Args:
-        rows: Of one kind; `is_flipped` may be None: no image is mirrored.
-        normalizer: Of the run's images.
-        dtype: Of the normalised images; float32 or wider keeps what bytes hold.
+        rows: Rows of one kind; without `is_flipped` no image is mirrored.
+        normalizer: The run's normaliser of images.
+        dtype: Dtype of the normalised images; float32 or wider keeps all bits of a byte.
     """
     images = rows.images
     if images is not None:

@@ -1,24 +1,12 @@
 """Reconstruction losses: means over examples of means over each example's hidden tokens."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from m3ae_tpu.kernels.cross_entropy.reference import CrossEntropy
-
-type CrossEntropyFunction = Callable[
-    [
-        Float[Array, "batch tokens width"],
-        Float[Array, "width vocab"],
-        Float[Array, " vocab"],
-        Int[Array, "batch tokens"],
-        Bool[Array, "batch tokens"],
-    ],
-    CrossEntropy,
-]
 
 
 class TokenLoss(NamedTuple):

@@ -79,7 +79,7 @@ class M3AE(eqx.Module):
         Args:
             config: Sizes and dtypes.
             key: Decides every initial value.
-            operations: Of the mesh that the model computes on.
+            operations: Attention and cross-entropy of the mesh that the model computes on.
         """
         width, num_values = config.encoder.width, config.patch_size**2 * 3
         dtype = jnp.dtype(config.parameter_dtype)
@@ -126,6 +126,9 @@ class M3AE(eqx.Module):
         Args:
             inputs: Whole examples.
             masks: A selection for every modality of the inputs.
+
+        Raises:
+            ValueError: a modality of the inputs has no selection, or as for `encode`.
         """
         with jax.named_scope(scopes.EMBED):
             x, is_valid = self.embed(inputs, masks)
@@ -181,6 +184,10 @@ class M3AE(eqx.Module):
         embedded, start = [], 1
         for name, tokens in self.tokens(inputs).items():
             selection = getattr(masks, name)
+            if selection is None:
+                raise ValueError(
+                    f"masks.{name} is None. Draw a mask for each modality of the inputs."
+                )
             stop = start + selection.visible.shape[1]
             embedded.append(
                 self.modality(name).embed_for_decoder(x[:, start:stop], tokens, selection)

@@ -49,7 +49,7 @@ def draw_masks(
     """Draws the masks of some rows of a batch, the same wherever a row is computed.
 
     Args:
-        key: Of the step and the kind of rows.
+        key: The key of the step and the kind of rows.
         rows: int32, place of each row among all rows of its kind in the global batch.
         config: Mask ratios and how masks are drawn.
         num_patches: Patches of an image; None draws no image mask.

@@ -64,7 +64,7 @@ class Modality(eqx.Module):
         Args:
             embedding: Draws the embedding from a key.
             num_outputs: Values that the head predicts of a token.
-            config: Of the whole model.
+            config: The whole model's settings.
             positions: Initial values of stored position codes; None computes codes.
             key: Decides every initial value.
         """
@@ -109,7 +109,7 @@ class Modality(eqx.Module):
 
         Args:
             encoded: The visible tokens as the encoder leaves them, in the decoder's width.
-            tokens: Of the whole batch.
+            tokens: The modality's tokens in the batch, visible and hidden.
             selection: The visible and hidden ones.
         """
         dtype, width = encoded.dtype, encoded.shape[2]

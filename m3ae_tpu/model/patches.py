@@ -40,6 +40,22 @@ def normalize_patches(
 
     The variance divides by n - 1, and 1e-6 is added to it, as the MAE code does.
     """
+    mean, deviation = _moments(patches)
+    return (patches - mean) / deviation
+
+
+def denormalize_patches(
+    patches: Float[Array, "batch patches values"], originals: Float[Array, "batch patches values"]
+) -> Float[Array, "batch patches values"]:
+    """Gives patches the mean and deviation of the originals: undoes `normalize_patches`."""
+    mean, deviation = _moments(originals)
+    return patches * deviation + mean
+
+
+def _moments(
+    patches: Float[Array, "batch patches values"],
+) -> tuple[Float[Array, "batch patches 1"], Float[Array, "batch patches 1"]]:
+    """Returns mean and deviation of each patch over its own values."""
     mean = patches.mean(axis=-1, keepdims=True)
     variance = patches.var(axis=-1, keepdims=True, ddof=1)
-    return (patches - mean) / jnp.sqrt(variance + 1e-6)
+    return mean, jnp.sqrt(variance + 1e-6)

@@ -39,7 +39,7 @@ class Linear(eqx.Module):
             inputs: Fan-in.
             outputs: Axes of the output; their product is the fan-out.
             key: Decides the kernel.
-            dtype: Of the parameters.
+            dtype: Dtype of the parameters.
         """
         limit = (6 / (inputs + math.prod(outputs))) ** 0.5
         self.kernel = jax.random.uniform(key, (inputs, *outputs), dtype, -limit, limit)
@@ -169,7 +169,7 @@ class Transformer(eqx.Module):
 
         Args:
             stack: Sizes of this stack.
-            config: Of the whole model: dtypes, activation, memory.
+            config: The whole model's settings: dtypes, activation, remat.
             key: Decides every initial value.
             operations: Computes attention.
         """

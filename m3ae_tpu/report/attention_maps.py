@@ -23,9 +23,9 @@ def word_attention(
     padding have no meaning.
 
     Args:
-        model: Of the run, with text parameters.
+        model: The run's model, with text parameters.
         rows: Images and token ids.
-        task: Of the run.
+        task: The run's task.
         mesh: The model's.
     """
     attend = RowMap(functools.partial(_attention_to_patches, task=task), mesh)

@@ -36,8 +36,8 @@ def draw_contact_sheet(
     Args:
         batch: From the loader.
         tokenizer: Reads the texts back; None for images alone.
-        seed: Of the run: its first step draws the same masks.
-        masking: Of the run.
+        seed: The run's seed: its first step draws the same masks.
+        masking: The run's mask ratios.
         patch_size: The model's.
         num_examples: Largest number of examples of each kind.
     """
@@ -71,10 +71,10 @@ def first_masks(
     """Draws the masks that the first step of a run draws for the first rows of a kind.
 
     Args:
-        kind: Of the rows.
+        kind: Kind of the rows.
         rows: The first ones of the kind in the first batch.
-        seed: Of the run.
-        masking: Of the run.
+        seed: The run's seed.
+        masking: The run's mask ratios.
         patch_size: The model's.
     """
     key = kind_key(jax.random.fold_in(steps_key(seed), 0), kind)

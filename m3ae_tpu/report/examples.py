@@ -20,7 +20,8 @@ from m3ae_tpu.evaluation.task import ReconstructionTask
 from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Selection
-from m3ae_tpu.model.patches import patchify, unpatchify
+from m3ae_tpu.model.modality import gather
+from m3ae_tpu.model.patches import denormalize_patches, patchify, unpatchify
 from m3ae_tpu.report.attention_maps import word_attention
 
 NUM_GUESSES = 3
@@ -135,9 +136,7 @@ def _filled_images(
     predicted = predicted.astype(patches.dtype)
     if task.norm_pix_loss:
         # The model predicts neither mean nor contrast of a patch: those of the original are taken.
-        true = jnp.take_along_axis(patches, selection.hidden[..., None], axis=1)
-        spread = jnp.sqrt(true.var(axis=2, keepdims=True, ddof=1) + 1e-6)
-        predicted = predicted * spread + true.mean(axis=2, keepdims=True)
+        predicted = denormalize_patches(predicted, gather(patches, selection.hidden))
     row = jnp.arange(patches.shape[0])[:, None]
     is_visible = jnp.zeros(patches.shape[:2]).at[row, selection.visible].set(1.0)
     grid = model.grid(images)

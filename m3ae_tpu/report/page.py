@@ -28,7 +28,7 @@ def report_workdir(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
     """Writes the report of the run in a directory and returns its path.
 
     Args:
-        workdir: Of the run.
+        workdir: The run's directory.
         test_shards: Labelled shards whose examples are shown.
 
     Raises:
@@ -62,12 +62,12 @@ def write_report(
     """Writes `WORKDIR/report.html` and returns its path; an interruption leaves the earlier page.
 
     Args:
-        workdir: Of the run; its last name is the page's title.
-        config: Of the run.
+        workdir: The run's directory; its last name is the page's title.
+        config: The run's settings.
         metrics: Lines of `metrics.jsonl`, oldest first; may be empty.
         evaluation: The figures of `evaluation.json`; may be empty.
-        examples: Of `show_examples`; None for a run without a checkpoint.
-        versions: Of the packages that trained the run.
+        examples: Results of `show_examples`; None for a run without a checkpoint.
+        versions: Versions of the packages that trained the run.
     """
     folder = importlib.resources.files(__package__)
     page = string.Template((folder / "report.html").read_text()).substitute(

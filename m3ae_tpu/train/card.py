@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from m3ae_tpu.batch import Batch, Source
-from m3ae_tpu.config import Kind, PretrainConfig, RunConfig
+from m3ae_tpu.config import MaskingConfig, ModelConfig, RunConfig
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import num_visible
 from m3ae_tpu.train.flops import flops_by_scope
@@ -24,9 +24,9 @@ def run_card(
     """Returns a run's data, length and devices, whatever its objective.
 
     Args:
-        config: Of the run.
-        sources: Its data.
-        num_records: Of each source.
+        config: The run's settings.
+        sources: The run's sources.
+        num_records: Number of records of each source.
         start_step: Finished steps.
     """
     card = []
@@ -42,18 +42,22 @@ def run_card(
     ]
 
 
-def model_card(config: PretrainConfig, loss: Loss, model: M3AE, batch: Batch) -> Card:
-    """Returns a model's size, dtypes, and its cost for one example of each kind.
+def model_card(
+    config: ModelConfig, masking: MaskingConfig, loss: Loss, model: M3AE, batch: Batch
+) -> Card:
+    """Returns a model's size, dtypes, and its cost for one example.
 
     Args:
-        config: Of the run.
-        loss: Whose gradient is counted.
-        model: Or its shapes.
+        config: The model's settings.
+        masking: Mask ratios; with the batch's shapes they decide the numbers of tokens.
+        loss: The function whose gradient is counted.
+        model: The model, or its shapes.
         batch: One global batch, or its shapes.
     """
     heads = [modality.head for modality in (model.image, model.text) if modality is not None]
     embeddings = [m.embedding for m in (model.image, model.text) if m is not None]
-    flops = sum(flops_by_scope(loss, reference_model(config), batch).values()) / config.batch_size
+    num_rows = sum(jax.tree.leaves(rows)[0].shape[0] for rows in batch.values())
+    flops = sum(flops_by_scope(loss, reference_model(config), batch).values()) / num_rows
     card = [
         ("parameters", f"{size(model):,}"),
         ("  encoder, embeddings", f"{size(model.encoder):,}, {size(embeddings):,}"),
@@ -61,16 +65,21 @@ def model_card(config: PretrainConfig, loss: Loss, model: M3AE, batch: Batch) ->
         ("FLOPs per example", f"{flops / 1e9:.3g} G, forward and backward"),
     ]
     for kind, rows in batch.items():
-        text_length = 0 if rows.text_ids is None else rows.text_ids.shape[1]
-        encoder, decoder = num_tokens(config, kind, text_length)
+        num_patches = text_length = 0
+        if rows.images is not None:
+            height, width = rows.images.shape[1:3]
+            num_patches = (height // config.patch_size) * (width // config.patch_size)
+        if rows.text_ids is not None:
+            text_length = rows.text_ids.shape[1]
+        encoder, decoder = num_tokens(num_patches, text_length, masking)
         card.append((f"{kind} tokens", f"{encoder} in the encoder, {decoder} in the decoder"))
-    dtypes = f"{config.model.compute_dtype} compute, {config.model.parameter_dtype} parameters"
+    dtypes = f"{config.compute_dtype} compute, {config.parameter_dtype} parameters"
     return [*card, ("dtypes", dtypes)]
 
 
-def reference_model(config: PretrainConfig) -> M3AE:
-    """Returns the shapes of a config's model without remat, on the reference operations."""
-    plain = dataclasses.replace(config.model, remat=False)
+def reference_model(config: ModelConfig) -> M3AE:
+    """Returns the shapes of a model without remat, on the reference operations."""
+    plain = dataclasses.replace(config, remat=False)
     return jax.eval_shape(lambda: M3AE(plain, key=jax.random.key(0)))
 
 
@@ -79,16 +88,15 @@ def size(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def num_tokens(config: PretrainConfig, kind: Kind, text_length: int) -> tuple[int, int]:
-    """Returns how many tokens of an example encoder and decoder compute, class token included."""
-    encoder = decoder = 1
-    masking = config.masking
-    if kind != "text":
-        num_patches = (config.data.image_size // config.model.patch_size) ** 2
-        visible = num_visible(num_patches, masking.image_mask_ratio)
-        encoder += visible
-        decoder += visible + math.ceil((num_patches - visible) * masking.image_predicted_share)
-    if kind != "image":
-        encoder += num_visible(text_length, masking.text_mask_ratio)
-        decoder += text_length
-    return encoder, decoder
+def num_tokens(num_patches: int, text_length: int, masking: MaskingConfig) -> tuple[int, int]:
+    """Returns how many tokens of an example encoder and decoder compute, class token included.
+
+    Args:
+        num_patches: Patches of its image; 0 for a text alone.
+        text_length: Tokens of its text, padding included; 0 for an image alone.
+        masking: Mask ratios, and the share of hidden patches that is predicted.
+    """
+    visible_patches = num_visible(num_patches, masking.image_mask_ratio)
+    hidden_patches = math.ceil((num_patches - visible_patches) * masking.image_predicted_share)
+    encoder = 1 + visible_patches + num_visible(text_length, masking.text_mask_ratio)
+    return encoder, 1 + visible_patches + hidden_patches + text_length

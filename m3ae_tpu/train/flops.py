@@ -17,10 +17,10 @@ def flops_by_scope(loss: Loss, model: PyTree, batch: dict[Any, Any]) -> dict[str
     """Returns the FLOPs of matrix products of a batch, forward and backward, by named scope.
 
     Args:
-        loss: Of the run.
-        model: Or its shapes. Without remat and with the reference operations, so that nothing is
-            counted that is computed twice, or hidden in a kernel.
-        batch: By kind of rows; or its shapes.
+        loss: The run's loss.
+        model: The model, or its shapes; without remat and with the reference operations, as work
+            that is computed again would count twice, and work in a kernel not at all.
+        batch: Arrays by kind of rows, or their shapes.
     """
     rows = {
         kind: jax.ShapeDtypeStruct(jax.tree.leaves(arrays)[0].shape[:1], np.int32)

@@ -56,7 +56,7 @@ def train(
     metrics as one that was not.
 
     Args:
-        config: Of the run.
+        config: The run's settings.
         objective: The model and its loss.
         data: What the config's data hold.
         workdir: The run's directory, prepared and locked.

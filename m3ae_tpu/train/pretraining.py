@@ -2,7 +2,7 @@
 
 import functools
 
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import ModelConfig, PretrainConfig
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.operations import Operations
@@ -21,12 +21,12 @@ def pretraining(config: PretrainConfig) -> Objective:
         normalizer=Normalizer(config.data.image_mean, config.data.image_std),
     )
     return Objective(
-        init_model=functools.partial(init_model, config),
+        init_model=functools.partial(init_model, config.model, config.seed),
         loss=loss,
-        describe=functools.partial(model_card, config, loss),
+        describe=functools.partial(model_card, config.model, config.masking, loss),
     )
 
 
-def init_model(config: PretrainConfig, operations: Operations = Operations()) -> M3AE:
-    """Draws the initial model of a run: a pure function of `config.model` and `config.seed`."""
-    return M3AE(config.model, key=model_key(config.seed), operations=operations)
+def init_model(config: ModelConfig, seed: int, operations: Operations = Operations()) -> M3AE:
+    """Draws the initial model of a run from the model's settings and the run's seed."""
+    return M3AE(config, key=model_key(seed), operations=operations)

@@ -40,8 +40,8 @@ def reconstruction_loss(
         rows: int32, each row's place among all rows of its kind in the global batch.
         key: The step's; with `rows` it decides every mask.
         masking: Mask ratios and how masks are drawn.
-        weights: Of the terms, and the space in which patches are compared.
-        normalizer: Of the run's images.
+        weights: Weights of the terms, and the space in which patches are compared.
+        normalizer: The run's normaliser of images.
 
     Returns:
         The loss, and with it the means `image_loss`, `text_loss`, `text_accuracy` (`unpaired_...`

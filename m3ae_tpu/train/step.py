@@ -32,7 +32,6 @@ type Loss[Model] = Callable[
 ]
 """Computes a scalar and metrics from a model, a batch (arrays by kind of rows), the place of each
 kind's rows in the global batch, and the step's key. A mean over rows, so that it accumulates."""
-type StepFunction = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
 
 
 class TrainState(eqx.Module):
@@ -76,7 +75,7 @@ def train_step(
         batch: By kind of rows, a tree of arrays that share their first axis; over all devices.
         loss: Differentiated with respect to the model.
         optimizer: Whose state the train state holds.
-        key: Of the run's steps, see `steps_key`; the step's number is folded in.
+        key: The key that the run's steps share, see `steps_key`; the step's number is folded in.
         accumulation_steps: Micro-batches that the batch is computed in, one after the other, for
             less memory; the mean of their gradients is applied: the same update to rounding.
 
@@ -111,7 +110,7 @@ def train_step(
 def _accumulate(
     gradient: Callable, batch_and_rows: PyTree, key: Key[Array, ""], num_micro_batches: int
 ) -> tuple[tuple[Array, Metrics], PyTree]:
-    """Computes what `gradient` does of the whole batch, in equal micro-batches in turn."""
+    """Computes `gradient` of the whole batch from equal micro-batches, one after the other."""
 
     # Row r goes to micro-batch r % n, so that each of them lies on all devices.
     def split(leaf: Array) -> Array:
@@ -141,7 +140,7 @@ def compile_step(
 ) -> Any:
     """Returns `train_step` jitted for a mesh: state replicated and donated, rows over the devices.
 
-    Args are those of `train_step`.
+    The other arguments are those of `train_step`.
     """
     step = functools.partial(
         train_step,

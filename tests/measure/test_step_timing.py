@@ -21,7 +21,7 @@ def test_steps_run_and_take_time():
 def test_every_product_belongs_to_a_component():
     components = flops_by_component(debug.CONFIG)
     loss, shapes = pretraining(debug.CONFIG).loss, config_batch_shapes(debug.CONFIG)
-    scopes = flops_by_scope(loss, reference_model(debug.CONFIG), shapes)
+    scopes = flops_by_scope(loss, reference_model(debug.CONFIG.model), shapes)
     assert sum(components.values()) == sum(scopes.values())
     assert components["rest"] == components["optimizer"] == components["encoder: norms"] == 0
     assert all(

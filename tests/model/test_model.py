@@ -14,6 +14,7 @@ from m3ae_tpu.config import MaskingConfig, ModelConfig, TransformerConfig
 from m3ae_tpu.configs import debug
 from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.model.masking import Masks, Selection
 from m3ae_tpu.model.positions import image_positions, text_positions
 from m3ae_tpu.model.transformer import Block
 from m3ae_tpu.parallel.operations import Operations
@@ -153,6 +154,12 @@ def test_what_cannot_be_encoded_is_refused(model):
     without_text = M3AE(dataclasses.replace(CONFIG.model, vocab_size=0), key=jax.random.key(0))
     with pytest.raises(ValueError, match="vocab_size = 0"):
         without_text.encode(Inputs(None, text(), IS_VALID))
+
+
+def test_inputs_without_a_mask_are_refused_by_name(model):
+    masks = Masks(image=Selection.from_order(jnp.tile(jnp.arange(16), (4, 1)), 4))
+    with pytest.raises(ValueError, match=r"masks\.text is None\. Draw a mask"):
+        model.decode_hidden(pairs(), masks)
 
 
 def test_remat_and_unrolling_change_memory_and_not_results(model):

@@ -51,7 +51,7 @@ def arguments(config):
 
 
 def initial(config, operations=Operations()):
-    return init_state(init_model(config, operations), optimizer_of(config)[0])
+    return init_state(init_model(config.model, config.seed, operations), optimizer_of(config)[0])
 
 
 def steps(state, batches, step_fn):
@@ -143,7 +143,7 @@ def test_a_step_computes_through_the_operations_that_its_model_carries(batches):
 
 
 def test_weight_decay_takes_matrices_and_nothing_else():
-    decayed = is_matrix(jax.eval_shape(lambda: init_model(CONFIG)))
+    decayed = is_matrix(jax.eval_shape(lambda: init_model(CONFIG.model, CONFIG.seed)))
     names = {
         jax.tree_util.keystr(path)
         for path, is_decayed in jax.tree_util.tree_leaves_with_path(decayed)
@@ -187,8 +187,8 @@ def test_the_card_counts_the_tokens_that_are_computed():
     # 2022).
     from m3ae_tpu.configs import m3ae_base
 
-    assert num_tokens(m3ae_base.CONFIG, "paired", 64) == (81, 321)
-    assert num_tokens(m3ae_base.CONFIG, "image", 64) == (65, 257)
+    assert num_tokens(256, 64, m3ae_base.CONFIG.masking) == (81, 321)
+    assert num_tokens(256, 0, m3ae_base.CONFIG.masking) == (65, 257)
 
 
 def rate(config):
