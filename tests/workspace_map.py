@@ -62,7 +62,7 @@ DESCRIPTIONS = {
     "m3ae_tpu/report/report.html": "The frame of the report.",
     "tests": "Behaviour, one file a topic, in the folders of the code.",
     "tests/kernels": "Tests of `kernels/`.",
-    "tests/words.txt": "Names and expressions that are not to come back, and what to write instead.",
+    "tests/words.txt": "Words that are not to come back, and what to write instead.",
     "tests/*": "Tests of `m3ae_tpu/{name}/`.",
     "tests/golden/configs": "Every named config as text: a changed default shows in its diff.",
     "tests/golden/configs/*.txt": "One named config each.",

@@ -14,13 +14,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
-from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from m3ae_tpu.kernels.chips import CHIPS
 from m3ae_tpu.measure.hlo_text import NotCountedError, operations
+from m3ae_tpu.parallel.mesh import described_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +75,7 @@ def prepare(*, replay: bool) -> None:
 @functools.cache
 def device_mesh(chip: str) -> Mesh:
     """Returns a mesh of one described device: programs can be compiled for it, not run on it."""
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology)
-    return Mesh(np.array(topology.devices[:1]), ("data",), axis_types=(AxisType.Auto,))
+    return described_mesh(CHIPS[chip].topology, 1)
 
 
 def compile_for(chip: str, function: Callable, *shapes: jax.ShapeDtypeStruct):
