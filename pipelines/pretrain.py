@@ -61,7 +61,7 @@ def pretrain(
     prepared = prepare_workdir(
         workdir,
         config,
-        tokenizer=b"" if data.tokenizer is None else data.tokenizer.model,
+        tokenizer=data.tokenizer_model,
         allow_changed_data=allow_changed_data,
     )
     start_log(workdir)

@@ -38,9 +38,7 @@ def run(*command, cwd):
         if name not in ("PYTHONPATH", "VIRTUAL_ENV")
     }
     arguments = [str(argument) for argument in command]
-    done = subprocess.run(
-        arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=900, check=False
-    )
+    done = subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -110,8 +110,8 @@ class Shards:
                 f"{path} has {now:,} bytes now, {size:,} at the start: it was changed meanwhile. "
                 "Put the old file back, and start again."
             )
-        # ArrayRecord raises RuntimeError for everything; a checksum that does not fit has these
-        # words.
+        # ArrayRecord raises RuntimeError for everything; its messages about wrong checksums begin
+        # with these words.
         if isinstance(error, RuntimeError) and not str(error).startswith(("Corrupted", "Invalid")):
             raise DataError(
                 f"{path} cannot be read ({str(error)[:120]}). Check the disk, and start again."

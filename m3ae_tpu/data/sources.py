@@ -38,6 +38,11 @@ class OpenData:
         """Number of records of each source."""
         return tuple(len(split) for split in self.splits)
 
+    @property
+    def tokenizer_model(self) -> bytes:
+        """Content of the tokenizer's file; empty if no source has text."""
+        return b"" if self.tokenizer is None else self.tokenizer.model
+
     def open(self, pattern: str) -> Shards:
         """Returns the shards that a glob names; a source's own are not opened again."""
         opened = {shards.pattern: shards for shards in self.shards}

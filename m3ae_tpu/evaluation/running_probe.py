@@ -30,7 +30,7 @@ def make_probe(probe: ProbeConfig, data: OpenData) -> Callable[[M3AE], dict[str,
         UserError: shards that cannot be read, have no labels, or hold too few examples.
     """
     train, test = read_probe_examples(probe, data)
-    normalizer = Normalizer(data.config.image_mean, data.config.image_std)
+    normalizer = Normalizer.of_data(data.config)
     pool = RowMap(functools.partial(pool_images, normalizer=normalizer), make_mesh())
 
     def score(model: M3AE) -> dict[str, float]:

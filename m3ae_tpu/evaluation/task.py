@@ -36,7 +36,7 @@ class ReconstructionTask:
             kinds=frozenset(source.kind for source in config.data.sources),
             masking=masking,
             norm_pix_loss=config.loss.norm_pix_loss,
-            normalizer=Normalizer(config.data.image_mean, config.data.image_std),
+            normalizer=Normalizer.of_data(config.data),
         )
 
     @property

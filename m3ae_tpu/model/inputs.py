@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from m3ae_tpu.batch import Rows
+from m3ae_tpu.config import DataConfig
 
 
 class Inputs(NamedTuple):
@@ -28,6 +29,11 @@ class Normalizer:
     mean: tuple[float, float, float]
     """Means of red, green and blue, on a scale of 0 to 1."""
     std: tuple[float, float, float]
+
+    @classmethod
+    def of_data(cls, config: DataConfig) -> "Normalizer":
+        """Returns the normaliser of a run's images."""
+        return cls(config.image_mean, config.image_std)
 
     def __call__(
         self, images: UInt8[Array, "batch height width 3"], dtype: DTypeLike

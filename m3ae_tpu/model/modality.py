@@ -86,7 +86,7 @@ class Modality(eqx.Module):
     ) -> tuple[Float[Array, "batch visible width"], Bool[Array, "batch visible"] | None]:
         """Returns the encoder's input for the visible tokens, and which are valid (None: all).
 
-        Hidden tokens are left out before anything is computed of them. Without a selection all
+        Hidden tokens are left out before anything is computed from them. Without a selection all
         tokens are visible.
         """
         values, is_valid = tokens.values, tokens.is_valid

@@ -53,7 +53,8 @@ class Operations:
         if self.mesh is None:
             return cross_entropy_reference.cross_entropy(x, kernel, bias, ids, is_counted)
         if self.mesh.size > 1:
-            # Cast before, so that devices add up gradients in the dtype of all others.
+            # Cast outside of the map: devices then add up this kernel's gradient in the compute
+            # dtype, as those of all other kernels.
             kernel = kernel.astype(x.dtype)
         mapped = self._map(cross_entropy, in_specs=(_ROWS, _WHOLE, _WHOLE, _ROWS, _ROWS))
         return mapped(x, kernel, bias, ids, is_counted)

@@ -1,1 +1,1 @@
-"""Pre-training: objective, optimizer, step, loop, checkpoints, metrics."""
+"""Training: objectives, optimizer, step and loop."""

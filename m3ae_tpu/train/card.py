@@ -54,8 +54,9 @@ def model_card(
         model: The model, or its shapes.
         batch: One global batch, or its shapes.
     """
-    heads = [modality.head for modality in (model.image, model.text) if modality is not None]
-    embeddings = [m.embedding for m in (model.image, model.text) if m is not None]
+    modalities = [modality for modality in (model.image, model.text) if modality is not None]
+    embeddings = [modality.embedding for modality in modalities]
+    heads = [modality.head for modality in modalities]
     num_rows = sum(jax.tree.leaves(rows)[0].shape[0] for rows in batch.values())
     flops = sum(flops_by_scope(loss, reference_model(config), batch).values()) / num_rows
     card = [

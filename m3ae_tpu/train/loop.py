@@ -79,8 +79,8 @@ def train(
         batch_size=config.batch_size,
         accumulation_steps=accumulation_steps,
     )
-    tokenizer = b"" if data.tokenizer is None else data.tokenizer.model
-    fingerprint, description = data.fingerprint(), describe_run(config, tokenizer=tokenizer)
+    tokenizer, fingerprint = data.tokenizer_model, data.fingerprint()
+    description = describe_run(config, tokenizer=tokenizer)
     optimizer, schedule = make_optimizer(
         config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
     )

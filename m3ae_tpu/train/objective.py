@@ -1,4 +1,4 @@
-"""An objective: what a run trains, for the loop, the checkpoints and the step to take as given."""
+"""An objective: the model and the loss that step, loop and checkpoints take as arguments."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

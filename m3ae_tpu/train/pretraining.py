@@ -18,7 +18,7 @@ def pretraining(config: PretrainConfig) -> Objective:
         reconstruction_loss,
         masking=config.masking,
         weights=config.loss,
-        normalizer=Normalizer(config.data.image_mean, config.data.image_std),
+        normalizer=Normalizer.of_data(config.data),
     )
     return Objective(
         init_model=functools.partial(init_model, config.model, config.seed),
