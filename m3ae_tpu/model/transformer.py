@@ -48,10 +48,10 @@ class Linear(eqx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens inputs"]
     ) -> Float[Array, "batch tokens *outputs"]:
-        # As one matrix: on CPUs a gradient that contracts batch and tokens separately takes 1.5
-        # times as long.
-        rows = x.reshape(-1, x.shape[-1])
-        y = jnp.tensordot(rows, self.kernel.astype(x.dtype), 1) + self.bias.astype(x.dtype)[None]
+        # A product of two matrices. On CPUs a gradient that contracts batch and tokens separately
+        # takes 1.5 times as long; on TPUs an output axis of 3 would be padded to a tile.
+        rows, kernel = x.reshape(-1, x.shape[-1]), self.kernel.reshape(x.shape[-1], -1)
+        y = rows @ kernel.astype(x.dtype) + self.bias.reshape(-1).astype(x.dtype)[None]
         return y.reshape(*x.shape[:2], *self.bias.shape)
 
 
