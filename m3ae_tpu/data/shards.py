@@ -52,11 +52,14 @@ class Shards:
 
         Raises:
             DamagedRecordError: the record's bytes are damaged; names file and record.
+            UserError: the record has another version.
             DataError: the file is gone, was changed or cannot be read at all; names it.
         """
         shard, number = self._locate(index)
         try:
             return decode_record(self._files[shard][number])
+        except UserError:  # Of another version: not damaged, and no substitute for it.
+            raise
         except (RuntimeError, ValueError) as error:
             self._require_intact_file(shard, error)
             raise DamagedRecordError(

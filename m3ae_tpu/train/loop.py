@@ -146,8 +146,8 @@ def train(
 
             is_last, stops = step == config.num_steps, preemption.reached(step)
             saves = is_last or stops or step % config.checkpoint.every_steps == 0
-            probes = probe is not None and (is_last or step % probe.every_steps == 0)
-            logs = is_last or probes or step % config.logging.every_steps == 0
+            probes = is_last or (probe is not None and step % probe.every_steps == 0)
+            logs = probes or step % config.logging.every_steps == 0
             if logs or saves:
                 monitor.require_finite(functools.partial(_describe_latest, checkpointer))
                 data_log.reduce()
@@ -156,7 +156,7 @@ def train(
                 rate = np.asarray(schedule(step - 1)).item()
                 line = metrics_line(metrics) | {"train/learning_rate": rate}
                 line |= data_log.line(step) | monitor.rates(step)
-                if probes and probe is not None:
+                if probe is not None and probes:
                     line |= probe.score(state.model)
                 writer.write(step, line)
                 progress.report(step, line)

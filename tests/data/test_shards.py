@@ -85,6 +85,16 @@ def test_a_shard_of_another_version_is_refused_before_anything_is_read(tmp_path)
         open_shards(str(tmp_path / "x"))
 
 
+def test_a_record_of_another_version_is_not_taken_for_a_damaged_one(tmp_path):
+    writer = ArrayRecordWriter(str(tmp_path / "x"), "group_size:1")
+    for version in (1, 7):
+        writer.write(packed({"version": version, "id": "a"}))
+    writer.close()
+    shards = open_shards(str(tmp_path / "x"))
+    with pytest.raises(UserError, match=r"record a has version = 7"):
+        list(shards.undamaged(range(2)))
+
+
 def test_a_damaged_record_is_named_and_its_neighbours_are_read(tmp_path):
     records = [
         Record(id=str(index), image=hashlib.shake_128(bytes([index])).digest(5000))
