@@ -49,8 +49,6 @@ def pretrain(
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.run.log import start_log
     from m3ae_tpu.run.workdir import prepare_workdir
-    from m3ae_tpu.train.loop import Probe, train
-    from m3ae_tpu.train.pretraining import pretraining
 
     data = open_data(
         config.data,
@@ -64,6 +62,10 @@ def pretrain(
         tokenizer=data.tokenizer_model,
         allow_changed_data=allow_changed_data,
     )
+    # After what may be refused: these take seconds to import.
+    from m3ae_tpu.train.loop import Probe, train
+    from m3ae_tpu.train.pretraining import pretraining
+
     start_log(workdir)
     for change in prepared.changes:
         logging.getLogger("m3ae_tpu").info("changed: %s", change)

@@ -10,6 +10,9 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "m3ae-tpu" / "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Small programs run once: they compile in half the time without most optimizations. `.ci/run` tests
+# the network with all of them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import importlib.util
 
@@ -29,6 +32,19 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _optimizes_for_tpus(request, monkeypatch):
+    """Compiles for TPUs as users do: what the compiler schedules is under test."""
+    if request.node.get_closest_marker("tpu_compiler"):
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        former = jax.config.jax_disable_most_optimizations
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", former)
+    else:
+        yield
 
 
 WITHOUT_COMPILER = "needs the TPU compiler, which is not installed"

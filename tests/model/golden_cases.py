@@ -34,27 +34,26 @@ def load(name):
 def build(config, dtype):
     """A model with the reference's parameters, named as here, in the case's precision."""
     name = PRECISION[dtype]
-    model = M3AE(
-        ModelConfig(
-            patch_size=config["patch_size"],
-            vocab_size=config["text_vocab_size"],
-            encoder=TransformerConfig(
-                num_layers=config["depth"],
-                width=config["emb_dim"],
-                num_heads=config["num_heads"],
-                mlp_ratio=config["mlp_ratio"],
-            ),
-            decoder=TransformerConfig(
-                num_layers=config["dec_depth"],
-                width=config["dec_emb_dim"],
-                num_heads=config["dec_num_heads"],
-                mlp_ratio=config["mlp_ratio"],
-            ),
-            compute_dtype=name,
-            parameter_dtype=name,
+    model_config = ModelConfig(
+        patch_size=config["patch_size"],
+        vocab_size=config["text_vocab_size"],
+        encoder=TransformerConfig(
+            num_layers=config["depth"],
+            width=config["emb_dim"],
+            num_heads=config["num_heads"],
+            mlp_ratio=config["mlp_ratio"],
         ),
-        key=jax.random.key(0),
+        decoder=TransformerConfig(
+            num_layers=config["dec_depth"],
+            width=config["dec_emb_dim"],
+            num_heads=config["dec_num_heads"],
+            mlp_ratio=config["mlp_ratio"],
+        ),
+        compute_dtype=name,
+        parameter_dtype=name,
     )
+    # Shapes only: the values are the reference's.
+    model = jax.eval_shape(lambda: M3AE(model_config, key=jax.random.key(0)))
     parameters = dict(np.load(GOLDEN / config["params"]))
     stored = to_model_names(
         {key: np.asarray(value, name) for key, value in parameters.items()}, config
@@ -125,9 +124,9 @@ def inputs(arrays, config, dtype):
 
 def selection(arrays, modality, ratio):
     batch = arrays["in/image" if modality == "image" else "in/text"].shape[0]
-    order = jnp.broadcast_to(
+    order = np.broadcast_to(
         arrays[f"mask/{modality}_ids_shuffle"], (batch, arrays[f"mask/{modality}_mask"].shape[1])
     )
     num_kept = masking.num_visible(order.shape[1], ratio)
     assert num_kept == arrays[f"mask/{modality}_ids_keep"].shape[0]
-    return Selection.from_order(order, num_kept)
+    return Selection.from_order(jnp.asarray(order), num_kept)

@@ -42,9 +42,14 @@ def gradient(config):
     return jax.jit(jax.value_and_grad(pretraining(config).loss, has_aux=True))
 
 
+def make_model(**changes):
+    config = dataclasses.replace(CONFIG.model, **changes)
+    return jax.jit(lambda: M3AE(config, key=jax.random.key(0)))()
+
+
 @pytest.fixture(scope="module")
 def model():
-    return M3AE(CONFIG.model, key=jax.random.key(0))
+    return make_model()
 
 
 def images(height=32, width=32):
@@ -151,7 +156,7 @@ def test_what_cannot_be_encoded_is_refused(model):
         model.encode(Inputs())
     with pytest.raises(ValueError, match="cannot be cut into patches of 8 x 8"):
         model.encode(Inputs(images(30, 32)))
-    without_text = M3AE(dataclasses.replace(CONFIG.model, vocab_size=0), key=jax.random.key(0))
+    without_text = make_model(vocab_size=0)
     with pytest.raises(ValueError, match="vocab_size = 0"):
         without_text.encode(Inputs(None, text(), IS_VALID))
 
@@ -164,7 +169,7 @@ def test_inputs_without_a_mask_are_refused_by_name(model):
 
 def test_remat_and_unrolling_change_memory_and_not_results(model):
     loss, _, gradients = loss_and_gradients(model, batch())
-    other = M3AE(dataclasses.replace(CONFIG.model, remat=True, unroll=3), key=jax.random.key(0))
+    other = make_model(remat=True, unroll=3)
     other_loss, _, other_gradients = loss_and_gradients(other, batch())
     np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
     for left, right in zip(
@@ -200,7 +205,7 @@ def test_a_block_keeps_what_products_and_attention_give_and_nothing_else():
 
 
 def test_bfloat16_computes_close_to_float32(model):
-    half = M3AE(dataclasses.replace(CONFIG.model, compute_dtype="bfloat16"), key=jax.random.key(0))
+    half = make_model(compute_dtype="bfloat16")
     loss, _, gradients = loss_and_gradients(half, batch())
     assert loss.dtype == jnp.float32
     assert gradients.cls_token.dtype == jnp.float32
@@ -228,9 +233,8 @@ def test_queries_keys_and_values_are_one_kernel_whose_last_axis_holds_whole_head
 
 
 def test_stored_position_codes_are_parameters_and_begin_as_the_computed_ones(model):
-    config = dataclasses.replace(CONFIG.model, stored_image_positions=16, stored_text_positions=12)
     assert not [name for name in parameter_names(CONFIG.model) if "positions" in name]
-    stored: Any = M3AE(config, key=jax.random.key(0))
+    stored: Any = make_model(stored_image_positions=16, stored_text_positions=12)
     np.testing.assert_allclose(stored.image.positions, image_positions((4, 4), 32), atol=1e-7)
     np.testing.assert_allclose(stored.text.positions, text_positions(12, 32), atol=1e-7)
     np.testing.assert_array_equal(encode(stored, pairs()).tokens, encode(model, pairs()).tokens)
@@ -239,8 +243,7 @@ def test_stored_position_codes_are_parameters_and_begin_as_the_computed_ones(mod
 
 
 def test_the_exact_gelu_differs_a_little_from_its_approximation(model):
-    config = dataclasses.replace(CONFIG.model, activation="gelu_erf")
-    exact = encode(M3AE(config, key=jax.random.key(0)), pairs()).tokens
+    exact = encode(make_model(activation="gelu_erf"), pairs()).tokens
     difference = np.abs(exact - encode(model, pairs()).tokens).max()
     assert 1e-6 < difference < 1e-2
 
