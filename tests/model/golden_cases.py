@@ -62,8 +62,9 @@ def build(config, dtype):
     assert {jax.tree_util.keystr(path) for path, _ in leaves} == set(stored)
     for path, leaf in leaves:
         assert leaf.shape == stored[jax.tree_util.keystr(path)].shape, path
+    # NumPy arrays: each `jnp.asarray` of a new shape would be compiled.
     return jax.tree_util.tree_unflatten(
-        structure, [jnp.asarray(stored[jax.tree_util.keystr(path)]) for path, _ in leaves]
+        structure, [stored[jax.tree_util.keystr(path)] for path, _ in leaves]
     )
 
 
@@ -113,11 +114,11 @@ def inputs(arrays, config, dtype):
     """The case's arguments of `M3AE.reconstruct`, with the recorded permutations."""
     taken, masks = Inputs(), Masks()
     if "mask/image_ids_shuffle" in arrays:
-        taken = taken._replace(images=jnp.asarray(arrays["in/image"].astype(PRECISION[dtype])))
+        taken = taken._replace(images=arrays["in/image"].astype(PRECISION[dtype]))
         masks = masks._replace(image=selection(arrays, "image", config["image_mask_ratio"]))
     if "mask/text_ids_shuffle" in arrays:
-        is_valid = jnp.asarray(arrays["in/text_padding_mask"] == 0)
-        taken = taken._replace(text_ids=jnp.asarray(arrays["in/text"]), is_valid=is_valid)
+        is_valid = arrays["in/text_padding_mask"] == 0
+        taken = taken._replace(text_ids=arrays["in/text"], is_valid=is_valid)
         masks = masks._replace(text=selection(arrays, "text", config["text_mask_ratio"]))
     return taken, masks
 
