@@ -38,11 +38,11 @@ hypothesis.settings.load_profile("suite")
 def _optimizes_for_tpus(request, monkeypatch):
     """Compiles for TPUs as users do: what the compiler schedules is under test."""
     if request.node.get_closest_marker("tpu_compiler"):
+        former = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-        former = jax.config.jax_disable_most_optimizations
         jax.config.update("jax_disable_most_optimizations", False)
         yield
-        jax.config.update("jax_disable_most_optimizations", former)
+        jax.config.update("jax_disable_most_optimizations", former == "1")
     else:
         yield
 
