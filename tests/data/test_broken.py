@@ -121,6 +121,9 @@ def test_each_broken_record_is_counted_once_an_epoch_and_the_batch_stays_full(da
         assert sorted(info.ids["paired"]) == ["0", "0", "0", "3", "3", "3", "4", "6", "6", "8"]
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # As in test_workers.
 def test_workers_restarts_and_processes_see_the_same_in_place_of_broken_records(damaged):
     whole = loader_of(damaged)
     loader = loader_of(damaged, num_workers=2, start_step=1)

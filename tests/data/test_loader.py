@@ -23,6 +23,9 @@ def test_a_batch_has_the_rows_of_each_kind(folder):
     assert info.counts == {"data/truncated_texts/paired": 0, "data/truncated_texts/text": 4}
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # As in test_workers.
 @pytest.mark.parametrize(("num_workers", "start_step"), [(0, 0), (0, 5), (2, 3)])
 def test_neither_workers_nor_a_restart_change_a_bit(folder, num_workers, start_step):
     expected = data_of(folder).loader()

@@ -14,6 +14,10 @@ from m3ae_tpu.data.shards import write_shards
 from m3ae_tpu.data.workers import explain_worker_error
 from m3ae_tpu.errors import DataError
 
+# Python 3.12 may collect a batch's shared memory within a call of its own resource tracker, and
+# warns of it; nothing is lost.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def loader_of(folder, *, num_shards: int = 1) -> Loader:
     """A loader with one worker; shards of 18 pairs."""
@@ -47,9 +51,6 @@ def take(batches, n: int) -> None:
         next(batches)
 
 
-# Python 3.12 may collect a batch's shared memory within a call of its own resource tracker, and
-# warns of it; nothing is lost.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("number", "message"),
     [
