@@ -65,7 +65,8 @@ def reconstruction_loss(
             means[f"{prefix}image_loss"] = loss
             counts["num_images"] += hidden.image.shape[0]
             counts["hidden_patches"] += hidden.image.shape[0] * hidden.image.shape[1]
-        if hidden.text is not None and inputs.is_valid is not None:
+        if hidden.text is not None:
+            assert inputs.is_valid is not None  # Without it there is no text mask to decode by.
             loss, accuracy, num_words = _text_loss(model, hidden.text, inputs, masks)
             total += (weights.text_weight if is_paired else weights.unpaired_text_weight) * loss
             means |= {f"{prefix}text_loss": loss, f"{prefix}text_accuracy": accuracy}
