@@ -15,7 +15,7 @@ from m3ae_tpu.data.images import ImageSizeError, damage_as_value_error, decode_i
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.prepare.opening import image_format
 from m3ae_tpu.prepare.options import CleaningOptions, is_unicode
-from m3ae_tpu.prepare.samples import Sample
+from m3ae_tpu.prepare.samples import Fault, Sample
 
 _QUALITY, _QUALITY_WHEN_SHRUNK = 95, 90
 """JPEG quality of re-encoded images. At 90 an image takes two thirds of the bytes and five sixths
@@ -36,7 +36,12 @@ _TURNS = {
 
 
 class Unfit(Exception):
-    """A sample that is dropped. Its only argument is the reason, in the same words each time."""
+    """A sample that is dropped."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        """Takes the parts of `fault`."""
+        super().__init__(reason, detail)
+        self.fault = Fault(reason, detail)
 
 
 def clean_sample(sample: Sample, options: CleaningOptions) -> tuple[Record, tuple[int, int]]:
@@ -49,7 +54,7 @@ def clean_sample(sample: Sample, options: CleaningOptions) -> tuple[Record, tupl
         Unfit: with the reason.
     """
     if sample.fault:
-        raise Unfit(sample.fault.partition(":")[0])
+        raise Unfit(*sample.fault)
     image, size, captions, label = b"", (0, 0), (), ""
     if options.kind != "text":
         if sample.image is None:

@@ -41,7 +41,7 @@ class Summary:
     caption_lengths: dict[str, int] = dataclasses.field(default_factory=dict)
     """Histogram of captions by their characters, in steps of 20."""
     dropped: list[list[str]] = dataclasses.field(default_factory=list)
-    """Place and reason of each dropped sample."""
+    """Place, reason and detail of each dropped sample."""
 
 
 def clean(
@@ -53,7 +53,7 @@ def clean(
         try:
             record, size = clean_sample(sample, options)
         except Unfit as unfit:
-            summary.dropped.append([sample.place, str(unfit)])
+            summary.dropped.append([sample.place, *unfit.fault])
             continue
         data = encode_record(record)
         summary.kept += 1
@@ -123,7 +123,7 @@ def gather_shard(
             elif not drop_duplicates:
                 yield dataclasses.replace(record, id=f"{record.id}-{copies}")
             else:
-                left_out.dropped.append([f"a copy of record {record.id}", "duplicate"])
+                left_out.dropped.append([f"a copy of record {record.id}", "duplicate", ""])
                 size = image_size(record.image) if record.image else (0, 0)
                 _count(left_out, record, size)
 
@@ -144,7 +144,9 @@ def require_fit(summaries: Sequence[Summary]) -> None:
         UserError: with the most frequent reasons.
     """
     given = sum(summary.given for summary in summaries)
-    reasons = collections.Counter(reason for summary in summaries for _, reason in summary.dropped)
+    reasons = collections.Counter(
+        reason for summary in summaries for _, reason, _ in summary.dropped
+    )
     found = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
     require(
         any(summary.kept for summary in summaries),
@@ -173,8 +175,9 @@ def drop_lines(summaries: Iterable[Summary], shards: Mapping[str, dict[str, Any]
     of_pieces = (summary.dropped for summary in summaries)
     of_shards = (shards[name]["left_out"]["dropped"] for name in sorted(shards))
     for dropped in itertools.chain(of_pieces, of_shards):
-        for place, reason in dropped:
-            yield json.dumps({"place": place, "reason": reason}) + "\n"
+        for place, reason, detail in dropped:
+            line = {"place": place, "reason": reason} | ({"detail": detail} if detail else {})
+            yield json.dumps(line) + "\n"
 
 
 def make_manifest(
@@ -186,7 +189,7 @@ def make_manifest(
     """Returns the content of `manifest.json`, in which `given` = `kept` + the sum of `dropped`."""
     left_out = [Summary(**line["left_out"]) for line in shards.values()]
     dropped = collections.Counter(
-        reason for summary in [*summaries, *left_out] for _, reason in summary.dropped
+        reason for summary in [*summaries, *left_out] for _, reason, _ in summary.dropped
     )
     return {
         "schema_version": VERSION,

@@ -20,7 +20,7 @@ from m3ae_tpu.prepare.readers.archives import read_tar
 from m3ae_tpu.prepare.readers.hdf5 import hdf5_rows, read_hdf5
 from m3ae_tpu.prepare.readers.parquet import parquet_row_groups, read_parquet
 from m3ae_tpu.prepare.readers.tables import read_image_files, read_table, table_spans
-from m3ae_tpu.prepare.samples import Sample
+from m3ae_tpu.prepare.samples import Fault, Sample
 
 IMAGES_PER_PIECE = 1_000
 TEXTS_PER_PIECE = 100_000
@@ -58,7 +58,7 @@ class Piece:
             case "table":
                 return read_table(url, self.start, self.stop, self.first_row)
             case "unknown":
-                return iter([Sample(place=url, fault="unknown file format")])
+                return iter([Sample(place=url, fault=Fault("unknown file format"))])
 
     def key(self) -> str:
         """Returns a text that identifies the piece: equal pieces of equal files have equal ones."""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from m3ae_tpu.prepare.opening import UNREADABLE, read_whole
 
@@ -22,6 +22,18 @@ URL_NAMES = ("url", "image_url")
 """Columns that hold the address of an image on the web."""
 
 
+class Fault(NamedTuple):
+    """Reason why a sample is dropped."""
+
+    reason: str
+    """The same words each time: dropped samples are counted by them."""
+    detail: str = ""
+    """Particulars of this sample, such as a decoder's message or the name of a missing file."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
     """One example of a collection, as it was found."""
@@ -34,7 +46,7 @@ class Sample:
     """Texts, possibly not decoded yet. None stands for a value that is not a text."""
     label: str = ""
     """Class, or nothing."""
-    fault: str = ""
+    fault: Fault | None = None
     """Reason why it could not be read. The other fields are then empty."""
 
 
@@ -55,12 +67,12 @@ def row_sample(
     if isinstance(image, Mapping):
         image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     if is_address(image):
-        return Sample(place=place, fault="address instead of an image file")
+        return Sample(place=place, fault=Fault("address instead of an image file", image))
     if isinstance(image, str) and image:
         try:
             image = read_whole(os.path.join(os.path.dirname(url), image))
         except UNREADABLE as error:
-            return Sample(place=place, fault=f"unreadable image file: {first_line(error)}")
+            return Sample(place=place, fault=Fault("unreadable image file", first_line(error)))
     return Sample(
         place=place,
         image=image if isinstance(image, bytes) else None,

@@ -338,7 +338,8 @@ def test_a_row_gives_its_image_in_every_form(image, expected, tmp_path):
 
 def test_a_row_whose_image_cannot_be_read_has_the_reason(tmp_path):
     for image, fault in {
-        "https://example.org/a.jpg": "address instead of an image file",
+        "https://example.org/a.jpg": "address instead of an image file: https://example.org/a.jpg",
         "missing.jpg": "unreadable image file: [Errno 2] No such file or directory",
     }.items():
-        assert row_sample({"image": image}, "row 1", f"{tmp_path}/list").fault.startswith(fault)
+        sample = row_sample({"image": image}, "row 1", f"{tmp_path}/list")
+        assert str(sample.fault).startswith(fault)

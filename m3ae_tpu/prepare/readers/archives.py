@@ -19,6 +19,7 @@ from m3ae_tpu.prepare.samples import (
     CAPTION_NAMES,
     IMAGE_NAMES,
     LABEL_NAMES,
+    Fault,
     Sample,
     first_line,
     first_of,
@@ -29,7 +30,8 @@ _NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, t
 """Types of headers that describe the next member and are not members themselves."""
 _KNOWN = {*IMAGE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, "json"}
 """Endings that give a member its role."""
-_CUT, _DAMAGED, _UNSAFE = "archive cut short", "damaged archive header", "unsafe path"
+_CUT = "archive cut short"
+_DAMAGED = Fault("damaged archive header")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Member:
     name: str
     """Empty if the header is damaged."""
     content: bytes = b""
-    fault: str = ""
+    fault: Fault | None = None
 
 
 def read_tar(url: str) -> Iterator[Sample]:
@@ -68,7 +70,7 @@ def read_tar(url: str) -> Iterator[Sample]:
 
 
 def _tar_sample(place: str, key: str, group: list[Member]) -> Sample:
-    fault = next((member.fault for member in group if member.name and member.fault), "")
+    fault = next((member.fault for member in group if member.name and member.fault), None)
     if fault:
         return Sample(place=place, fault=fault)
     contents = _by_ending(key, group)
@@ -170,12 +172,12 @@ def _members(url: str) -> Iterator[Member]:
         try:
             for member in _walk(file):
                 yield member
-                is_cut_short = member.fault.startswith(_CUT)
+                is_cut_short = member.fault is not None and member.fault.reason == _CUT
         except UNREADABLE as error:
-            yield Member("(end)", fault=f"{_CUT}: {first_line(error)}")
+            yield Member("(end)", fault=Fault(_CUT, first_line(error)))
         else:
             if not whole and not is_cut_short:
-                yield Member("(end)", fault=_CUT)
+                yield Member("(end)", fault=Fault(_CUT))
 
 
 def _walk(file: Any) -> Iterator[Member]:
@@ -194,7 +196,7 @@ def _walk(file: Any) -> Iterator[Member]:
             try:
                 content = _content(file, header.size)
             except UNREADABLE as error:
-                yield Member(name, fault=f"{_CUT}: {first_line(error)}")
+                yield Member(name, fault=Fault(_CUT, first_line(error)))
                 return
         if header.type == tarfile.GNUTYPE_LONGNAME:
             long_name = content.rstrip(b"\0").decode("utf-8", "replace")
@@ -232,12 +234,14 @@ def _content(file: Any, size: int) -> bytes:
     return content
 
 
-def _fault(name: str, header: tarfile.TarInfo) -> str:
+def _fault(name: str, header: tarfile.TarInfo) -> Fault | None:
     if name.startswith("/") or ".." in name.split("/"):
-        return _UNSAFE
+        return Fault("unsafe path", name)
     if header.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
-        return "archive member is a link"
-    return "" if header.size <= LARGEST_FILE else "file too large"
+        return Fault("archive member is a link", f"{name} to {header.linkname}")
+    if header.size > LARGEST_FILE:
+        return Fault("file too large", f"{name}, {header.size:,} bytes")
+    return None
 
 
 def _pax_path(content: bytes) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.opening import DAMAGE, import_optional, open_seekable, require_plausible
-from m3ae_tpu.prepare.samples import Sample, first_line, row_sample
+from m3ae_tpu.prepare.samples import Fault, Sample, first_line, row_sample
 
 _ROWS_AT_A_TIME = 32
 _SECONDS_TO_OPEN, _SECONDS_TO_READ = 30, 1
@@ -42,7 +42,7 @@ def read_hdf5(
         for message in _messages(url, prefix, row, stop, one_by_one):
             if counts is None:
                 counts = message
-                if isinstance(counts, str):
+                if isinstance(counts, Fault):
                     yield Sample(place=url, fault=counts)
                     return
                 continue
@@ -51,7 +51,7 @@ def read_hdf5(
             yield from message
             row += len(message)
         if counts is None:
-            yield Sample(place=url, fault="unreadable file: it crashes its reader")
+            yield Sample(place=url, fault=Fault("unreadable file", "it crashes its reader"))
             return
         # The child died of one row among those that it read together. The next child reads these
         # one by one: if it dies before its first row, that row is the one.
@@ -60,7 +60,8 @@ def read_hdf5(
         lost = range(row, last if deaths > _MOST_DEATHS else row + 1 if row < one_by_one else row)
         for number in lost:
             yield Sample(
-                place=_place(url, prefix, number), fault="unreadable row: it crashes its reader"
+                place=_place(url, prefix, number),
+                fault=Fault("unreadable row", "it crashes its reader"),
             )
         row, one_by_one = row + len(lost), max(one_by_one, row + _ROWS_AT_A_TIME)
         if row >= last:
@@ -78,7 +79,7 @@ def hdf5_rows(url: str) -> dict[str, int]:
     messages.close()
     if isinstance(counts, UserError):
         raise counts
-    return {} if isinstance(counts, str) else counts
+    return {} if isinstance(counts, Fault) else counts
 
 
 def _messages(
@@ -109,7 +110,7 @@ def _send(
 ) -> None:
     """Sends the numbers of rows by prefix, then lists of samples of the rows, then None.
 
-    Instead of the numbers it sends the reason, as a text, why the file cannot be read. Rows before
+    Instead of the numbers it sends the fault of a file that cannot be read. Rows before
     `one_by_one` come in lists of one.
     """
     _limit_cpu_time(_SECONDS_TO_OPEN)
@@ -135,7 +136,7 @@ def _send(
     except BrokenPipeError:
         pass  # The parent needs no more rows.
     except DAMAGE as error:
-        pipe.send(f"unreadable file: {first_line(error)}")
+        pipe.send(Fault("unreadable file", first_line(error)))
 
 
 def _limit_cpu_time(seconds: int) -> None:
@@ -150,7 +151,7 @@ def _samples(arrays: Mapping[str, Any], url: str, prefix: str, numbers: range) -
         columns = {name: array[numbers.start : numbers.stop] for name, array in arrays.items()}
     except DAMAGE as error:
         if len(numbers) == 1:
-            fault = f"unreadable row: {first_line(error)}"
+            fault = Fault("unreadable row", first_line(error))
             yield Sample(place=_place(url, prefix, numbers.start), fault=fault)
         else:  # At least one of them is damaged.
             for number in numbers:

@@ -10,6 +10,7 @@ from m3ae_tpu.prepare.samples import (
     IMAGE_NAMES,
     LABEL_NAMES,
     URL_NAMES,
+    Fault,
     Sample,
     first_line,
     first_of,
@@ -43,7 +44,7 @@ def read_parquet(url: str, start: int = 0, stop: int | None = None) -> Iterator[
     except UserError:
         raise
     except DAMAGE as error:
-        yield Sample(place=url, fault=f"unreadable file: {first_line(error)}")
+        yield Sample(place=url, fault=Fault("unreadable file", first_line(error)))
 
 
 def _row_group(
@@ -55,17 +56,17 @@ def _row_group(
             for row in range(batch.num_rows):
                 yield _sample(batch.slice(row, 1), f"{url}, row {number}", url)
                 number += 1
-        reason = "unreadable row: fewer rows than announced"
+        fault = Fault("unreadable row", "fewer rows than announced")
     except DAMAGE as error:
-        reason = f"unreadable row: {first_line(error)}"
-    yield from (Sample(place=f"{url}, row {lost}", fault=reason) for lost in range(number, last))
+        fault = Fault("unreadable row", first_line(error))
+    yield from (Sample(place=f"{url}, row {lost}", fault=fault) for lost in range(number, last))
 
 
 def _sample(batch: Any, place: str, url: str) -> Sample:
     try:
         (row,) = batch.to_pylist()
     except UnicodeDecodeError:
-        return Sample(place=place, fault="text is not UTF-8")
+        return Sample(place=place, fault=Fault("text is not UTF-8"))
     return row_sample({name.lower(): value for name, value in row.items()}, place, url)
 
 

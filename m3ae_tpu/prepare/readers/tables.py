@@ -16,6 +16,7 @@ from m3ae_tpu.prepare.samples import (
     FILE_NAMES,
     LABEL_NAMES,
     URL_NAMES,
+    Fault,
     Sample,
     first_line,
     first_of,
@@ -75,13 +76,14 @@ def read_table(
     try:
         for number, (_, row) in enumerate(_rows(url, start, stop), first_row):
             place = f"{url}, row {number + 1}"
-            if isinstance(row, str):
+            if isinstance(row, Fault):
                 yield Sample(place=place, fault=row)
             elif row is not None:
                 yield row_sample(row, place, url, FILE_NAMES)
     except UNREADABLE as error:
         yield Sample(
-            place=f"{url}, behind row {number + 1}", fault=f"unreadable file: {first_line(error)}"
+            place=f"{url}, behind row {number + 1}",
+            fault=Fault("unreadable file", first_line(error)),
         )
 
 
@@ -105,11 +107,11 @@ def table_spans(url: str, rows: int) -> list[tuple[int, int | None, int]]:
 
 def _rows(
     url: str, start: int, stop: int | None
-) -> Iterator[tuple[int | None, Mapping[str, Any] | str | None]]:
+) -> Iterator[tuple[int | None, Mapping[str, Any] | Fault | None]]:
     """Yields, for each row, the byte behind it and its fields.
 
-    The byte is None in a compressed file. Instead of its fields, an unreadable row has the reason
-    as a text, and an empty row None.
+    The byte is None in a compressed file. Instead of its fields, an unreadable row has its fault,
+    and an empty row None.
     """
     with open_file(url) as file:
         head = [file.readline(_LONGEST_LINE).removeprefix(codecs.BOM_UTF8)]
@@ -138,7 +140,7 @@ def _lines(file: Any) -> Iterator[bytes]:
             line = file.readline(_LONGEST_LINE)
 
 
-def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | str | None]:
+def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | Fault | None]:
     # In tab-separated lists, such as CC12M's, quotes are part of the caption.
     quoting = csv.QUOTE_NONE if layout.separator == "\t" else csv.QUOTE_MINIMAL
     rows = csv.reader(map(_text, lines), delimiter=layout.separator, quoting=quoting, strict=True)
@@ -149,14 +151,14 @@ def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, An
         except csv.Error as error:
             # An open quote swallows the rows behind it. Each of them is counted as lost.
             for _ in range(rows.line_num - line):
-                yield f"unreadable row: {first_line(error)}"
+                yield Fault("unreadable row", first_line(error))
             continue
         if row is None:
             return
         if not any(row):
             yield None
         elif len(row) > len(layout.header):
-            yield "row with more fields than the header"
+            yield Fault("row with more fields than the header")
         else:
             yield dict(
                 zip(
@@ -174,25 +176,25 @@ def _unquoted(field: str) -> str:
     return field[1:-1].replace('""', '"') if is_quoted else field
 
 
-def _objects(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | str | None]:
+def _objects(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | Fault | None]:
     for line in lines:
         try:
             row = json.loads(_text(line)) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            yield f"not JSON: {first_line(error)}"
+            yield Fault("not JSON", first_line(error))
             continue
         if row is None or isinstance(row, dict):
             yield row and {name.lower(): value for name, value in row.items()}
         else:
-            yield "not a JSON object"
+            yield Fault("not a JSON object")
 
 
 def _texts(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | None]:
     return ({"text": line} if line.strip() else None for line in lines)
 
 
-def _array(lines: Iterable[bytes], layout: Layout) -> Iterator[str]:
-    yield "one JSON array, not JSON lines"
+def _array(lines: Iterable[bytes], layout: Layout) -> Iterator[Fault]:
+    yield Fault("one JSON array, not JSON lines")
 
 
 def _text(line: bytes) -> str:
@@ -236,7 +238,7 @@ def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
         try:
             image, captions = read_whole(url), _text_beside(url)
         except UNREADABLE as error:
-            yield Sample(place=url, fault=f"unreadable image file: {first_line(error)}")
+            yield Sample(place=url, fault=Fault("unreadable image file", first_line(error)))
             continue
         yield Sample(
             place=url, image=image, captions=captions, label=os.path.basename(os.path.dirname(url))
