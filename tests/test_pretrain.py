@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import write_shards
+
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = ["--num_steps=24", "--checkpoint.every_steps=4"]
 MIXED = """
@@ -147,6 +150,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert code != 0
     assert "Traceback" not in output
     assert "is not finite; the last good checkpoint is" in output
+
+
+def test_other_shards_of_the_same_names_and_counts_are_refused_unless_allowed(tmp_path):
+    def run(num_steps, *flags):
+        source = ["--data.sources.0.kind=text", f"--data.sources.0.shards={tmp_path}/texts-*"]
+        return pretrain(tmp_path / "run", f"--num_steps={num_steps}", *source, *flags)
+
+    for text in ("first", "other"):
+        texts = [Record(id=str(index), captions=(f"{text} text {index}",)) for index in range(40)]
+        write_shards(tmp_path, "texts", texts)
+        if text == "first":
+            assert run(1)[0] == 0
+    code, output = run(2)
+    assert code == 2
+    assert "the content of sources.0's texts-00000-of-00001.array_record changed." in output
+    assert "Put the old data back, go on with the new ones by --allow_changed_data" in output
+    code, output = run(2, "--allow_changed_data")
+    assert code == 0, output
+    assert "going on with other data: the content of sources.0's texts-00000-of-00001" in output
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ Shards are written with `group_size:1`: one record is read without decompressing
 
 import bisect
 import contextlib
+import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -14,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from m3ae_tpu.data.identity import ShardIdentity, identify
 from m3ae_tpu.data.manifest import resolve, shard_name
 from m3ae_tpu.data.records import Record, decode_record, encode_record
 from m3ae_tpu.errors import DataError, UserError
@@ -76,11 +79,16 @@ class Shards:
             with contextlib.suppress(DamagedRecordError):
                 yield self[index]
 
-    def name_counts(self) -> list[list[str | int]]:
-        """Returns file name and number of records of each shard, ready for JSON."""
-        return [
-            [os.path.basename(path), n] for path, n in zip(self.paths, self.counts, strict=True)
-        ]
+    @functools.cached_property
+    def identities(self) -> list[ShardIdentity]:
+        """Identity of each shard, computed on first use by a few reads of each file."""
+        return identify(self.paths, self.counts)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole set by its shards' contents, in order: 16 hexadecimal digits."""
+        contents = " ".join(shard.content for shard in self.identities)
+        return hashlib.sha256(contents.encode()).hexdigest()[:16]
 
     def starts(self) -> list[int]:
         """Returns the index of each shard's first record."""

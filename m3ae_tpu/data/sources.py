@@ -4,12 +4,15 @@ A run opens every set of shards and its tokenizer once, here, before its first s
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
 from m3ae_tpu.batch import Source, mixture
 from m3ae_tpu.config import DataConfig, SourceConfig, tree
+from m3ae_tpu.data import identity
 from m3ae_tpu.data.examples import Examples
+from m3ae_tpu.data.identity import ShardIdentity
 from m3ae_tpu.data.loader import Loader, MakeBatch
 from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.data.rows import DRAWS_VERSION, DrawRows
@@ -51,7 +54,7 @@ class OpenData:
     def fingerprint(self) -> dict[str, Any]:
         """Returns what decides the rows of every step, ready for JSON; a resumed run must match it.
 
-        Shards count by file name and number of records: they may move to another folder.
+        Shards count by file name, number of records and content: they may move to another folder.
         """
         return {
             "draws_version": DRAWS_VERSION,
@@ -63,7 +66,7 @@ class OpenData:
                     "text_length": source.config.text_length,
                     "split": list(source.config.split),
                     "records": len(split),
-                    "shards": shards.name_counts(),
+                    "shards": shards.identities,
                 }
                 for source, split, shards in zip(
                     self.sources, self.splits, self.shards, strict=True
@@ -166,20 +169,23 @@ def _require_kind(source: SourceConfig, shards: Shards) -> None:
 
 
 def differences(now: dict[str, Any], was: dict[str, Any]) -> list[str]:
-    """Returns one short sentence for each value that differs between two fingerprints."""
-    return list(tree.differences(_values(now), _values(was)).values())
+    """Returns one short phrase for each value that differs between two fingerprints."""
+    found = list(tree.differences(_values(now), _values(was)).values())
+    for number, sources in enumerate(zip(now["sources"], was["sources"], strict=False)):
+        new, old = (itertools.starmap(ShardIdentity, source["shards"]) for source in sources)
+        found += identity.changes(f"sources.{number}", new, old)
+    return found
 
 
 def _values(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values of a fingerprint by the names that a message gives them."""
-    found = {name: value for name, value in fingerprint.items() if name != "sources"}
-    for number, source in enumerate(fingerprint["sources"]):
-        # The number of records follows from the shards and the split.
-        values = {
-            name: value for name, value in source.items() if name not in ("shards", "records")
-        }
-        found |= {f"sources.{number}.{name}": value for name, value in values.items()}
-        found |= {
-            f"records of sources.{number}'s {shard}": count for shard, count in source["shards"]
-        }
-    return found
+    """Returns the values of a fingerprint but its shards, by the names that a message gives them.
+
+    The number of records follows from the shards and the split.
+    """
+    values = {name: value for name, value in fingerprint.items() if name != "sources"}
+    return values | {
+        f"sources.{number}.{name}": value
+        for number, source in enumerate(fingerprint["sources"])
+        for name, value in source.items()
+        if name not in ("shards", "records")
+    }

@@ -52,7 +52,8 @@ def test_a_fingerprint_tells_what_decides_the_order(folder, tmp_path):
     assert pairs_of(tmp_path).fingerprint() == first
     write_shards(tmp_path, "pairs", records[:-1], num_shards=2)
     assert differences(pairs_of(tmp_path).fingerprint(), first) == [
-        "records of sources.0's pairs-00000-of-00002.array_record = 11 now, was 12"
+        "records of sources.0's pairs-00000-of-00002.array_record = 11 now, was 12",
+        "the content of sources.0's pairs-00001-of-00002.array_record changed",
     ]
     assert pairs_of(folder, seed=1).fingerprint() != first
     assert pairs_of(folder, batch_size=16).fingerprint() != first
