@@ -11,11 +11,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from m3ae_tpu.data.image_formats import image_format
 from m3ae_tpu.data.images import ImageSizeError, damage_as_value_error, decode_image
 from m3ae_tpu.data.records import Record
-from m3ae_tpu.prepare.opening import image_format
 from m3ae_tpu.prepare.options import CleaningOptions, is_unicode
 from m3ae_tpu.prepare.samples import Fault, Sample
+from m3ae_tpu.prepare.unread_formats import unread_format
 
 _QUALITY, _QUALITY_WHEN_SHRUNK = 95, 90
 """JPEG quality of re-encoded images. At 90 an image takes two thirds of the bytes and five sixths
@@ -127,9 +128,10 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     """
     if not data:
         raise Unfit("empty image")
-    kind = image_format(data[:12])
-    if not kind:
-        raise Unfit("not an image")
+    format = image_format(data)
+    if not format:
+        starts_with = f"starts with {data[:16]!r}"
+        raise Unfit(*(unread_format(data) or ("not an image", starts_with)))
     try:
         with _no_warnings(), damage_as_value_error(), Image.open(io.BytesIO(data)) as header:
             (width, height), mode = header.size, header.mode
@@ -151,7 +153,7 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
         raise Unfit("damaged image") from None
     limit = options.max_shorter_side
     shrinks = bool(limit) and min(width, height) > limit
-    if kind == "jpeg" and mode in ("RGB", "L") and transposition is None and not shrinks:
+    if format == "JPEG" and mode in ("RGB", "L") and transposition is None and not shrinks:
         return data, (width, height)
     image = Image.fromarray(pixels)
     if transposition is not None:

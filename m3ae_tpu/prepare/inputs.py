@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from m3ae_tpu.errors import require
-from m3ae_tpu.prepare.opening import Format, file_format, file_system, is_remote
+from m3ae_tpu.prepare.formats import Format, file_format
+from m3ae_tpu.prepare.opening import file_system, is_remote
 from m3ae_tpu.prepare.readers.parquet import holds_images, parquet_row_groups
 from m3ae_tpu.prepare.readers.tables import SIDECAR_ENDINGS, named_files, table_holds
 
@@ -130,7 +131,8 @@ def _groups_beside(
 ) -> list[Group]:
     """Returns loose images, and files that should be containers by their ending or are unknown."""
     endings = {_ending(url) for _, (url,) in containers}
-    unknown = [*by_format["unknown"], *(url for url in tables if _ending(url) in endings)]
+    texts = (url for url in tables if _ending(url) in endings)
+    unknown = [*by_format["unread"], *by_format["unknown"], *texts]
     images = [] if kind == "text" else _together(by_format["image"])
     return [*images, *_each("unknown", unknown)]
 
@@ -144,7 +146,7 @@ def _text_groups(by_format: Formats, tables: list[str], given: str) -> list[Grou
         *_each("table", tables),
         *_each("parquet", by_format["parquet"]),
         *_each("hdf5", by_format["hdf5"]),
-        *_each("unknown", by_format["unknown"]),
+        *_each("unknown", [*by_format["unread"], *by_format["unknown"]]),
     ]
 
 
@@ -191,7 +193,7 @@ def _texts(formats: Mapping[str, Format]) -> set[str]:
         url
         for url in named
         if formats[url] == "table"
-        or (formats[url] == "unknown" and os.path.splitext(url)[0] in stems)
+        or (formats[url] in ("unread", "unknown") and os.path.splitext(url)[0] in stems)
     }
 
 

@@ -1,4 +1,4 @@
-"""Opening of files, local or remote, compressed or not, and recognition of their formats."""
+"""Opening of files, local or remote, compressed or not."""
 
 import bz2
 import contextlib
@@ -9,18 +9,14 @@ import lzma
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
 
 from m3ae_tpu.errors import UserError
-
-type Format = Literal["tar", "parquet", "hdf5", "image", "table", "unknown"]
-"""`table` is CSV, TSV, JSON lines or plain text."""
 
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Errors of opening and reading a file."""
@@ -32,12 +28,6 @@ LARGEST_FILE = 2**28
 """Bytes of the largest image or caption that is read. A small compressed file could grow to more
 than the memory.
 """
-
-_SNIFFED = tarfile.BLOCKSIZE
-"""Bytes at the start of a file by which its format is recognised."""
-_SEARCHED = 2**20
-"""Bytes in which an undamaged header of a tar is searched if the first one is damaged."""
-_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def is_remote(url: str) -> bool:
@@ -158,62 +148,3 @@ def require_plausible(counts: Sequence[int], file: Any) -> None:
     file.seek(0)
     if any(count < 0 for count in counts) or sum(counts) > size:
         raise ValueError("damaged number of rows")
-
-
-def image_format(start: bytes) -> str:
-    """Returns the name of the image format that the first 12 bytes announce, or ""."""
-    if start[:3] == b"\xff\xd8\xff":
-        return "jpeg"
-    if start[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "webp"
-    if start[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if start[:4] in (b"II*\x00", b"MM\x00*"):
-        return "tiff"
-    return "bmp" if start[:2] == b"BM" and start[6:10] == b"\0\0\0\0" else ""
-
-
-def file_format(url: str) -> Format:
-    """Returns the format of a file's content, after decompression."""
-    try:
-        with open_file(url) as file:
-            start = file.read(_SNIFFED)
-            if _is_tar_header(start):
-                return "tar"
-            if (
-                _BINARY.search(start)
-                and not _announces(start)
-                and _holds_tar_header(file.read(_SEARCHED))
-            ):
-                return "tar"
-    except UNREADABLE:
-        return "unknown"  # Its reader fails again and gives the reason.
-    if start[:4] == b"PAR1":
-        return "parquet"
-    if start[:8] == b"\x89HDF\r\n\x1a\n":
-        return "hdf5"
-    if image_format(start):
-        return "image"
-    # Text in any encoding: rows that are not UTF-8 are dropped one by one.
-    return "table" if start and not _BINARY.search(start) else "unknown"
-
-
-def _announces(start: bytes) -> bool:
-    return start[:4] == b"PAR1" or start[:8] == b"\x89HDF\r\n\x1a\n" or bool(image_format(start))
-
-
-def _is_tar_header(block: bytes) -> bool:
-    try:
-        return bool(tarfile.TarInfo.frombuf(block, "utf-8", "replace").name)
-    except (tarfile.HeaderError, ValueError):
-        return block[257:262] == b"ustar"
-
-
-def _holds_tar_header(blocks: bytes) -> bool:
-    """Returns whether one of the blocks is the header of a tar's member."""
-    return b"ustar" in blocks and any(
-        blocks[start + 257 : start + 262] == b"ustar"
-        for start in range(0, len(blocks), tarfile.BLOCKSIZE)
-    )

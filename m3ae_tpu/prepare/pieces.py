@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.prepare.formats import Format, unread_file
 from m3ae_tpu.prepare.inputs import (
     Group,
     RowCounts,
@@ -15,7 +16,6 @@ from m3ae_tpu.prepare.inputs import (
     ignored_files,
     list_files,
 )
-from m3ae_tpu.prepare.opening import Format
 from m3ae_tpu.prepare.readers.archives import read_tar
 from m3ae_tpu.prepare.readers.hdf5 import hdf5_rows, read_hdf5
 from m3ae_tpu.prepare.readers.parquet import parquet_row_groups, read_parquet
@@ -57,8 +57,8 @@ class Piece:
                 return read_hdf5(url, self.prefix, self.start, self.stop)
             case "table":
                 return read_table(url, self.start, self.stop, self.first_row)
-            case "unknown":
-                return iter([Sample(place=url, fault=Fault("unknown file format"))])
+            case "unread" | "unknown":
+                return iter([Sample(place=url, fault=Fault(*unread_file(url)))])
 
     def key(self) -> str:
         """Returns a text that identifies the piece: equal pieces of equal files have equal ones."""

@@ -97,5 +97,5 @@ def test_the_outcome_is_printed(pairs, tmp_path, capsys):
     outcome, ignored, dropped, files = capsys.readouterr().out.splitlines()
     assert outcome.startswith("5 given, 4 kept in 1 shard, ")
     assert ignored == "  ignored 4 files: 00000.parquet, 00000_stats.json, 00001.parquet, ..."
-    assert dropped == "  dropped 1: unknown file format"
+    assert dropped == "  dropped 1: HTML is not read"
     assert files.startswith(f"{tmp_path}/set/manifest.json; everything dropped is in")

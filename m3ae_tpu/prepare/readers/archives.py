@@ -8,10 +8,10 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from m3ae_tpu.data.image_formats import image_format
 from m3ae_tpu.prepare.opening import (
     LARGEST_FILE,
     UNREADABLE,
-    image_format,
     is_compressed,
     open_file,
 )
@@ -113,7 +113,7 @@ def _image(contents: Mapping[str, bytes]) -> bytes | None:
     """
     named = [contents[name] for name in IMAGE_NAMES if name in contents]
     members = [*named, *(content for ending, content in contents.items() if ending not in _KNOWN)]
-    by_content = (content for content in members if image_format(content[:12]))
+    by_content = (content for content in members if image_format(content))
     return next(by_content, next(iter(members), None))
 
 
