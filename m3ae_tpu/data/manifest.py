@@ -1,5 +1,6 @@
 """Files of a set of shards: their names, the starter set's folder, and `manifest.json`."""
 
+import fnmatch
 import glob
 import json
 import os
@@ -26,18 +27,23 @@ def resolve(pattern: str) -> list[str]:
     Raises:
         UserError: no file matches, or a shard of a numbered set is missing.
     """
-    path = locate(pattern)
-    # The package may be installed in a folder whose name looks like a glob.
-    if path.startswith(str(STARTER)):
-        path = glob.escape(str(STARTER)) + path.removeprefix(str(STARTER))
+    path = _as_glob(locate(pattern))
     paths = sorted(path for path in glob.glob(path) if os.path.isfile(path))
     require(
         bool(paths),
         f"shards = {pattern} matches no file. Check the path (relative ones start at "
         f"{os.getcwd()}), or use 'starter/train-*', the set that ships with the package.",
     )
-    _require_whole_set(pattern, paths)
+    _require_whole_set(pattern, os.path.basename(path), paths)
     return paths
+
+
+def _as_glob(path: str) -> str:
+    """Returns a glob of a path whose file or folder may have a name that looks like a glob."""
+    if os.path.isfile(path):
+        return glob.escape(path)
+    folder, name = os.path.split(path)
+    return os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else path
 
 
 def shard_name(name: str, shard: int, num_shards: int) -> str:
@@ -45,21 +51,22 @@ def shard_name(name: str, shard: int, num_shards: int) -> str:
     return f"{name}-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
-def _require_whole_set(pattern: str, paths: Sequence[str]) -> None:
-    """Raises if shards of a numbered set are missing, unless the pattern names certain numbers."""
-    if re.search(r"-\d|\[", os.path.basename(pattern)):
-        return
-    found: dict[tuple[str, str], set[int]] = {}
+def _require_whole_set(pattern: str, name_glob: str, paths: Sequence[str]) -> None:
+    """Raises if a shard of a numbered set is missing whose name the glob matches."""
+    found: dict[tuple[str, ...], set[int]] = {}
     for path in paths:
-        numbered = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)?", path)
+        numbered = re.fullmatch(r"(.*)-(\d{5,})-of-(\d{5,})(\.[^/]*)?", path, re.DOTALL)
         if numbered:
-            found.setdefault((numbered[1], numbered[3]), set()).add(int(numbered[2]))
-    for (name, total), numbers in found.items():
-        missing = sorted(set(range(int(total))) - numbers)
+            name, number, total, suffix = numbered.groups(default="")
+            found.setdefault((name, total, suffix), set()).add(int(number))
+    for (name, total, suffix), numbers in found.items():
+        others = sorted(set(range(int(total))) - numbers)
+        names = [f"{name}-{number:0{len(total)}d}-of-{total}{suffix}" for number in others]
+        missing = [name for name in names if fnmatch.fnmatchcase(os.path.basename(name), name_glob)]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(
-                f"shards = {pattern} lacks {name}-{missing[0]:05d}-of-{total}{more}. "
+                f"shards = {pattern} lacks {missing[0]}{more}. "
                 "Copy or make it again, or name the shards to use (train-0000[0-3]-of-00008*)."
             )
 
