@@ -20,12 +20,14 @@ from m3ae_tpu.data.manifest import MANIFEST, shard_name
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.convert import (
     DROPPED,
+    PASSED_OVER,
     Summary,
     clean,
     count_shards,
     drop_lines,
     gather_shard,
     make_manifest,
+    passed_over_json,
     require_fit,
     require_no_empty_shard,
     shard_of,
@@ -110,7 +112,7 @@ def _build(
             num_shards,
             output,
             options,
-            collection.count_files(),
+            collection,
         )
     )
 
@@ -151,18 +153,24 @@ def _finish(
     num_shards: int,
     output: str,
     options: PrepareOptions,
-    inputs: dict[str, Any],
+    collection: Collection,
 ) -> None:
-    """Writes `dropped.jsonl`, then the manifest, whose presence means that the set is complete."""
+    """Writes the lists, then the manifest, whose presence means that the set is complete."""
     summaries = [summary for _, summary in sorted(numbered, key=lambda pair: pair[0])]
-    require_fit(summaries)
+    require_fit(summaries, collection.passed_over)
     require_no_empty_shard(len(lines), num_shards)
-    manifest = make_manifest(summaries, dict(lines), options, inputs)
+    manifest = make_manifest(summaries, dict(lines), options, collection.count_files())
+    lists = {
+        DROPPED: drop_lines(summaries, dict(lines)),
+        PASSED_OVER: passed_over_json(collection.passed_over),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        dropped, finished = pathlib.Path(folder) / DROPPED, pathlib.Path(folder) / MANIFEST
-        with dropped.open("w", encoding="utf-8") as file:
-            file.writelines(drop_lines(summaries, dict(lines)))
-        _store(dropped, f"{output}/{DROPPED}")
+        for name, json_lines in lists.items():
+            path = pathlib.Path(folder) / name
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(json_lines)
+            _store(path, f"{output}/{name}")
+        finished = pathlib.Path(folder) / MANIFEST
         finished.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _store(finished, f"{output}/{MANIFEST}")
 

@@ -1,6 +1,5 @@
 """Preparation of a collection with a progress bar, on this machine or on Beam, and its outcome."""
 
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ import rich.progress
 
 from m3ae_tpu.data.manifest import MANIFEST
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.prepare.convert import DROPPED
+from m3ae_tpu.prepare.convert import DROPPED, passed_over_lines
 from m3ae_tpu.prepare.local import prepare_locally
 from m3ae_tpu.prepare.opening import is_remote
 from m3ae_tpu.prepare.options import PrepareOptions
@@ -101,10 +100,8 @@ def _print_outcome(manifest: dict[str, Any], collection: Collection, output: str
         f"{manifest['given']:,} given, {manifest['kept']:,} kept in {num_shards:,} "
         f"shard{'s' * (num_shards > 1)}, {manifest['bytes'] / 1e6:,.1f} MB"
     )
-    if collection.ignored:
-        names = [*map(os.path.basename, list(collection.ignored)[:3])]
-        more = ", ..." if len(collection.ignored) > 3 else ""
-        print(f"  ignored {len(collection.ignored):,} files: {', '.join(names)}{more}")
+    for line in passed_over_lines(collection.passed_over):
+        print(f"  {line}")
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
         print(f"  dropped {count:,}: {reason}")
     print(f"{output}/{MANIFEST}; everything dropped is in {output}/{DROPPED}")

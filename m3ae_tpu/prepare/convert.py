@@ -10,20 +10,21 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record
 from m3ae_tpu.data.shards import write_shard
-from m3ae_tpu.errors import require
+from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import file_sha256
 from m3ae_tpu.prepare.cleaning import Unfit, clean_sample, image_size
 from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 from m3ae_tpu.prepare.samples import Sample
 
-DROPPED = "dropped.jsonl"
-"""Name of the list of all dropped samples."""
+DROPPED, PASSED_OVER = "dropped.jsonl", "passed_over.jsonl"
+"""Names of the lists of all dropped samples, and of all files of the input that were not read."""
 STORED = "group_size:1,uncompressed"
 """ArrayRecord's options: each record can be read alone, and images are compressed already."""
 
@@ -137,21 +138,41 @@ def gather_shard(
     }
 
 
-def require_fit(summaries: Sequence[Summary]) -> None:
+def require_fit(summaries: Sequence[Summary], passed_over: Mapping[str, tuple[int, str]]) -> None:
     """Refuses a collection of which nothing was kept.
+
+    Args:
+        summaries: Of all pieces.
+        passed_over: Files that were not read, with their sizes and the reasons.
 
     Raises:
         UserError: with the most frequent reasons.
     """
+    if any(summary.kept for summary in summaries):
+        return
     given = sum(summary.given for summary in summaries)
-    reasons = collections.Counter(
-        reason for summary in summaries for _, reason, _ in summary.dropped
+    dropped = [line for summary in summaries for line in summary.dropped]
+    reasons = collections.Counter(reason for _, reason, _ in dropped).most_common(3)
+    first = {reason: detail for _, reason, detail in reversed(dropped)}
+    found = ", ".join(
+        f"{reason} ({count:,}{f': {first[reason]}' if first[reason] else ''})"
+        for reason, count in reasons
     )
-    found = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
-    require(
-        any(summary.kept for summary in summaries),
-        f"--input gave {given:,} examples and none is fit: {found or 'all files are empty'}.",
-    )
+    message = f"--input gave {given:,} examples and none is fit: {found or 'all files are empty'}."
+    raise UserError("\n".join([message, *passed_over_lines(passed_over)]))
+
+
+def passed_over_lines(passed_over: Mapping[str, tuple[int, str]]) -> list[str]:
+    """Returns up to three lines for a terminal that tell which files were not read, and why."""
+    names: dict[str, list[str]] = {}
+    for url, (_, reason) in passed_over.items():
+        names.setdefault(reason, []).append(os.path.basename(url))
+    lines = [
+        f"passed over {len(of_reason):,} file{'s' * (len(of_reason) > 1)}: "
+        f"{', '.join(of_reason[:3])}{', ...' if len(of_reason) > 3 else ''} ({reason})"
+        for reason, of_reason in names.items()
+    ]
+    return lines if len(lines) <= 3 else [*lines[:2], f"... and {len(lines) - 2} other reasons"]
 
 
 def require_no_empty_shard(filled: int, num_shards: int) -> None:
@@ -178,6 +199,12 @@ def drop_lines(summaries: Iterable[Summary], shards: Mapping[str, dict[str, Any]
         for place, reason, detail in dropped:
             line = {"place": place, "reason": reason} | ({"detail": detail} if detail else {})
             yield json.dumps(line) + "\n"
+
+
+def passed_over_json(passed_over: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+    """Yields the lines of `passed_over.jsonl`, in the order of the input."""
+    for url, (size, reason) in passed_over.items():
+        yield json.dumps({"place": url, "bytes": size, "reason": reason}) + "\n"
 
 
 def make_manifest(

@@ -1,64 +1,143 @@
-"""Files of an input: their formats, and the choice of those that are read."""
+"""Files of an input, and the choice of those that are read."""
 
-import collections
 import concurrent.futures
+import contextlib
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from m3ae_tpu.errors import require
+from m3ae_tpu.errors import UserError
 from m3ae_tpu.prepare.formats import Format, file_format
-from m3ae_tpu.prepare.opening import file_system, is_remote
-from m3ae_tpu.prepare.readers.parquet import holds_images, parquet_row_groups
-from m3ae_tpu.prepare.readers.tables import SIDECAR_ENDINGS, named_files, table_holds
+from m3ae_tpu.prepare.helper_files import helper_file_reason
+from m3ae_tpu.prepare.named_files import find_named_file
+from m3ae_tpu.prepare.opening import UNREADABLE, file_system, is_remote
+from m3ae_tpu.prepare.readers.image_files import SIDECAR_ENDINGS
+from m3ae_tpu.prepare.readers.parquet import parquet_names
+from m3ae_tpu.prepare.readers.tables import table_rows
+from m3ae_tpu.prepare.roles import IMAGE_ENDINGS, Role, file_name, find_role
+from m3ae_tpu.prepare.samples import is_address
 
-_STATISTICS = "_stats.json"
-"""End of the names of the statistics that img2dataset leaves."""
-_TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "md")
 _OPENED_AT_ONCE = 32
-"""Files whose format is looked up at the same time: a remote store answers slowly."""
+"""Files that are opened at the same time to look at them: a remote store answers slowly."""
+_TEXT_ENDINGS = ("txt", "json", "jsonl", "csv", "tsv", "md")
+_ROW_ENDINGS = ("tar", "parquet", "hdf5", "h5")
+"""Endings of files of rows: a file so named is missed if it holds something else."""
 
-type Group = tuple[Format, tuple[str, ...]]
-"""Files that are read together, and their format."""
-type Formats = collections.defaultdict[Format, list[str]]
-"""The files of an input by format."""
-type RowCounts = Mapping[str, int]
-"""Numbers of rows of an HDF5 file by prefix of its arrays; empty for a damaged file."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Input:
+    """A file or folder that is given, and what its files are for."""
+
+    root: str
+    """The folder, or that of the file."""
+    sizes: Mapping[str, int]
+    """Bytes of each file."""
+    formats: Mapping[str, Format]
+    """Format of each file's content."""
+    roles: Mapping[str, Role]
+    """Role of each file."""
+    read: Sequence[str]
+    """Files of rows, lists and texts that are read."""
+    images: Sequence[str]
+    """Loose files that are read as images."""
+    passed_over: Mapping[str, str]
+    """Reason why each of the other files is not read."""
+
+
+def look_at_input(given: str, kind: str) -> Input:
+    """Lists the files of an input, recognises them by content, and chooses those that are read.
+
+    Files of rows (tars, parquet, HDF5) and lists of images are always read. If a list names files
+    of the input, only those loose images are read that lists name; without one all of them are, and
+    each file that is neither an image nor a text counts as one, to be dropped with its reason. For
+    texts, plain text and tables are read too, but not beside tars.
+
+    Args:
+        given: File or folder, local or remote.
+        kind: Kind of the samples.
+
+    Raises:
+        UserError: it does not exist or cannot be read, or holds nothing of the kind.
+    """
+    sizes = list_files(given)
+    root = given if is_remote(given) else os.path.abspath(os.path.expanduser(given))
+    is_folder = root not in sizes
+    root = root if is_folder else os.path.dirname(root)
+    formats = _find_formats(sizes)
+    roles = _find_roles(formats, kind, root, is_folder=is_folder)
+    read, loose = _choose_texts(formats, roles) if kind == "text" else _choose_images(roles)
+    if not read:
+        raise UserError(_nothing_message(given, roles, kind))
+    named = set() if kind == "text" else set(_named_files(read, formats, roles, root))
+    stems = {os.path.splitext(url)[0] for url in {*read, *named}}
+    passed_over = {
+        url: roles[url].reason or "no list names it"
+        for url in sizes
+        if url not in read
+        and url not in named
+        and not (_is_sidecar(url) and os.path.splitext(url)[0] in stems)
+    }
+    return Input(
+        root=root,
+        sizes=sizes,
+        formats=formats,
+        roles=roles,
+        read=[url for url in sizes if url in read and url not in loose],
+        images=sorted(loose),
+        passed_over=passed_over,
+    )
 
 
 def list_files(given: str) -> dict[str, int]:
-    """Returns the sizes of a file, or of all files below a folder that are not hidden, sorted."""
-    if not is_remote(given):
-        return _local_files(given)
-    system, root = file_system(given)
-    found = system.find(root, detail=True)
-    return {
-        str(system.unstrip_protocol(name)): int(found[name].get("size") or 0)
-        for name in sorted(found)
-        if not any(folder.startswith(".") for folder in name[len(root) :].split("/"))
-    }
+    """Returns the sizes of a file, or of all files below a folder that are not hidden, sorted.
+
+    Raises:
+        UserError: there is none, or a folder cannot be read.
+    """
+    if is_remote(given):
+        system, root = file_system(given)
+        found = system.find(root, detail=True)
+        sizes = {
+            str(system.unstrip_protocol(name)): int(found[name].get("size") or 0)
+            for name in sorted(found)
+            if not any(folder.startswith(".") for folder in name[len(root) :].split("/"))
+        }
+    else:
+        path = os.path.abspath(os.path.expanduser(given))
+        sizes = dict(sorted(_local_files(path, ()))) if os.path.isdir(path) else {}
+        if os.path.isfile(path):
+            sizes = {path: os.path.getsize(path)}
+    if not sizes:
+        hint = " Put a path that holds a comma in double quotes." if "," in given else ""
+        raise UserError(
+            f"--input = {given} does not exist or is an empty folder. Check the path.{hint}"
+        )
+    return sizes
 
 
-def _local_files(given: str) -> dict[str, int]:
-    path = os.path.abspath(os.path.expanduser(given))
-    if os.path.isfile(path):
-        return {path: os.path.getsize(path)}
-    found: dict[str, int] = {}
-    visited: set[str] = set()
-    for folder, folders, names in os.walk(path, followlinks=True):
-        # A link may lead back to a folder that was visited.
-        real = os.path.realpath(folder)
-        is_again = real in visited
-        folders[:] = [] if is_again else sorted(name for name in folders if name[0] != ".")
-        for name in [] if is_again else names:
-            url = os.path.join(folder, name)
-            if not name.startswith(".") and (os.path.isfile(url) or os.path.islink(url)):
-                found[url] = os.path.getsize(url) if os.path.exists(url) else 0
-        visited.add(real)
-    return dict(sorted(found.items()))
+def _local_files(folder: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Yields files below a folder and their sizes.
+
+    Links are followed, but not to one of the folders above.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(
+            f"--input holds {folder}, which cannot be read ({error.strerror}). "
+            "Make it readable, or move it away."
+        ) from None
+    for entry in entries:
+        if entry.is_dir():
+            yield from _local_files(entry.path, (*above, real))
+        elif entry.is_file() or entry.is_symlink():
+            yield entry.path, entry.stat().st_size if entry.is_file() else 0
 
 
-def find_formats(sizes: Mapping[str, int]) -> dict[str, Format]:
-    """Returns the format of each file."""
+def _find_formats(sizes: Mapping[str, int]) -> dict[str, Format]:
     with concurrent.futures.ThreadPoolExecutor(_OPENED_AT_ONCE) as threads:
         formats = dict(zip(sizes, threads.map(file_format, sizes), strict=True))
     # An empty file has no content to recognise.
@@ -68,145 +147,112 @@ def find_formats(sizes: Mapping[str, int]) -> dict[str, Format]:
     return formats | empty_texts
 
 
-def choose_files(
-    formats: Mapping[str, Format], hdf5: Mapping[str, RowCounts], given: str, kind: str
-) -> list[Group]:
-    """Returns the files of an input that are read, in groups.
+def _find_roles(
+    formats: Mapping[str, Format], kind: str, root: str, *, is_folder: bool
+) -> dict[str, Role]:
+    helpers, sidecars = {}, {}
+    if is_folder:
+        reasons = {url: helper_file_reason(url[len(root) :].lstrip("/")) for url in formats}
+        helpers = {
+            url: Role(use="none", reason=reason)
+            for url, reason in reasons.items()
+            if reason and formats[url] != "image"
+        }
+    if kind != "text":
+        stems = {
+            os.path.splitext(url)[0]
+            for url, format in formats.items()
+            if format == "image" or _ending(url) in IMAGE_ENDINGS
+        }
+        sidecars = {
+            url: Role(use="none", reason="text of an image that is not read")
+            for url, format in formats.items()
+            if _is_sidecar(url) and format != "image" and os.path.splitext(url)[0] in stems
+        }
+    known = helpers | sidecars
+    others = [url for url in formats if url not in known]
+    with concurrent.futures.ThreadPoolExecutor(_OPENED_AT_ONCE) as threads:
+        found = threads.map(lambda url: _find_role(url, formats[url], kind, root), others)
+        return {**known, **dict(zip(others, found, strict=True))}
 
-    Args:
-        formats: Format of each file.
-        hdf5: Numbers of rows of each HDF5 file.
-        given: The input, for messages.
-        kind: Kind of the samples.
 
-    Raises:
-        UserError: no file can be read, or they hold addresses instead of images.
-    """
-    by_format: Formats = collections.defaultdict(list)
-    for url, format in formats.items():
-        by_format[format].append(url)
-    tables = [url for url in by_format["table"] if not url.endswith(_STATISTICS)]
-    has_containers = _has_containers(by_format, hdf5, kind)
-    needs_tables = bool(by_format["image"]) or not has_containers
-    holds = {url: table_holds(url, kind) for url in tables} if needs_tables else {}
-    lists = [url for url in tables if holds.get(url) == "images" and kind != "text"]
-    if has_containers and (kind != "text" or by_format["tar"]):
-        containers = _container_groups(by_format, kind)
-        if lists:
-            return [*_each("table", lists), *containers]
-        return [*containers, *_groups_beside(containers, by_format, tables, kind)]
-    if lists:
-        return _each("table", lists)
+def _find_role(url: str, format: Format, kind: str, root: str) -> Role:
+    is_image_name = _ending(url) in IMAGE_ENDINGS
+    if kind == "text" and is_image_name:
+        return Role(use="none", reason="image")
+    if format == "table" and (is_image_name or _ending(url) in _ROW_ENDINGS):
+        return Role(use="unknown")  # A page about an error, saved in place of the file.
+    return find_role(url, format, kind, root)
+
+
+def _choose_images(roles: Mapping[str, Role]) -> tuple[set[str], set[str]]:
+    """Returns the files that are read for images, and those of them that are loose images."""
+    uses = {url: role.use for url, role in roles.items()}
+    rows = {url for url, use in uses.items() if use in ("rows", "damaged")}
+    lists = {url for url, use in uses.items() if use == "list"}
+    images = {url for url, use in uses.items() if use == "image"}
+    unknown = {url for url, use in uses.items() if use == "unknown"}
+    lists_of_input = {url for url in lists if roles[url].is_of_input}
+    if lists_of_input:
+        return rows | lists_of_input | {
+            url for url in unknown if _ending(url) in _ROW_ENDINGS
+        }, set()
+    if any(uses[url] == "rows" for url in rows):
+        loose = images | {url for url in unknown if _ending(url) in IMAGE_ENDINGS}
+        return rows | loose | unknown, loose
+    loose = images | unknown
+    return (rows | loose or lists), loose
+
+
+def _choose_texts(
+    formats: Mapping[str, Format], roles: Mapping[str, Role]
+) -> tuple[set[str], set[str]]:
+    """Returns the files that are read for texts, and an empty set: no loose images."""
+    archives = {url for url in roles if formats[url] == "tar"}
+    read = {url for url, role in roles.items() if role.use not in ("none", "addresses")}
+    if archives:  # Texts beside archives are lists and statistics.
+        read -= {url for url in roles if formats[url] == "table"}
+    return read, set()
+
+
+def _named_files(
+    read: Iterable[str], formats: Mapping[str, Format], roles: Mapping[str, Role], root: str
+) -> Iterator[str]:
+    """Yields the files of the input that lists name, as far as the lists can be read."""
+    for url in read:
+        role = roles[url]
+        if role.use != "list":
+            continue
+        rows = parquet_names(url) if role.layout is None else table_rows(url, role.layout)
+        with contextlib.suppress(*UNREADABLE):
+            for row in rows:
+                name = file_name(row) if isinstance(row, Mapping) else ""
+                if name and not is_address(name):
+                    with contextlib.suppress(OSError, ValueError):
+                        path = find_named_file(name, os.path.dirname(url), root)
+                        yield path if is_remote(path) else os.path.normpath(path)
+
+
+def _nothing_message(given: str, roles: Mapping[str, Role], kind: str) -> str:
+    if any(role.use == "addresses" for role in roles.values()):
+        return (
+            f"--input = {given} holds addresses of images, not images. Download them first: "
+            "img2dataset --url_list=FILE --output_format=webdataset."
+        )
+    reasons = [f"{os.path.basename(url)}: {role.reason}" for url, role in roles.items()]
+    shown = "\n".join(
+        [*reasons[:2], *([f"... and {len(reasons) - 2} more files"] * (len(reasons) > 2))]
+    )
     if kind == "text":
-        return _text_groups(by_format, tables, given)
-    return _image_groups(formats, by_format, "addresses" in holds.values(), given)
+        need = "no text to read. Give plain text, JSON lines, CSV or parquet"
+    else:
+        need = "no images. Give a folder of images, tars, parquet or HDF5"
+    return f"--input = {given} holds {need}.\n{shown}"
 
 
-def _has_containers(by_format: Formats, hdf5: Mapping[str, RowCounts], kind: str) -> bool:
-    """Returns whether there is an archive, or a file of rows that opens.
-
-    A damaged file that starts like one must not decide how the others are read.
-    """
-    return (
-        bool(by_format["tar"])
-        or any(parquet_row_groups(url, kind) for url in by_format["parquet"])
-        or any(hdf5.values())
-    )
-
-
-def _container_groups(by_format: Formats, kind: str) -> list[Group]:
-    """Returns tars, parquet and HDF5 files, without the parquet lists that img2dataset leaves."""
-    parquet = by_format["parquet"]
-    if by_format["tar"]:
-        parquet = [] if kind == "text" else [url for url in parquet if holds_images(url)]
-    return [
-        *_each("tar", by_format["tar"]),
-        *_each("hdf5", by_format["hdf5"]),
-        *_each("parquet", parquet),
-    ]
-
-
-def _groups_beside(
-    containers: list[Group], by_format: Formats, tables: list[str], kind: str
-) -> list[Group]:
-    """Returns loose images, and files that should be containers by their ending or are unknown."""
-    endings = {_ending(url) for _, (url,) in containers}
-    texts = (url for url in tables if _ending(url) in endings)
-    unknown = [*by_format["unread"], *by_format["unknown"], *texts]
-    images = [] if kind == "text" else _together(by_format["image"])
-    return [*images, *_each("unknown", unknown)]
-
-
-def _text_groups(by_format: Formats, tables: list[str], given: str) -> list[Group]:
-    require(
-        bool(tables or by_format["parquet"] or by_format["hdf5"]),
-        f"--input = {given} holds no text to read. Give plain text, JSON lines, CSV or parquet.",
-    )
-    return [
-        *_each("table", tables),
-        *_each("parquet", by_format["parquet"]),
-        *_each("hdf5", by_format["hdf5"]),
-        *_each("unknown", [*by_format["unread"], *by_format["unknown"]]),
-    ]
-
-
-def _image_groups(
-    formats: Mapping[str, Format], by_format: Formats, has_addresses: bool, given: str
-) -> list[Group]:
-    """Returns files of rows and loose images.
-
-    Every file that is not a text counts as an image: a damaged one is then dropped with its reason.
-    """
-    rows = [*_each("parquet", by_format["parquet"]), *_each("hdf5", by_format["hdf5"])]
-    images = sorted(set(formats) - _texts(formats) - {url for _, (url,) in rows})
-    require(
-        bool(images or rows) or not has_addresses,
-        f"--input = {given} holds addresses of images, not images. Download them first: "
-        "img2dataset --url_list=FILE --output_format=webdataset.",
-    )
-    require(
-        bool(images or rows),
-        f"--input = {given} holds no images. Give a folder of images, tars, parquet or HDF5.",
-    )
-    return [*rows, *_together(images)]
-
-
-def _each(format: Format, urls: list[str]) -> list[Group]:
-    return [(format, (url,)) for url in urls]
-
-
-def _together(images: list[str]) -> list[Group]:
-    return [("image", tuple(images))] if images else []
+def _is_sidecar(url: str) -> bool:
+    return url.endswith(SIDECAR_ENDINGS)
 
 
 def _ending(url: str) -> str:
     return url.rpartition(".")[2].lower()
-
-
-def _texts(formats: Mapping[str, Format]) -> set[str]:
-    """Returns the texts: files named like one that are a table, or that lie beside an image."""
-    named = {url for url in formats if _ending(url) in _TEXT_ENDINGS}
-    stems = {
-        os.path.splitext(url)[0] for url in formats if url not in named or formats[url] == "image"
-    }
-    return {
-        url
-        for url in named
-        if formats[url] == "table"
-        or (formats[url] in ("unread", "unknown") and os.path.splitext(url)[0] in stems)
-    }
-
-
-def ignored_files(formats: Mapping[str, Format], groups: Sequence[Group], kind: str) -> list[str]:
-    """Returns the files that are neither read, nor a text beside an image, nor named by a table."""
-    read = {url for _, urls in groups for url in urls}
-    if kind != "text" and "image" in formats.values():
-        tables = {urls[0] for format, urls in groups if format == "table"}
-        read |= {name for url in tables for name in named_files(url)}
-    stems = {os.path.splitext(url)[0] for url in read}
-    return [
-        url
-        for url in formats
-        if url not in read
-        and not (url.endswith(SIDECAR_ENDINGS) and os.path.splitext(url)[0] in stems)
-    ]

@@ -22,6 +22,7 @@ from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_path, atomic_write
 from m3ae_tpu.prepare.convert import (
     DROPPED,
+    PASSED_OVER,
     Summary,
     clean,
     count_shards,
@@ -29,6 +30,7 @@ from m3ae_tpu.prepare.convert import (
     first_key,
     gather_shard,
     make_manifest,
+    passed_over_json,
     require_fit,
     require_no_empty_shard,
 )
@@ -89,7 +91,7 @@ def prepare_locally(
         kept = sum(summary.kept for summary in summaries)
         if not kept:
             shutil.rmtree(work)  # The next command may have another input.
-        require_fit(summaries)
+        require_fit(summaries, collection.passed_over)
         num_shards = count_shards(sum(summary.bytes for summary in summaries), kept, options)
         starts = _sort_index(work, [_file_name(piece) for piece in pieces], num_shards)
         require_no_empty_shard(len(set(starts)) - 1, num_shards)
@@ -107,11 +109,13 @@ def prepare_locally(
         lines = list(_reported(each(_gather, tasks), "writing shards", num_shards, report))
     shards = dict(zip([task.path.name for task in tasks], lines, strict=True))
     manifest = make_manifest(summaries, shards, options, collection.count_files())
-    with (
-        atomic_path(output / DROPPED) as unfinished,
-        unfinished.open("w", encoding="utf-8") as file,
-    ):
-        file.writelines(drop_lines(summaries, shards))
+    lists = {
+        DROPPED: drop_lines(summaries, shards),
+        PASSED_OVER: passed_over_json(collection.passed_over),
+    }
+    for name, json_lines in lists.items():
+        with atomic_path(output / name) as path, path.open("w", encoding="utf-8") as file:
+            file.writelines(json_lines)
     # Last: its presence means that the set is complete.
     atomic_write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(work)
@@ -120,7 +124,8 @@ def prepare_locally(
 
 def _require_no_set_files(output: pathlib.Path, name: str) -> None:
     """Refuses a folder in which a file would be overwritten."""
-    for path in (*output.glob(f"{glob.escape(name)}-*-of-*.array_record"), output / DROPPED):
+    lists = (output / name for name in (DROPPED, PASSED_OVER))
+    for path in (*output.glob(f"{glob.escape(name)}-*-of-*.array_record"), *lists):
         require(
             not path.exists(),
             f"--output = {output} holds {path.name}, which belongs to no prepared set. "

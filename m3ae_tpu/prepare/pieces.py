@@ -8,18 +8,14 @@ from collections.abc import Iterator, Mapping
 
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.formats import Format, unread_file
-from m3ae_tpu.prepare.inputs import (
-    Group,
-    RowCounts,
-    choose_files,
-    find_formats,
-    ignored_files,
-    list_files,
-)
+from m3ae_tpu.prepare.inputs import Input, look_at_input
 from m3ae_tpu.prepare.readers.archives import read_tar
-from m3ae_tpu.prepare.readers.hdf5 import hdf5_rows, read_hdf5
+from m3ae_tpu.prepare.readers.hdf5 import read_hdf5
+from m3ae_tpu.prepare.readers.image_files import read_image_files
+from m3ae_tpu.prepare.readers.layouts import Layout
 from m3ae_tpu.prepare.readers.parquet import parquet_row_groups, read_parquet
-from m3ae_tpu.prepare.readers.tables import read_image_files, read_table, table_spans
+from m3ae_tpu.prepare.readers.tables import read_table, table_spans
+from m3ae_tpu.prepare.roles import Role
 from m3ae_tpu.prepare.samples import Fault, Sample
 
 IMAGES_PER_PIECE = 1_000
@@ -42,6 +38,10 @@ class Piece:
     """Number of a table's row at `start`."""
     prefix: str = ""
     """Start of the names of HDF5 arrays."""
+    layout: Layout | None = None
+    """Layout of a table."""
+    root: str = ""
+    """Folder of the input, where files are searched that a list names."""
 
     def samples(self) -> Iterator[Sample]:
         """Yields the samples of the piece, in order."""
@@ -52,11 +52,14 @@ class Piece:
             case "tar":
                 return read_tar(url)
             case "parquet":
-                return read_parquet(url, self.start, self.stop)
+                return read_parquet(url, self.start, self.stop, root=self.root)
             case "hdf5":
                 return read_hdf5(url, self.prefix, self.start, self.stop)
             case "table":
-                return read_table(url, self.start, self.stop, self.first_row)
+                assert self.layout is not None
+                return read_table(
+                    url, self.layout, self.start, self.stop, self.first_row, root=self.root
+                )
             case "unread" | "unknown":
                 return iter([Sample(place=url, fault=Fault(*unread_file(url)))])
 
@@ -71,8 +74,8 @@ class Collection:
 
     pieces: tuple[Piece, ...]
     """Units of work, in the order of the input."""
-    ignored: Mapping[str, int]
-    """Bytes of each file that is not read, such as the statistics beside img2dataset's tars."""
+    passed_over: Mapping[str, tuple[int, str]]
+    """Bytes of each file that is not read, such as a README, and the reason."""
 
     def count_files(self) -> dict[str, dict[str, int]]:
         """Returns numbers and bytes of files by format, for the manifest.
@@ -83,8 +86,8 @@ class Collection:
         for piece in self.pieces:
             files = zip(piece.urls, piece.sizes, strict=True)
             sizes.setdefault(piece.format, {}).update(files)
-        if self.ignored:
-            sizes["passed over"] = dict(self.ignored)
+        if self.passed_over:
+            sizes["passed over"] = {url: size for url, (size, _) in self.passed_over.items()}
         return {
             format: {"files": len(files), "bytes": sum(files.values())}
             for format, files in sorted(sizes.items())
@@ -92,12 +95,9 @@ class Collection:
 
 
 def find_pieces(inputs: list[str], kind: str) -> Collection:
-    """Lists the pieces of files and folders, local or remote. Formats are recognised by content.
+    """Lists the pieces of files and folders, local or remote; `look_at_input` chooses the files.
 
-    In a folder with tars, parquet or HDF5 files, tables are ignored unless they name images: they
-    are img2dataset's lists and statistics. Tables that name images decide which loose images are
-    read; without such a table, every file that is not a text counts as an image. `FILE#train`
-    selects the arrays `train_jpg` and so on of an HDF5 file.
+    `FILE#train` selects the arrays `train_jpg` and so on of an HDF5 file.
 
     Raises:
         UserError: an input does not exist, holds nothing to read, or holds addresses instead of
@@ -105,33 +105,29 @@ def find_pieces(inputs: list[str], kind: str) -> Collection:
     """
     require(bool(inputs), "--input is empty. Name files or folders.")
     pieces: list[Piece] = []
-    groups: list[Group] = []
-    ignored: dict[str, int] = {}
+    passed_over: dict[str, tuple[int, str]] = {}
     prefixes: dict[str, set[str]] = {}
     for given in inputs:
         path, prefix = _split_prefix(given)
-        sizes = list_files(path)
-        require(
-            bool(sizes), f"--input = {path} does not exist or is an empty folder. Check the path."
-        )
+        found = look_at_input(path, kind)
         twice = [
-            url for url in sizes if url in prefixes and (not prefix or {prefix, ""} & prefixes[url])
+            url
+            for url in found.sizes
+            if url in prefixes and (not prefix or {prefix, ""} & prefixes[url])
         ]
         require(
             not twice,
             f"--input = {path} names {min(twice, default='')} a second time. Name each file once.",
         )
-        for url in sizes:
+        for url in found.sizes:
             prefixes.setdefault(url, set()).add(prefix)
-        formats = find_formats(sizes)
-        hdf5 = {url: hdf5_rows(url) for url, format in formats.items() if format == "hdf5"}
-        chosen = choose_files(formats, hdf5, path, kind)
-        for format, urls in chosen:
-            whole = Piece(format, urls, tuple(sizes[url] for url in urls), prefix=prefix)
-            pieces += _split(whole, hdf5.get(urls[0], {}), kind)
-        groups += chosen
-        ignored |= {url: sizes[url] for url in ignored_files(formats, groups, kind)}
-    return Collection(pieces=tuple(pieces), ignored=ignored)
+        pieces += _pieces_of(found, prefix, kind)
+        passed_over |= {url: (found.sizes[url], why) for url, why in found.passed_over.items()}
+    read = {url for piece in pieces for url in piece.urls}
+    return Collection(
+        pieces=tuple(pieces),
+        passed_over={url: known for url, known in passed_over.items() if url not in read},
+    )
 
 
 def _split_prefix(given: str) -> tuple[str, str]:
@@ -140,35 +136,47 @@ def _split_prefix(given: str) -> tuple[str, str]:
     return (path, f"{prefix}_") if mark and not os.path.exists(given) else (given, "")
 
 
-def _split(whole: Piece, counts: RowCounts, kind: str) -> list[Piece]:
-    """Splits many images, or a file of many rows, into pieces that are each worth a process.
+def _pieces_of(found: Input, prefix: str, kind: str) -> Iterator[Piece]:
+    for url in found.read:
+        role, format = found.roles[url], found.formats[url]
+        whole = Piece(
+            format if role.use != "unknown" else "unknown",
+            (url,),
+            (found.sizes[url],),
+            prefix=prefix,
+            layout=role.layout,
+            root=found.root if role.use == "list" else "",
+        )
+        yield from _split(whole, role, TEXTS_PER_PIECE if kind == "text" else IMAGES_PER_PIECE)
+    for start in range(0, len(found.images), IMAGES_PER_PIECE):
+        urls = tuple(found.images[start : start + IMAGES_PER_PIECE])
+        yield Piece("image", urls, tuple(found.sizes[url] for url in urls))
+
+
+def _split(whole: Piece, role: Role, num_rows: int) -> list[Piece]:
+    """Splits a file of many rows into pieces that are each worth a process.
 
     Args:
-        whole: The file, or loose images, as one piece.
-        counts: Numbers of rows, if it is an HDF5 file.
-        kind: Kind of the samples.
+        whole: The file as one piece.
+        role: Its role.
+        num_rows: Rows of a piece.
     """
-    url, step = whole.urls[0], TEXTS_PER_PIECE if kind == "text" else IMAGES_PER_PIECE
-    piece = functools.partial(dataclasses.replace, whole)
-    if whole.format == "image":
-        return [
-            piece(urls=whole.urls[start : start + step], sizes=whole.sizes[start : start + step])
-            for start in range(0, len(whole.urls), step)
-        ]
-    if whole.format == "table":
+    url, piece = whole.urls[0], functools.partial(dataclasses.replace, whole)
+    if whole.format == "table" and whole.layout is not None:
         return [
             piece(start=start, stop=stop, first_row=row)
-            for start, stop, row in table_spans(url, step)
+            for start, stop, row in table_spans(url, whole.layout, num_rows)
         ]
     if whole.format == "parquet":
         starts, rows = [0], 0
-        for group, count in enumerate(parquet_row_groups(url, kind)):
-            if rows >= step:
+        for group, count in enumerate(parquet_row_groups(url)):
+            if rows >= num_rows:
                 starts.append(group)
                 rows = 0
             rows += count
         return [piece(start=a, stop=b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
     if whole.format == "hdf5":
+        counts = role.row_counts
         prefix = whole.prefix if whole.prefix or len(counts) != 1 else next(iter(counts))
         if counts and prefix not in counts:
             names = ", ".join(f"{url}#{name.rstrip('_')}" for name in counts if name)
@@ -176,7 +184,7 @@ def _split(whole: Piece, counts: RowCounts, kind: str) -> list[Piece]:
                 f"has no set {whole.prefix.rstrip('_')}" if whole.prefix else "holds several sets"
             )
             raise UserError(f"--input = {url} {fault}. Name one: {names}.")
-        starts = range(0, max(1, counts.get(prefix, 0)), 2 * step)
+        starts = range(0, max(1, counts.get(prefix, 0)), 2 * num_rows)
         return [
             piece(
                 prefix=prefix,

@@ -6,19 +6,26 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from m3ae_tpu.prepare.named_files import find_named_file
 from m3ae_tpu.prepare.opening import UNREADABLE, read_whole
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes")
 """Columns and file endings that hold an encoded image. The first that has a value counts, here and
 below; all names are compared in lower case.
 """
-CAPTION_NAMES = ("captions", "caption", "text", "txt")
+CAPTION_NAMES = (
+    *("captions", "caption", "text", "txt", "title", "comment", "description", "sentence"),
+    *("alt_text", "alt"),
+)
 """Columns and file endings that hold a text, or a list of captions of the same image."""
-LABEL_NAMES = ("label_name", "label", "class", "cls")
+LABEL_NAMES = ("label_name", "label", "class", "cls", "class_name", "category")
 """Columns and file endings that hold a class."""
-FILE_NAMES = ("file", "file_name", "filename", "image", "path", "image_path")
-"""Columns of a table that name an image file in the table's folder."""
-URL_NAMES = ("url", "image_url")
+FILE_NAMES = (
+    *("file", "file_name", "filename", "filepath", "file_path", "image", "path", "image_path"),
+    *("image_name", "image_file", "img", "img_path", "image_id"),
+)
+"""Columns of a table that name an image file."""
+URL_NAMES = ("url", "image_url", "link")
 """Columns that hold the address of an image on the web."""
 
 
@@ -51,33 +58,45 @@ class Sample:
 
 
 def row_sample(
-    row: Mapping[str, Any], place: str, url: str, image_names: Iterable[str] = IMAGE_NAMES
+    row: Mapping[str, Any],
+    place: str,
+    url: str,
+    image_names: Iterable[str] = IMAGE_NAMES,
+    *,
+    root: str = "",
 ) -> Sample:
     """Returns the example in a row of named values.
 
-    An image is given as its bytes, as the name of a file, or as Hugging Face's struct of both.
+    An image is given as its bytes, as the name of a file, or as Hugging Face's struct of both. The
+    class of a named file in a row that has no value for it is the name of the file's folder.
 
     Args:
         row: Values by name, in lower case.
         place: File and row, for messages.
         url: File of the row. Names of images are relative to its folder.
         image_names: Names of the values that may be the image.
+        root: Folder of the input, where files are searched that are not found otherwise.
     """
     image = first_of(row, image_names)
     if isinstance(image, Mapping):
         image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     if is_address(image):
         return Sample(place=place, fault=Fault("address instead of an image file", image))
-    if isinstance(image, str) and image:
+    label = as_label(first_of(row, LABEL_NAMES))
+    if isinstance(image, str) and image.strip():
+        folder = os.path.dirname(url)
         try:
-            image = read_whole(os.path.join(os.path.dirname(url), image))
+            path = find_named_file(image, folder, root or folder)
+            image = read_whole(path)
         except UNREADABLE as error:
             return Sample(place=place, fault=Fault("unreadable image file", first_line(error)))
+        if not any(name in row for name in LABEL_NAMES):
+            label = os.path.basename(os.path.dirname(path))
     return Sample(
         place=place,
         image=image if isinstance(image, bytes) else None,
         captions=as_captions(first_of(row, CAPTION_NAMES)),
-        label=as_label(first_of(row, LABEL_NAMES)),
+        label=label,
     )
 
 
@@ -116,6 +135,10 @@ def as_captions(value: Any) -> tuple[bytes | None, ...]:
 
 def as_label(value: Any) -> str:
     """Returns a class of any type as text, a missing one as ""."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(
+            value
+        )  # pandas writes whole numbers with a missing one among them as fractions.
     return "" if _is_missing(value) else _as_bytes(value).decode("utf-8", "replace").strip()
 
 

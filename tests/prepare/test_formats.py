@@ -129,11 +129,11 @@ def test_a_known_format_that_is_not_read_is_named_with_the_way_out(case, tmp_pat
         run(tmp_path / "in", tmp_path / "set", kind="image", num_shards=1)
 
 
-@pytest.mark.parametrize("kind", ["image", "text"])
-def test_pointers_of_git_are_named(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "name"), [("image", "0.jpg"), ("text", "0.parquet")])
+def test_pointers_of_git_are_named(kind, name, tmp_path):
     (tmp_path / "in").mkdir()
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:6fd5d72f\nsize 90405214\n"
-    (tmp_path / "in" / "0.jpg").write_text(pointer)
+    (tmp_path / "in" / name).write_text(pointer)
     (tmp_path / "in" / "1.jpg").write_bytes(jpeg(np.asarray(IMAGE)))
     (tmp_path / "in" / "1.txt").write_text("a text")
     manifest = run(tmp_path / "in", tmp_path / "set", kind=kind, num_shards=1)

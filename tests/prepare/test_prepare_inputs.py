@@ -98,18 +98,18 @@ def test_columns_with_quotes_commas_and_other_encodings(pairs, tmp_path):
     (tmp_path / "i.jpg").write_bytes(pairs[0][0])
     lists = {
         "a.tsv": 'file\tcaption\ni.jpg\t"open quote\n',
-        "b.csv": 'file,caption\ni.jpg,good\ni.jpg,a dog, running\ni.jpg,"open\ni.jpg,lost\n',
+        "b.csv": 'file,caption\ni.jpg,good\ni.jpg,a dog, running\ni.jpg,"open\ni.jpg,not lost\n',
         "c.csv": 'File;Caption\ni.jpg;caf\xe9\ni.jpg;"two\nlines"\n',
     }
     for name, text in lists.items():
         (tmp_path / name).write_text(text, encoding="latin-1")
     manifest = run(tmp_path, tmp_path / "set", num_shards=1)
     texts = {record.captions[0] for record in open_shards(f"{tmp_path / 'set'}/train-*")}
-    assert texts == {'"open quote', "good", "two\nlines"}
+    assert texts == {'"open quote', "good", "not lost", "two\nlines"}
     assert manifest["dropped"] == {
         "row with more fields than the header": 1,
         "text is not UTF-8": 1,
-        "unreadable row": 2,
+        "unreadable row": 1,
     }
 
 
@@ -245,15 +245,6 @@ def test_tables_are_read_as_they_were_meant(content, texts, tmp_path):
     assert manifest["dropped"] in ({}, {"caption is not a text": 2})
 
 
-@pytest.mark.parametrize(
-    "content", ['[{"text": "one"},{"text": "two"}]', '[\n  {\n    "text": "one"\n  }\n]']
-)
-def test_a_json_array_is_not_a_text(content, tmp_path):
-    (tmp_path / "given.json").write_text(content)
-    with pytest.raises(UserError, match="one JSON array, not JSON lines"):
-        run(tmp_path / "given.json", tmp_path / "set", kind="text", num_shards=1)
-
-
 def test_members_of_a_tar_are_recognised_by_name_and_by_content(pairs, tmp_path):
     images = [image for image, _ in pairs]
     depth = io.BytesIO()
@@ -340,7 +331,7 @@ def test_a_row_gives_its_image_in_every_form(image, expected, tmp_path):
 def test_a_row_whose_image_cannot_be_read_has_the_reason(tmp_path):
     for image, fault in {
         "https://example.org/a.jpg": "address instead of an image file: https://example.org/a.jpg",
-        "missing.jpg": "unreadable image file: [Errno 2] No such file or directory",
+        "missing.jpg": "unreadable image file: No such file or directory: 'missing.jpg'",
     }.items():
         sample = row_sample({"image": image}, "row 1", f"{tmp_path}/list")
         assert str(sample.fault).startswith(fault)

@@ -1,6 +1,7 @@
 """Guards the output of a preparation, and that it overwrites nothing of the user."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -94,8 +95,16 @@ def test_the_outcome_is_printed(pairs, tmp_path, capsys):
     write_tars(tmp_path / "given", pairs[:4])
     (tmp_path / "given" / "error.tar").write_bytes(b"<html>not found</html>")
     prepare_collection([f"{tmp_path}/given"], f"{tmp_path}/set", PrepareOptions())
-    outcome, ignored, dropped, files = capsys.readouterr().out.splitlines()
+    outcome, *passed_over, dropped, files = capsys.readouterr().out.splitlines()
     assert outcome.startswith("5 given, 4 kept in 1 shard, ")
-    assert ignored == "  ignored 4 files: 00000.parquet, 00000_stats.json, 00001.parquet, ..."
+    assert passed_over == [
+        "  passed over 2 files: 00000.parquet, 00001.parquet "
+        "(holds addresses of images, not images)",
+        "  passed over 2 files: 00000_stats.json, 00001_stats.json (file of a system or a tool)",
+    ]
+    listed = (tmp_path / "set" / "passed_over.jsonl").read_text().splitlines()
+    assert [os.path.basename(json.loads(line)["place"]) for line in listed] == [
+        *("00000.parquet", "00000_stats.json", "00001.parquet", "00001_stats.json")
+    ]
     assert dropped == "  dropped 1: HTML is not read"
     assert files.startswith(f"{tmp_path}/set/manifest.json; everything dropped is in")

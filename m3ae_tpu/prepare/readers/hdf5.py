@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.opening import DAMAGE, import_optional, open_seekable, require_plausible
 from m3ae_tpu.prepare.samples import Fault, Sample, first_line, row_sample
 
 _ROWS_AT_A_TIME = 32
 _SECONDS_TO_OPEN, _SECONDS_TO_READ = 30, 1
 """CPU time to open a file and to read `_ROWS_AT_A_TIME` rows: a hundred times what they take."""
+OTHER_ARRAYS = "HDF5 of another layout"
+"""Reason of a fault: the file can be read, but has none of the arrays."""
 _MOST_DEATHS = 16
 """Crashes in one piece after which the rest of its rows are dropped."""
 
@@ -68,18 +69,16 @@ def read_hdf5(
             return
 
 
-def hdf5_rows(url: str) -> dict[str, int]:
-    """Returns the number of rows by prefix of the arrays, nothing for a damaged file.
+def hdf5_rows(url: str) -> dict[str, int] | Fault:
+    """Returns the number of rows by prefix of the arrays, or the fault of the file.
 
     Raises:
-        UserError: the file holds no array of the paper's layout, or h5py is not installed.
+        UserError: h5py is not installed.
     """
     messages = _messages(url, None, 0, 0, 0)
-    counts = next(messages, {})
+    counts = next(messages, Fault("unreadable file", "it crashes its reader"))
     messages.close()
-    if isinstance(counts, UserError):
-        raise counts
-    return {} if isinstance(counts, Fault) else counts
+    return counts
 
 
 def _messages(
@@ -117,7 +116,13 @@ def _send(
     try:
         h5py = import_optional("h5py", url)
         with open_seekable(url) as file, h5py.File(file, "r") as stored:
-            sets = _sets(stored, url)
+            sets = _sets(stored)
+            if not sets:
+                names = ", ".join(list(stored)[:8]) or "nothing"
+                pipe.send(
+                    Fault(OTHER_ARRAYS, f"no array is named jpg, caption or text, but {names}")
+                )
+                return
             counts = {
                 name: max(len(array) for array in arrays.values()) for name, arrays in sets.items()
             }
@@ -131,8 +136,6 @@ def _send(
                 pipe.send(list(_samples(sets[prefix or ""], url, prefix or "", numbers[:size])))
                 numbers = numbers[size:]
             pipe.send(None)
-    except UserError as error:
-        pipe.send(error)
     except BrokenPipeError:
         pass  # The parent needs no more rows.
     except DAMAGE as error:
@@ -173,21 +176,12 @@ def _plain(value: Any) -> Any:
     return bytes(value) if isinstance(value, np.ndarray | np.void) else value
 
 
-def _sets(stored: Any, url: str) -> dict[str, dict[str, Any]]:
-    """Returns, by prefix, the arrays that belong together, under the names of `row_sample`.
-
-    Raises:
-        UserError: there are none.
-    """
+def _sets(stored: Any) -> dict[str, dict[str, Any]]:
+    """Returns, by prefix, the arrays that belong together, under the names of `row_sample`."""
     names = [name for name in stored if hasattr(stored[name], "shape")]
     endings = ("jpg", "caption", "text")
     prefixes = sorted(
         {name.removesuffix(end) for name in names for end in endings if name.endswith(end)}
-    )
-    require(
-        bool(prefixes),
-        f"--input = {url} holds {', '.join(names[:8]) or 'no arrays'}; "
-        "expected jpg, caption or text.",
     )
     columns = {**{ending: ending for ending in endings}, "labels": "label"}
     return {

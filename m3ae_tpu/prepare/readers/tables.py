@@ -1,85 +1,59 @@
-"""Loose files: images with texts beside them; lists in CSV, TSV or JSON lines; plain text."""
+"""Tables: CSV, TSV, JSON lines, JSON documents and plain text, read from any row on."""
 
 import codecs
-import contextlib
+import collections
 import csv
-import dataclasses
+import io
 import itertools
 import json
-import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from m3ae_tpu.prepare.opening import UNREADABLE, is_compressed, is_remote, open_file, read_whole
-from m3ae_tpu.prepare.samples import (
-    CAPTION_NAMES,
-    FILE_NAMES,
-    LABEL_NAMES,
-    URL_NAMES,
-    Fault,
-    Sample,
-    first_line,
-    first_of,
-    is_address,
-    row_sample,
-)
+from m3ae_tpu.prepare.opening import UNREADABLE, is_compressed, open_file
+from m3ae_tpu.prepare.readers.json_documents import read_document
+from m3ae_tpu.prepare.readers.layouts import Layout
+from m3ae_tpu.prepare.samples import FILE_NAMES, Fault, Sample, first_line, row_sample
 
-SIDECAR_ENDINGS = (".txt", ".TXT")
-"""Endings of the text beside an image."""
 _LONGEST_LINE = 2**24
 """Bytes of a row that are kept. A longer row is damaged, or the file is not a table."""
+_MOST_LINES = 1_000
+"""Lines over which a quoted field may extend."""
 csv.field_size_limit(_LONGEST_LINE)
 
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Form of a table's lines."""
-
-    form: Literal["columns", "json", "text", "array"]
-    separator: str = ","
-    header: tuple[str, ...] = ()
-
-
-def table_layout(line: bytes) -> Layout:
-    """Returns the layout of a table, as its first line that is not blank shows it."""
-    text = _text(line).strip()
-    if text.startswith("{"):
-        return Layout("json")
-    if text.startswith("[") and text[1:].lstrip()[:1] in ("", "{"):
-        return Layout("array")
-    column_names = {*FILE_NAMES, *CAPTION_NAMES, *LABEL_NAMES, *URL_NAMES}
-    for separator in "\t,;":
-        try:
-            header = next(csv.reader([text], delimiter=separator), [])
-        except csv.Error:  # Damage put a carriage return into the line.
-            continue
-        names = tuple(name.strip().lower() for name in header)
-        if column_names.intersection(names):
-            return Layout("columns", separator, names)
-    return Layout("text")
+type _Line = tuple[int | None, bytes]
+"""The byte behind a line, None if reading cannot start there, and its content."""
+type Row = Mapping[str, Any] | Fault | None
+"""Values by name in lower case, the fault of an unreadable row, or None for a blank one."""
 
 
 def read_table(
-    url: str, start: int = 0, stop: int | None = None, first_row: int = 0
+    url: str,
+    layout: Layout,
+    start: int = 0,
+    stop: int | None = None,
+    first_row: int = 0,
+    *,
+    root: str = "",
 ) -> Iterator[Sample]:
-    """Yields the rows of JSON lines, CSV or TSV, or the lines of a plain text.
-
-    Names of images are relative to the table's folder.
+    """Yields the rows of a table.
 
     Args:
         url: The file.
+        layout: Its layout.
         start: Byte at which a row begins; 0 is the start of the file.
         stop: Byte at which a later row begins; None reads to the end.
         first_row: Number of the first row, for messages.
+        root: Folder of the input, where files are searched that a list names.
     """
     number = first_row
     try:
-        for number, (_, row) in enumerate(_rows(url, start, stop), first_row):
+        for number, (_, row) in enumerate(_rows(url, layout, start, stop), first_row):
             place = f"{url}, row {number + 1}"
             if isinstance(row, Fault):
                 yield Sample(place=place, fault=row)
             elif row is not None:
-                yield row_sample(row, place, url, FILE_NAMES)
+                yield row_sample(row, place, url, FILE_NAMES, root=root)
     except UNREADABLE as error:
         yield Sample(
             place=f"{url}, behind row {number + 1}",
@@ -87,15 +61,24 @@ def read_table(
         )
 
 
-def table_spans(url: str, rows: int) -> list[tuple[int, int | None, int]]:
+def table_rows(url: str, layout: Layout) -> Iterator[Row]:
+    """Yields the rows of a table without their samples.
+
+    Raises:
+        OSError, EOFError, zlib.error, lzma.LZMAError: the rest of the file cannot be read.
+    """
+    return (row for _, row in _rows(url, layout, 0, None))
+
+
+def table_spans(url: str, layout: Layout, rows: int) -> list[tuple[int, int | None, int]]:
     """Returns `start`, `stop` and `first_row` of `read_table` for pieces of `rows` rows.
 
     The last piece may be shorter or longer, and has no `stop`.
     """
     spans, start, first = [], 0, 0
     try:
-        for number, (offset, _) in enumerate(_rows(url, 0, None), 1):
-            if offset is None:  # Compressed: reading cannot start at a row.
+        for number, (offset, _) in enumerate(_rows(url, layout, 0, None), 1):
+            if offset is None:
                 break
             if number % rows == 0:
                 spans.append((start, offset, first))
@@ -106,67 +89,163 @@ def table_spans(url: str, rows: int) -> list[tuple[int, int | None, int]]:
 
 
 def _rows(
-    url: str, start: int, stop: int | None
-) -> Iterator[tuple[int | None, Mapping[str, Any] | Fault | None]]:
-    """Yields, for each row, the byte behind it and its fields.
-
-    The byte is None in a compressed file. Instead of its fields, an unreadable row has its fault,
-    and an empty row None.
-    """
+    url: str, layout: Layout, start: int, stop: int | None
+) -> Iterator[tuple[int | None, Row]]:
+    """Yields, for each row, the byte behind it, and the row."""
     with open_file(url) as file:
-        head = [file.readline(_LONGEST_LINE).removeprefix(codecs.BOM_UTF8)]
-        while head[-1] and not head[-1].strip():
-            head.append(file.readline(_LONGEST_LINE))
-        layout = table_layout(head[-1])
-        lines = _lines(file)
-        if start:
-            file.seek(start)
-        elif layout.form != "columns":
-            lines = itertools.chain(head, lines)
-        has_offsets = not is_compressed(file)
-        readers = {"columns": _columns, "json": _objects, "text": _texts, "array": _array}
-        for row in readers[layout.form](lines, layout):
-            offset = file.tell() if has_offsets else None
+        if layout.form == "document":
+            yield from ((None, row) for row in read_document(file))
+            return
+        lines = _characters(file, layout.encoding) if layout.encoding else _bytes(file, start)
+        if not start:
+            lines = itertools.dropwhile(lambda line: not line[1].strip(), lines)
+            if layout.form == "columns":
+                next(lines, None)  # The names of the columns.
+        readers = {"columns": _columns, "json": _objects, "text": _texts}
+        for offset, row in readers[layout.form](lines, layout):
             yield offset, row
             if stop is not None and offset is not None and offset >= stop:
                 return
 
 
-def _lines(file: Any) -> Iterator[bytes]:
-    """Yields lines, of each at most the first `_LONGEST_LINE` bytes."""
+def _bytes(file: Any, start: int) -> Iterator[_Line]:
+    """Yields the lines from a byte on, of each at most the first `_LONGEST_LINE` bytes."""
+    has_offsets, offset = not is_compressed(file), start
+    if start:
+        file.seek(start)
     while line := file.readline(_LONGEST_LINE):
-        yield line
-        while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-            line = file.readline(_LONGEST_LINE)
+        if not offset:
+            offset, line = _without_mark(line)
+        offset += len(line)
+        rest = line
+        while len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(_LONGEST_LINE)
+            offset += len(rest)
+        yield offset if has_offsets else None, line
 
 
-def _columns(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | Fault | None]:
-    # In tab-separated lists, such as CC12M's, quotes are part of the caption.
-    quoting = csv.QUOTE_NONE if layout.separator == "\t" else csv.QUOTE_MINIMAL
-    rows = csv.reader(map(_text, lines), delimiter=layout.separator, quoting=quoting, strict=True)
-    while True:
-        line = rows.line_num
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            # An open quote swallows the rows behind it. Each of them is counted as lost.
-            for _ in range(rows.line_num - line):
-                yield Fault("unreadable row", first_line(error))
+def _without_mark(line: bytes) -> tuple[int, bytes]:
+    """Returns the size of the byte order mark of a file's first line, and the rest."""
+    plain = line.removeprefix(codecs.BOM_UTF8)
+    return len(line) - len(plain), plain
+
+
+def _characters(file: Any, encoding: str) -> Iterator[_Line]:
+    """Yields the lines of a file in another encoding, or with line ends of another kind."""
+    text = io.TextIOWrapper(file, encoding, errors="replace")
+    while line := text.readline(_LONGEST_LINE):
+        yield None, line.removeprefix("\ufeff").encode()
+
+
+def _columns(lines: Iterable[_Line], layout: Layout) -> Iterator[tuple[int | None, Row]]:
+    ahead = _Ahead(lines)
+    header, separator = layout.header, layout.separator
+    mark, is_single = separator.encode(), len(header) == 1
+    for offset, line in ahead:
+        if not line.strip():
+            yield offset, None
             continue
-        if row is None:
-            return
-        if not any(row):
-            yield None
-        elif len(row) > len(layout.header):
-            yield Fault("row with more fields than the header")
+        text = _text(line).rstrip("\r\n")
+        if '"' in text:
+            offset, fields = _quoted_fields(text, offset, ahead, layout)
         else:
-            yield dict(
-                zip(
-                    layout.header,
-                    map(_unquoted, row) if quoting == csv.QUOTE_NONE else row,
-                    strict=False,
-                )
-            )
+            fields = text.split(separator)
+            if not is_single and _is_rest_of_row(ahead.peek(), mark):
+                # Which of both is damaged is not known: half a caption is worse than none.
+                while _is_rest_of_row(ahead.peek(), mark):
+                    offset, _ = next(ahead)
+                fields = Fault("row broken over several lines", text[:60])
+        if isinstance(fields, Fault):
+            yield offset, fields
+        elif len(fields) > len(header):
+            number = f"{len(fields)} instead of {len(header)}: {text[:60]}"
+            yield offset, Fault("row with more fields than the header", number)
+        else:
+            yield offset, dict(zip(header, fields, strict=False))
+
+
+class _Ahead:
+    """Lines that can be looked at before they are taken, and given back."""
+
+    def __init__(self, lines: Iterable[_Line]):
+        self._lines, self._ready = iter(lines), collections.deque[_Line]()
+
+    def __iter__(self) -> Iterator[_Line]:
+        return self
+
+    def __next__(self) -> _Line:
+        return self._ready.popleft() if self._ready else next(self._lines)
+
+    def give_back(self, lines: list[_Line]) -> None:
+        self._ready.extendleft(reversed(lines))
+
+    def peek(self) -> bytes:
+        """Returns the content of the next line; empty at the end."""
+        if not self._ready:
+            for line in self._lines:
+                self._ready.append(line)
+                break
+        return self._ready[0][1] if self._ready else b""
+
+
+_NAME = re.compile(rb"\.[A-Za-z0-9]{2,5}\s*$")
+
+
+def _is_rest_of_row(line: bytes, separator: bytes) -> bool:
+    """Returns whether a line has one field, and not the name of a file."""
+    return separator not in line and bool(line.strip()) and _NAME.search(line) is None
+
+
+def _quoted_fields(
+    text: str, offset: int | None, ahead: _Ahead, layout: Layout
+) -> tuple[int | None, list[str] | Fault]:
+    """Returns the byte behind a row with quotes, and its fields.
+
+    A quoted field may extend over lines. A quote that does not close costs its own row only.
+    """
+    taken: list[_Line] = []
+
+    def more() -> Iterator[str]:
+        yield f"{text}\n"
+        for offset, line in itertools.islice(ahead, _MOST_LINES):
+            taken.append((offset, line))
+            if is_raw and line.count(b"\t") >= len(layout.header) - 1 > 0:
+                return  # A row of its own.
+            yield _text(line)
+
+    # In tab-separated lists, such as CC12M's, quotes are part of the caption.
+    is_raw = layout.separator == "\t"
+    raw = text.split("\t") if is_raw else []
+    if is_raw and not (raw[-1].startswith('"') and raw[-1].count('"') % 2):
+        return offset, list(map(_unquoted, raw))
+    rows = csv.reader(more(), delimiter=layout.separator, skipinitialspace=True, strict=True)
+    try:
+        fields = next(rows)
+    except csv.Error as error:
+        ahead.give_back(taken)
+        fields = _with_escapes(text, layout)
+        if is_raw:
+            return offset, list(map(_unquoted, raw))
+        return offset, fields or Fault("unreadable row", f"{first_line(error)}: {text[:60]}")
+    return (taken[-1][0] if taken else offset), fields
+
+
+def _with_escapes(text: str, layout: Layout) -> list[str]:
+    """Returns the fields of a row whose quotes are escaped by backslashes; nothing for others."""
+    if '\\"' not in text:
+        return []
+    try:
+        rows = csv.reader(
+            [text],
+            delimiter=layout.separator,
+            escapechar="\\",
+            doublequote=False,
+            skipinitialspace=True,
+            strict=True,
+        )
+        return next(rows)
+    except csv.Error:
+        return []
 
 
 def _unquoted(field: str) -> str:
@@ -176,80 +255,23 @@ def _unquoted(field: str) -> str:
     return field[1:-1].replace('""', '"') if is_quoted else field
 
 
-def _objects(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | Fault | None]:
-    for line in lines:
+def _objects(lines: Iterable[_Line], layout: Layout) -> Iterator[tuple[int | None, Row]]:
+    for offset, line in lines:
         try:
             row = json.loads(_text(line)) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            yield Fault("not JSON", first_line(error))
+            yield offset, Fault("not JSON", first_line(error))
             continue
         if row is None or isinstance(row, dict):
-            yield row and {name.lower(): value for name, value in row.items()}
+            yield offset, row and {name.lower(): value for name, value in row.items()}
         else:
-            yield Fault("not a JSON object")
+            yield offset, Fault("not a JSON object", _text(line)[:60])
 
 
-def _texts(lines: Iterable[bytes], layout: Layout) -> Iterator[Mapping[str, Any] | None]:
-    return ({"text": line} if line.strip() else None for line in lines)
-
-
-def _array(lines: Iterable[bytes], layout: Layout) -> Iterator[Fault]:
-    yield Fault("one JSON array, not JSON lines")
+def _texts(lines: Iterable[_Line], layout: Layout) -> Iterator[tuple[int | None, Row]]:
+    return ((offset, {"text": line} if line.strip() else None) for offset, line in lines)
 
 
 def _text(line: bytes) -> str:
     # Bytes that are not UTF-8 stay as they are: cleaning finds them, and drops this row only.
     return line.decode("utf-8", "surrogateescape")
-
-
-def table_holds(url: str, kind: str) -> Literal["images", "addresses", "texts"]:
-    """Returns what the first rows of a table name: image files, web addresses, or texts only.
-
-    With kind `paired`, images count only if there is a caption among the rows.
-    """
-    try:
-        found = (row for _, row in _rows(url, 0, None) if isinstance(row, Mapping))
-        rows = list(itertools.islice(found, 8))
-    except UNREADABLE:
-        rows = []
-    names = [first_of(row, FILE_NAMES) for row in rows]
-    has_all = kind != "paired" or any(first_of(row, CAPTION_NAMES) is not None for row in rows)
-    if has_all and any(isinstance(name, str) and name and not is_address(name) for name in names):
-        return "images"
-    is_list = any(map(is_address, names)) or any(
-        first_of(row, URL_NAMES) is not None for row in rows
-    )
-    return "addresses" if is_list else "texts"
-
-
-def named_files(url: str) -> Iterator[str]:
-    """Yields the paths of the files that a table names, as far as it can be read."""
-    with contextlib.suppress(*UNREADABLE):
-        for _, row in _rows(url, 0, None):
-            name = first_of(row, FILE_NAMES) if isinstance(row, Mapping) else None
-            if isinstance(name, str) and name and not is_address(name):
-                path = os.path.join(os.path.dirname(url), name)
-                yield path if is_remote(path) else os.path.normpath(path)
-
-
-def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
-    """Yields image files, each with the `.txt` of the same name and its folder's name as label."""
-    for url in urls:
-        try:
-            image, captions = read_whole(url), _text_beside(url)
-        except UNREADABLE as error:
-            yield Sample(place=url, fault=Fault("unreadable image file", first_line(error)))
-            continue
-        yield Sample(
-            place=url, image=image, captions=captions, label=os.path.basename(os.path.dirname(url))
-        )
-
-
-def _text_beside(url: str) -> tuple[bytes, ...]:
-    for ending in SIDECAR_ENDINGS:
-        beside = f"{os.path.splitext(url)[0]}{ending}"
-        if beside == url:
-            return ()
-        with contextlib.suppress(FileNotFoundError):
-            return (read_whole(beside),)
-    return ()  # Cleaning decides whether an image alone is enough.
