@@ -142,7 +142,7 @@ def require_fit(summaries: Sequence[Summary], passed_over: Mapping[str, tuple[in
     """Refuses a collection of which nothing was kept.
 
     Args:
-        summaries: Of all pieces.
+        summaries: Those of all pieces.
         passed_over: Files that were not read, with their sizes and the reasons.
 
     Raises:

@@ -53,7 +53,7 @@ class Role:
     layout: Layout | None = None
     """Layout of a table that is read."""
     is_of_input: bool = False
-    """Whether a file is there that a list names."""
+    """True if a file is there that the list names."""
     row_counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Numbers of rows of an HDF5 file, by prefix of its arrays."""
 

@@ -100,7 +100,7 @@ _FORMATS = (
 )
 """Name of each format, the start of its files, and the way out. The first that fits counts."""
 _POINTERS = ("Git LFS", "git-annex")
-"""Of these a file holds the name of the content, which was not fetched."""
+"""Formats whose files name the content that was not fetched."""
 _STARTS = re.compile(b"|".join(rb"(%s)" % start for _, start, _ in _FORMATS), re.DOTALL)
 
 
