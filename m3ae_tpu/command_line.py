@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import errno
 import os
+import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -13,7 +15,9 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from m3ae_tpu.errors import UserError
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import local_path
+from m3ae_tpu.values import as_typed
 
 _HELP = {"-h", "--h", "-help", "--help"}
 
@@ -25,6 +29,10 @@ def run_program(main: Callable[[list[str]], None]) -> NoReturn:
     without a traceback. A program that defines a flag `config` also accepts fields of the config
     (`--seed=1`), which `main` gets as they are. Any other program refuses unknown flags.
     """
+
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold bytes that are not UTF-8.
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore
 
     def parse(argv: list[str]) -> list[str]:
         with _plain_errors():
@@ -45,19 +53,38 @@ def _plain_errors():
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end_with(f"error: {error}", 2)
     except BrokenPipeError:  # The reader of `program | head` has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _end_with(f"error: {_full_disk_message(error)}", 2)
+        if error.filename is None:  # Not about a file: its place in the code is needed.
             raise
-        print(f"error: {_full_disk_message(error)}", file=sys.stderr)
-        sys.exit(2)
+        _end_with(
+            f"error: {error.filename} cannot be used ({error.strerror}). "
+            "Check that it exists, and that you may read and write there.",
+            2,
+        )
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _end_with("stopped by Ctrl-C", 128 + signal.SIGINT)
+
+
+def _end_with(message: str, exit_code: int) -> NoReturn:
+    print(printable(message), file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def printable(text: str) -> str:
+    """Returns a text for a terminal: what no terminal shows, but line ends, becomes escapes.
+
+    Names of files may hold control characters, and bytes that are not UTF-8.
+    """
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 def _full_disk_message(error: OSError) -> str:
@@ -89,11 +116,16 @@ def parse_launch_flags(argv: list[str], *, module: Any) -> list[str]:
     # workdir.
     flags.FLAGS.set_gnu_getopt(True)
     try:
-        rest = flags.FLAGS([arg for arg in argv if arg not in _HELP], known_only=True)
+        argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=True)
+        rest = flags.FLAGS(
+            [_as_defined(arg) for arg in argv if arg not in _HELP | {"--"}], known_only=True
+        )
     except flags.Error as error:
         if not wants_help:
+            if isinstance(error.__context__, UserError):  # A parser's own message.
+                raise error.__context__ from None
             _refuse_mistyped(argv)
-            raise UserError(f"{error}\nSee --help.") from None
+            raise UserError(_missing_flags(str(error)) or f"{error}. See --help.") from None
         flags.FLAGS.mark_as_parsed()  # A required flag may be missing beside --help.
         rest = argv[:1]
     if wants_help:
@@ -101,23 +133,49 @@ def parse_launch_flags(argv: list[str], *, module: Any) -> list[str]:
         own = flags.FLAGS.get_flags_for_module(_flags_owner(module))
         width = max((len(flag.name) for flag in own), default=0)
         for flag in own:
-            default = flag.default_as_str or "none"
-            print(f"  --{flag.name:<{width}}  {flag.help} (default: {default})")
+            default = "none" if flag.default in (None, "", []) else as_typed(flag.default)
+            # No flag has another validator than that it is required.
+            note = "required" if flag.validators else f"default: {default}"
+            print(f"  --{flag.name:<{width}}  {flag.help} ({note})")
         if not takes_overrides:
             sys.exit(0)
         return [argv[0], "--help"]
     if not takes_overrides:
         for arg in rest[1:]:
             if arg.startswith("-"):
-                refuse_flag(flag_name(arg), flags.FLAGS)
+                refuse_flag(typed_name(arg), flags.FLAGS)
     return rest
+
+
+def _as_defined(arg: str) -> str:
+    """Returns a launch flag with the underscores of its name, where a user typed dashes."""
+    if not arg.startswith("-"):
+        return arg
+    name, equals, value = arg.partition("=")
+    name = flag_name(name)
+    negated = name.removeprefix("no").removeprefix("_")
+    if name not in flags.FLAGS and negated in flags.FLAGS and flags.FLAGS[negated].boolean:
+        name = f"no{negated}"
+    elif name not in flags.FLAGS:
+        return arg
+    return f"--{name}{equals}{value}"
+
+
+def _missing_flags(message: str) -> str:
+    """Returns a message of our own for absl's about required flags, "" for another."""
+    names = re.findall(r"Flag --(\w+) must have a value", message)
+    return "\n".join(
+        f"--{name} is missing. Write --{name}=...: {flags.FLAGS[name].help}" for name in names
+    )
 
 
 def _refuse_mistyped(argv: list[str]) -> None:
     """Raises if a name resembles a launch flag: `--workdri` explains a missing `--workdir`."""
-    for name in (flag_name(arg) for arg in argv[1:] if arg.startswith("--")):
-        if name not in flags.FLAGS and difflib.get_close_matches(name, flags.FLAGS, n=1):
-            refuse_flag(name, flags.FLAGS)
+    for arg in argv[1:]:
+        name = flag_name(arg)
+        is_known = name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS
+        if arg.startswith("--") and not is_known and _nearest(name, flags.FLAGS):
+            refuse_flag(typed_name(arg), flags.FLAGS)
 
 
 def _flags_owner(module: Any) -> str:
@@ -125,18 +183,47 @@ def _flags_owner(module: Any) -> str:
     return sys.argv[0] if module.__name__ == "__main__" else module.__name__
 
 
+def typed_name(arg: str) -> str:
+    """Returns the name in an argument as typed: `batch-size` of `--batch-size=8`."""
+    return arg.lstrip("-").partition("=")[0]
+
+
 def flag_name(arg: str) -> str:
-    """Returns the name in an argument: `batch_size` of `--batch-size=8`."""
-    return arg.lstrip("-").partition("=")[0].replace("-", "_")
+    """Returns the name in an argument with underscores: `batch_size` of `--batch-size=8`."""
+    return typed_name(arg).replace("-", "_")
 
 
 def refuse_flag(
     name: str, valid_names: Iterable[str], *, problem: str = "is not a flag of this program"
 ) -> NoReturn:
-    """Raises `UserError` for an unknown name, with the nearest of the valid ones."""
+    """Raises `UserError` for an unknown name, as typed, with the nearest of the valid ones."""
+    near = _nearest(name.replace("-", "_"), valid_names)
+    raise UserError(
+        f"--{name} {problem}. " + (f"Did you mean --{near}?" if near else "See --help.")
+    )
+
+
+def _nearest(name: str, valid_names: Iterable[str]) -> str:
+    """Returns the valid name that resembles a name most, or "" if none does."""
     names = list(valid_names)
     near = difflib.get_close_matches(name, names, n=1)
     if not near:  # `--num_layers` alone: the leaf is right, the path before it is missing.
-        near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    fix = f"Did you mean --{near[0]}?" if near else "See --help."
-    raise UserError(f"--{name} {problem}. {fix}")
+        near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    return near[0] if near else ""
+
+
+def one_path(argv: list[str], flag_value: pathlib.Path | None, usage: str) -> pathlib.Path:
+    """Returns the one file or folder that a command line names, by a word or by a flag.
+
+    Args:
+        argv: The program's name and the words that belong to no flag.
+        flag_value: The flag's value.
+        usage: The command line to show.
+
+    Raises:
+        UserError: none is named, or several are.
+    """
+    named = [*argv[1:], *([str(flag_value)] if flag_value else [])]
+    given = f", not {len(named)} ({' '.join(named)})" if named else ""
+    require(len(named) == 1, f"Name one folder{given}: {usage}.")
+    return local_path(usage.split()[-1], named[0])

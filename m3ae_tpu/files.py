@@ -1,10 +1,85 @@
-"""Atomic writes of files, and their digests. Imports only the standard library."""
+"""Files: paths as users type them, checks before work, atomic writes, and digests.
+
+Imports neither JAX nor NumPy.
+"""
 
 import contextlib
 import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
+
+from m3ae_tpu.errors import UserError, require
+
+
+def home_expanded(path: str) -> str:
+    """Returns a path with `~` or `~NAME` at its start replaced by the home folder.
+
+    Raises:
+        UserError: the user has no home folder.
+    """
+    expanded = os.path.expanduser(path)
+    require(
+        expanded != "~" and not expanded.startswith("~/"),
+        f"{path} is in the home folder, but this user has none. Write the whole path, or set HOME.",
+    )
+    return expanded
+
+
+def local_path(name: str, text: str) -> pathlib.Path:
+    """Returns the path of a file or folder that a user named.
+
+    Args:
+        name: The flag or argument, for messages.
+        text: The path as typed.
+
+    Raises:
+        UserError: the user has no home folder, or the path is not UTF-8: the libraries for
+            checkpoints and shards take no other.
+    """
+    path = pathlib.Path(home_expanded(text))
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{name} = {text} is not UTF-8, or lies in such a folder. Rename it, or name another."
+        ) from None
+    return path
+
+
+def require_writable_file(
+    name: str,
+    path: pathlib.Path,
+    *,
+    fix: str = "Name a file in a folder that you may write to.",
+) -> None:
+    """Refuses a path at which `atomic_path` could write no file. Called before the work.
+
+    Args:
+        name: The flag, for messages.
+        path: The file to be written.
+        fix: Advice where it may not be written.
+
+    Raises:
+        UserError: it is a folder, lies in none, or may not be written.
+    """
+    require(not path.is_dir(), f"{name} = {path} is a folder. Name a file in it.")
+    require(
+        path.parent.is_dir(),
+        f"{name} = {path} is in a folder that does not exist. "
+        f"Make {path.parent}, or name another file.",
+    )
+    unfinished = _unfinished(path)
+    try:
+        unfinished.touch()
+        unfinished.unlink()
+    except OSError as error:
+        raise UserError(f"{name} = {path} cannot be written ({error.strerror}). {fix}") from None
+
+
+def _unfinished(path: pathlib.Path) -> pathlib.Path:
+    """Returns the temporary path of a file; globs do not match its leading dot."""
+    return path.with_name(f".{path.name}.unfinished")
 
 
 @contextlib.contextmanager
@@ -14,8 +89,7 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     A kill leaves either the old file or the new one. An error removes the temporary file, which may
     be what fills the disk.
     """
-    # Globs do not match a leading dot.
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = _unfinished(path)
     try:
         yield unfinished
     except BaseException:

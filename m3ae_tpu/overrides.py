@@ -1,24 +1,22 @@
 """Named configs, and the values of their fields that a command line replaces."""
 
-import contextlib
-import dataclasses
 import difflib
-import io
 import pathlib
 import re
 import runpy
 import sys
 import traceback
-import typing
 from collections.abc import Iterable
 from typing import Any
 
 import tyro
 from absl import flags
 
-from m3ae_tpu.command_line import flag_name, refuse_flag
+from m3ae_tpu.command_line import flag_name, refuse_flag, typed_name
 from m3ae_tpu.config.tree import leaf_types, leaves, replaced
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.files import local_path
+from m3ae_tpu.values import as_typed, parse_value, type_phrase
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 
@@ -39,7 +37,9 @@ def load_named_config[Config](name_or_path: str, config_type: type[Config]) -> C
         UserError: there is no such config; the file raises, or has no `CONFIG` of this type.
     """
     names = config_names()
-    path = _CONFIGS / f"{name_or_path}.py" if name_or_path in names else pathlib.Path(name_or_path)
+    path = _CONFIGS / f"{name_or_path}.py"
+    if name_or_path not in names:
+        path = local_path("--config", name_or_path)
     if not path.is_file():
         near = difflib.get_close_matches(path.stem, names, n=1)
         fix = f"Did you mean {near[0]}?" if near else "Give a name, or the path of a .py file."
@@ -94,16 +94,18 @@ def override[Config](config: Config, args: list[str]) -> Config:
         _print_fields(config)
     types = leaf_types(config)
     changes = {}
-    for name, words in _grouped(args):
+    for typed, words in _grouped(args):
+        name = flag_name(typed)
         if name not in types:
             problem = "is neither a launch flag nor a field of the config"
-            refuse_flag(name, [*types, *flags.FLAGS], problem=problem)
+            refuse_flag(typed, [*types, *flags.FLAGS], problem=problem)
         try:
-            changes[name] = _parse(types[name], words)
-        except ValueError:
+            changes[name] = parse_value(types[name], words)
+        except (ValueError, OverflowError):
+            given, value = " ".join(words) or "(nothing)", leaves(config)[name]
             raise UserError(
-                f"--{name} = {' '.join(words) or '(nothing)'} is not {_type_phrase(types[name])}. "
-                f"The config has {leaves(config)[name]!r}."
+                f"--{typed} = {given} is not {type_phrase(types[name])}. "
+                f"The config has {value!r}: --{name}={as_typed(value)}."
             ) from None
     return replaced(config, changes)
 
@@ -121,30 +123,13 @@ def _print_fields(config: Any) -> None:
     )
 
 
-def _parse(hint: Any, words: list[str]) -> Any:
-    """Returns the value of type `hint` that `words` spell. Raises `ValueError` if there is none."""
-    one_field = dataclasses.make_dataclass("OneField", [("value", hint)])
-    try:
-        # tyro prints its own message, a box of up to ten lines.
-        with contextlib.redirect_stderr(io.StringIO()):
-            parsed: Any = tyro.cli(
-                one_field,
-                args=["--value", *words],
-                config=(tyro.conf.FlagConversionOff,),
-                add_help=False,
-            )
-    except SystemExit:
-        raise ValueError(words) from None
-    return parsed.value
-
-
 def _grouped(args: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Joins each `--name` with its values: the text after its `=`, or the words that follow."""
+    """Joins each name, as typed, with its values: the text after its `=`, or the words behind."""
     groups: list[tuple[str, list[str]]] = []
     for arg in args:
         if re.match(r"--?[A-Za-z_]", arg):
             _, equals, value = arg.partition("=")
-            groups.append((flag_name(arg), [value] if equals else []))
+            groups.append((typed_name(arg), [value] if equals else []))
         elif groups:
             groups[-1][1].append(arg)
         else:
@@ -152,15 +137,3 @@ def _grouped(args: Iterable[str]) -> list[tuple[str, list[str]]]:
                 f"argument {arg!r} belongs to no flag. Write --config={arg}, or --FIELD={arg}."
             )
     return groups
-
-
-def _type_phrase(hint: Any) -> str:
-    """Returns a type as it stands after "is not"."""
-    if isinstance(hint, typing.TypeAliasType):
-        hint = hint.__value__
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    if typing.get_origin(hint) is tuple:
-        return f"a sequence of {len(typing.get_args(hint))} numbers"
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-    return names.get(hint, str(hint))

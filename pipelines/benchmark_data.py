@@ -10,42 +10,37 @@ one interleaved run. Files are read from the page cache.
 
 import pathlib
 
-from absl import flags
-
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.errors import require
+from m3ae_tpu.files import require_writable_file
+from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
 
-_CONFIG = flags.DEFINE_string(
-    "config", "quickstart", "Named config to start from, or path of a file like it."
+_CONFIG = define_flag(
+    "config", str, "quickstart", "Named config to start from, or path of a file like it."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Batches per stage.", lower_bound=1)
-_EXAMPLES = flags.DEFINE_float(
+_ROUNDS = define_flag("rounds", int, 10, "Batches per stage.", at_least=1)
+_EXAMPLES = define_flag(
     "examples_per_second",
+    float,
     1_000.0,
     "Examples that a chip trains in a second: `examples_per_second` of a run's metrics.",
-    lower_bound=0,
+    at_least=0,
 )
-_DECODE_SHARDS = flags.DEFINE_string(
+_DECODE_SHARDS = define_flag(
     "decode_shards",
+    str,
     "",
     "Shards for the decode-only limit instead of the config's: the originals of smaller images.",
 )
-_JSON = flags.DEFINE_string("json", "", "File that gets the figures too; none if empty.")
+_JSON = define_flag("json", pathlib.Path, None, "File that gets the figures too; none if empty.")
 
 
 def main(argv: list[str]) -> None:
     """Measures the config that the command line describes, with a progress bar."""
     config = override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:])
-    path = pathlib.Path(_JSON.value)
-    require(
-        not _JSON.value or path.parent.is_dir(),
-        f"--json = {path} lies in no folder. Make {path.parent} first, or name another file.",
-    )
-    require(
-        not _JSON.value or not path.is_dir(), f"--json = {path} is a folder. Name a file in it."
-    )
+    if _JSON.value:
+        require_writable_file("--json", _JSON.value)
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.measure.data_rates import benchmark
 
@@ -59,7 +54,7 @@ def main(argv: list[str]) -> None:
         rounds=_ROUNDS.value,
         decode_shards=_DECODE_SHARDS.value,
         examples_per_second=_EXAMPLES.value,
-        json_file=path if _JSON.value else None,
+        json_file=_JSON.value,
     )
 
 

@@ -28,42 +28,44 @@ figures are those of 64 rows, or of `--batch`, divided by their number.
 import json
 import os
 import pathlib
-
-from absl import flags
+from typing import Literal
 
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import atomic_write
+from m3ae_tpu.files import atomic_write, require_writable_file
 from m3ae_tpu.kernels.chips import REPLAYED
+from m3ae_tpu.option_flags import define_flag
 
 _DEFAULT_SHAPE = {"attention": "encoder_large", "cross_entropy": "text_head"}
 
-_OP = flags.DEFINE_enum("op", "attention", list(_DEFAULT_SHAPE), "Operation to measure.")
-_SHAPES = flags.DEFINE_list(
+_OP = define_flag("op", Literal["attention", "cross_entropy"], "attention", "Operation to measure.")
+_SHAPES = define_flag(
     "shapes",
+    list,
     [],
     "Shapes to measure, by name, or `all`; by default encoder_large or, for cross_entropy, "
     "text_head. A wrong name lists the right ones.",
 )
-_AGAINST = flags.DEFINE_list(
-    "against", ["xla"], "Baselines: xla, flash, splash, tokamax, cudnn; --against= for none."
+_AGAINST = define_flag(
+    "against", list, ["xla"], "Baselines: xla, flash, splash, tokamax, cudnn; --against= for none."
 )
-_STATIC = flags.DEFINE_list(
+_STATIC = define_flag(
     "static",
+    list,
     [],
     f"TPUs to schedule for, of {', '.join(REPLAYED)}; by default the accelerator is timed or, "
     "without one, v5e is scheduled.",
 )
-_MASKED = flags.DEFINE_boolean("masked", False, "Give attention a mask of valid keys.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Rows of a timed batch.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer(
-    "rounds", 30, "Rounds of timing, of which the table has the medians.", lower_bound=2
+_MASKED = define_flag("masked", bool, False, "Give attention a mask of valid keys.")
+_BATCH = define_flag("batch", int, 64, "Rows of a timed batch.", at_least=1)
+_ROUNDS = define_flag(
+    "rounds", int, 30, "Rounds of timing, of which the table has the medians.", at_least=2
 )
-_TUNE = flags.DEFINE_boolean(
-    "tune", False, "Search block sizes of attention and write them to the kernels' table."
+_TUNE = define_flag(
+    "tune", bool, False, "Search block sizes of attention and write them to the kernels' table."
 )
-_JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
-_CHART = flags.DEFINE_string("chart", None, "SVG file to draw the figures to.")
+_JSON = define_flag("json", pathlib.Path, None, "File to write the figures to.")
+_CHART = define_flag("chart", pathlib.Path, None, "SVG file to draw the figures to.")
 
 
 def main(argv: list[str]) -> None:
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
     operation, chips = _OP.value, _STATIC.value or benchmark.default_chips()
     shapes = _SHAPES.value or [_DEFAULT_SHAPE[operation]]
     shapes = list(benchmark.SHAPES[operation]) if shapes == ["all"] else shapes
-    against = [name for name in _AGAINST.value if name]
+    against = _AGAINST.value
     _check_names("shapes", shapes, benchmark.SHAPES[operation])
     _check_names("against", against, benchmark.AGAINST[operation])
     if chips:
@@ -96,9 +98,9 @@ def main(argv: list[str]) -> None:
         return
     lines = benchmark.run(options)
     if _JSON.value:
-        atomic_write(pathlib.Path(_JSON.value), json.dumps(lines, indent=2) + "\n")
+        atomic_write(_JSON.value, json.dumps(lines, indent=2) + "\n")
     if _CHART.value:
-        atomic_write(pathlib.Path(_CHART.value), benchmark.chart(options, lines))
+        atomic_write(_CHART.value, benchmark.chart(options, lines))
 
 
 def _check_files_and_chips(argv: list[str]) -> None:
@@ -107,11 +109,8 @@ def _check_files_and_chips(argv: list[str]) -> None:
             f"{argv[1]!r} is not a flag. See python -m pipelines.benchmark_kernels --help."
         )
     for flag in (_JSON, _CHART):
-        folder = pathlib.Path(flag.value or "").parent
-        require(
-            folder.is_dir(),
-            f"--{flag.name} = {flag.value} is in a folder that does not exist. Make {folder}.",
-        )
+        if flag.value:
+            require_writable_file(f"--{flag.name}", flag.value)
     require(
         not _TUNE.value or _OP.value == "attention",
         f"--tune is for --op=attention; --op = {_OP.value} has no block sizes.",

@@ -25,27 +25,24 @@ import json
 import os
 import pathlib
 
-from absl import flags
-
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import atomic_write
+from m3ae_tpu.files import atomic_write, require_writable_file
 from m3ae_tpu.kernels.chips import REPLAYED
+from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
 
-_CONFIG = flags.DEFINE_string(
-    "config", "m3ae_base", "Named config to start from, or path of a file like it."
+_CONFIG = define_flag(
+    "config", str, "m3ae_base", "Named config to start from, or path of a file like it."
 )
-_ROWS = flags.DEFINE_integer("rows", 64, "Rows of a step: batch_size of the config.", lower_bound=1)
-_AGAINST = flags.DEFINE_list("against", ["xla"], "Baselines: xla, torch; --against= for none.")
-_STATIC = flags.DEFINE_string(
-    "static", "", f"TPU to schedule for: {', '.join(REPLAYED)}; empty: the device here."
+_ROWS = define_flag("rows", int, 64, "Rows of a step: batch_size of the config.", at_least=1)
+_AGAINST = define_flag("against", list, ["xla"], "Baselines: xla, torch; --against= for none.")
+_STATIC = define_flag(
+    "static", str, "", f"TPU to schedule for: {', '.join(REPLAYED)}; empty: the device here."
 )
-_ROUNDS = flags.DEFINE_integer(
-    "rounds", 7, "Rounds of 10 timed steps; medians are shown.", lower_bound=2
-)
-_JSON = flags.DEFINE_string("json", "", "File that gets the figures too; none if empty.")
+_ROUNDS = define_flag("rounds", int, 7, "Rounds of 10 timed steps; medians are shown.", at_least=2)
+_JSON = define_flag("json", pathlib.Path, None, "File that gets the figures too; none if empty.")
 
 
 def main(argv: list[str]) -> None:
@@ -54,13 +51,15 @@ def main(argv: list[str]) -> None:
         load_named_config(_CONFIG.value, PretrainConfig),
         [*argv[1:], f"--batch_size={_ROWS.value}"],
     )
+    if _JSON.value:
+        require_writable_file("--json", _JSON.value)
     if _STATIC.value:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
     from m3ae_tpu.measure import step_benchmark as benchmark
 
-    against = [name for name in _AGAINST.value if name]
+    against = _AGAINST.value
     for name in against:
         require(name in ("xla", "torch"), f"--against: {name!r} is not one of xla, torch.")
     chip = _STATIC.value or ("v5e" if jax.default_backend() == "cpu" else "")
@@ -75,7 +74,7 @@ def main(argv: list[str]) -> None:
     else:
         results = benchmark.time_steps(config, names, rounds=_ROUNDS.value)
     if _JSON.value:
-        atomic_write(pathlib.Path(_JSON.value), json.dumps(results, indent=2) + "\n")
+        atomic_write(_JSON.value, json.dumps(results, indent=2) + "\n")
 
 
 def _require_torch(config: PretrainConfig, chip: str) -> None:

@@ -9,29 +9,32 @@ modules that `m3ae_tpu/evaluation/evaluate.py` lists explain every figure.
 
 import pathlib
 
-from absl import flags
+from m3ae_tpu.command_line import one_path, run_program
+from m3ae_tpu.option_flags import define_flag
 
-from m3ae_tpu.command_line import run_program
-from m3ae_tpu.errors import require
-
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; may also be given without the flag's name."
+_WORKDIR = define_flag(
+    "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
 )
-_TRAIN = flags.DEFINE_string(
-    "train_shards", "starter/train-*", "Labelled shards that probes learn from."
+_TRAIN = define_flag(
+    "train_shards", str, "starter/train-*", "Labelled shards that probes learn from."
 )
-_TEST = flags.DEFINE_string(
-    "test_shards", "starter/heldout-*", "Labelled shards that everything is scored on."
+_TEST = define_flag(
+    "test_shards", str, "starter/heldout-*", "Labelled shards that everything is scored on."
+)
+_OUTPUT = define_flag(
+    "output",
+    pathlib.Path,
+    None,
+    "Folder of evaluation.json, made if missing, where WORKDIR may not be written.",
 )
 
 
 def main(argv: list[str]) -> None:
     """Evaluates the run that the command line names."""
-    named = [*([_WORKDIR.value] if _WORKDIR.value else []), *argv[1:]]
-    require(len(named) == 1, "Name one workdir: python -m pipelines.evaluate WORKDIR.")
+    workdir = one_path(argv, _WORKDIR.value, "python -m pipelines.evaluate WORKDIR")
     from m3ae_tpu.evaluation.evaluate import evaluate_workdir
 
-    evaluate_workdir(pathlib.Path(named[0]), _TRAIN.value, _TEST.value)
+    evaluate_workdir(workdir, _TRAIN.value, _TEST.value, output=_OUTPUT.value)
 
 
 def run() -> None:

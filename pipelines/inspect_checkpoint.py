@@ -13,16 +13,18 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
-from m3ae_tpu.command_line import run_program
-from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.command_line import one_path, run_program
+from m3ae_tpu.errors import require
+from m3ae_tpu.option_flags import define_flag
 
 if TYPE_CHECKING:
     from m3ae_tpu.run.checkpoint import CheckpointReader
 
-_JSON = flags.DEFINE_bool(
-    "json", False, "Print JSON for programs: a list with one object per kept step."
+_WORKDIR = define_flag(
+    "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
+)
+_JSON = define_flag(
+    "json", bool, False, "Print JSON for programs: a list with one object per kept step."
 )
 
 
@@ -95,13 +97,10 @@ def _as_text(description: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Prints the checkpoints of the workdir named on the command line."""
-    if len(argv) != 2:
-        raise UserError(
-            "Name one workdir: python -m pipelines.inspect_checkpoint WORKDIR [--json]."
-        )
+    workdir = one_path(argv, _WORKDIR.value, "python -m pipelines.inspect_checkpoint WORKDIR")
     # An accelerator may be held by a run that is training.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    descriptions = inspect(pathlib.Path(argv[1]))
+    descriptions = inspect(workdir)
     if _JSON.value:
         print(json.dumps(descriptions, indent=2))
     else:

@@ -3,40 +3,35 @@
     python -m pipelines.inspect_data data/cc12m --verify
     python -m pipelines.inspect_data --config=quickstart --sheet=sheet.png
 
-Prints the manifest, the mixture and the lengths of texts, and draws a contact sheet: examples of
-the first batch, augmented, beside the patches and words that the masks leave. Fields of the config
-can be set by their dotted names, also for a folder.
+Prints the manifest, the mixture and the lengths of texts. `--sheet` draws a contact sheet too:
+examples of the first batch, augmented, beside the patches and words that the masks leave. Fields of
+the config can be set by their dotted names, also for a folder.
 """
 
 import os
 import pathlib
 from typing import TYPE_CHECKING
 
-from absl import flags
-
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import DataConfig, PretrainConfig
 from m3ae_tpu.errors import require
+from m3ae_tpu.files import atomic_path, local_path, require_writable_file
+from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
 
 if TYPE_CHECKING:
     from m3ae_tpu.data.sources import OpenData
 
-_CONFIG = flags.DEFINE_string(
-    "config", "", "Named config, or path of a file like it, instead of a folder."
+_CONFIG = define_flag(
+    "config", str, "", "Named config, or path of a file like it, instead of a folder."
 )
-_VERIFY = flags.DEFINE_bool(
-    "verify", False, "Only read every shard and compare it with manifest.json."
+_VERIFY = define_flag(
+    "verify", bool, False, "Only read every shard and compare it with manifest.json."
 )
-_SHEET = flags.DEFINE_string(
-    "sheet",
-    "contact_sheet.png",
-    "File of the contact sheet; empty for none. Only a file that you name is overwritten, "
-    "or an earlier contact sheet.",
+_SHEET = define_flag(
+    "sheet", pathlib.Path, None, "File to draw a contact sheet to; replaced if it exists."
 )
-_EXAMPLES = flags.DEFINE_integer(
-    "examples", 12, "Examples of each kind on the sheet.", lower_bound=1
-)
+_EXAMPLES = define_flag("examples", int, 12, "Examples of each kind on the sheet.", at_least=1)
 
 
 def main(argv: list[str]) -> None:
@@ -48,14 +43,14 @@ def main(argv: list[str]) -> None:
         "Name either a folder or a config: python -m pipelines.inspect_data DIR, or --config=NAME.",
     )
     if _SHEET.value and not _VERIFY.value:
-        _require_writable(pathlib.Path(_SHEET.value))
+        require_writable_file("--sheet", _SHEET.value)
     from m3ae_tpu.data.manifest import read_manifest
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.prepare.inspection import manifest_folders, sources_of
     from m3ae_tpu.prepare.inspection_tables import show_manifest, show_mixture, verify_sets
 
     if is_folder:
-        folders = [pathlib.Path(argv[1])]
+        folders = [local_path("DIR", argv[1])]
         if _VERIFY.value:
             return verify_sets(folders)
         sources = sources_of(folders[0], read_manifest(folders[0]))
@@ -80,27 +75,12 @@ def main(argv: list[str]) -> None:
     )
     show_mixture(data)
     if _SHEET.value:
-        _draw_sheet(config, data, pathlib.Path(_SHEET.value))
-
-
-def _require_writable(sheet: pathlib.Path) -> None:
-    """Refuses a path in no folder, and the default path if another program's file is there."""
-    require(
-        sheet.parent.is_dir(),
-        f"--sheet = {sheet} is in a folder that does not exist. "
-        f"Make {sheet.parent}, or name another file.",
-    )
-    require(not sheet.is_dir(), f"--sheet = {sheet} is a folder. Name a file in it.")
-    if not _SHEET.present:
-        from m3ae_tpu.report.sheet_file import require_no_other_file
-
-        require_no_other_file(sheet)
+        _draw_sheet(config, data, _SHEET.value)
 
 
 def _draw_sheet(config: PretrainConfig, data: "OpenData", path: pathlib.Path) -> None:
     """Writes the contact sheet of the first batch."""
     from m3ae_tpu.report.contact_sheet import draw_contact_sheet
-    from m3ae_tpu.report.sheet_file import save_sheet
 
     loader = data.loader()
     batch, _ = loader.batch_at(0)
@@ -113,7 +93,8 @@ def _draw_sheet(config: PretrainConfig, data: "OpenData", path: pathlib.Path) ->
         patch_size=config.model.patch_size,
         num_examples=_EXAMPLES.value,
     )
-    save_sheet(sheet, path)
+    with atomic_path(path) as unfinished:
+        sheet.save(unfinished, "png")
     print(f"{path}: images of the first batch, augmented, beside what the masks leave of them")
 
 

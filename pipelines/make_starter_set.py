@@ -10,15 +10,18 @@ their WebP bytes. The same source gives the same files. It takes some seconds an
 
 import pathlib
 
-from absl import flags
-
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.data.manifest import STARTER
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.option_flags import define_flag
 
-_SOURCE = flags.DEFINE_string("source", str(STARTER / "source"), "Folder of the source form.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the set, made if missing.", required=True)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a set that is already there.")
+_SOURCE = define_flag(
+    "source", pathlib.Path, None, "Folder of the source form; by default the package's."
+)
+_OUTPUT = define_flag(
+    "output", pathlib.Path, None, "Folder of the set, made if missing.", required=True
+)
+_OVERWRITE = define_flag("overwrite", bool, False, "Replace a set that is already there.")
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +31,7 @@ def main(argv: list[str]) -> None:
     from m3ae_tpu.prepare.starter_set import make_starter_set
 
     manifest = make_starter_set(
-        pathlib.Path(_SOURCE.value), pathlib.Path(_OUTPUT.value or ""), overwrite=_OVERWRITE.value
+        _SOURCE.value or STARTER / "source", _OUTPUT.value, overwrite=_OVERWRITE.value
     )
     print(
         f"{_OUTPUT.value}: " + ", ".join(f"{n:,} {name}" for name, n in manifest["records"].items())

@@ -20,31 +20,31 @@ the same bytes. OUTPUT may then be a `gs://` address too:
 """
 
 import os
-
-from absl import flags
+from typing import Literal
 
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.option_flags import define_flags
+from m3ae_tpu.option_flags import define_flag, define_flags
 from m3ae_tpu.prepare.options import PrepareOptions
 
-_INPUT = flags.DEFINE_list("input", None, "Files or folders, separated by commas.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the set, made if missing.", required=True)
+_INPUT = define_flag("input", list, None, "Files or folders, separated by commas.", required=True)
+_OUTPUT = define_flag("output", str, None, "Folder of the set, made if missing.", required=True)
 _OPTIONS = define_flags(PrepareOptions)
-_RUNNER = flags.DEFINE_enum(
+_RUNNER = define_flag(
     "runner",
+    Literal["local", "DirectRunner", "DataflowRunner", "FlinkRunner"],
     "local",
-    ["local", "DirectRunner", "DataflowRunner", "FlinkRunner"],
     "Processes of this machine, or a runner of Apache Beam. The bytes are the same.",
 )
-_BEAM_OPTIONS = flags.DEFINE_list(
-    "beam_options", [], "Options of Beam and its runner, separated by commas."
+_BEAM_OPTIONS = define_flag(
+    "beam_options", list, [], "Options of Beam and its runner, separated by commas."
 )
-_NUM_WORKERS = flags.DEFINE_integer(
+_NUM_WORKERS = define_flag(
     "num_workers",
+    int,
     os.cpu_count() or 1,
     "Processes of --runner=local. The bytes are the same.",
-    lower_bound=1,
+    at_least=1,
 )
 
 
@@ -57,11 +57,11 @@ def main(argv: list[str]) -> None:
     from m3ae_tpu.prepare.command import prepare_collection
 
     prepare_collection(
-        _INPUT.value or [],
-        (_OUTPUT.value or "").rstrip("/") or "/",
+        _INPUT.value,
+        _OUTPUT.value.rstrip("/") or "/",
         options,
-        runner=_RUNNER.value or "",
-        runner_options=_BEAM_OPTIONS.value or [],
+        runner=_RUNNER.value,
+        runner_options=_BEAM_OPTIONS.value,
         num_workers=_NUM_WORKERS.value,
     )
 

@@ -10,24 +10,28 @@ import logging
 import os
 import pathlib
 
-from absl import flags
-
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import home_expanded
+from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
 
-_CONFIG = flags.DEFINE_string(
-    "config", "quickstart", "Named config to start from, or path of a file like it."
+_CONFIG = define_flag(
+    "config", str, "quickstart", "Named config to start from, or path of a file like it."
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of this run, made if missing.", required=True
+_WORKDIR = define_flag(
+    "workdir", pathlib.Path, None, "Folder of this run, made if missing.", required=True
 )
 
-_LOG_RECORD_IDS = flags.DEFINE_bool(
-    "log_record_ids", False, "Write the ids of each step's records to WORKDIR/record_ids.jsonl."
+_LOG_RECORD_IDS = define_flag(
+    "log_record_ids",
+    bool,
+    False,
+    "Write the ids of each step's records to WORKDIR/record_ids.jsonl.",
 )
-_ALLOW_CHANGED_DATA = flags.DEFINE_bool(
-    "allow_changed_data", False, "Resume a run although its shards or sources have changed."
+_ALLOW_CHANGED_DATA = define_flag(
+    "allow_changed_data", bool, False, "Resume a run although its shards or sources have changed."
 )
 
 
@@ -39,13 +43,7 @@ def pretrain(
     allow_changed_data: bool = False,
 ) -> None:
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`."""
-    # Compiled programs are kept, so that the next start of the same run is quick.
-    cache = (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-        / "m3ae-tpu"
-        / "jax"
-    )
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    _keep_compiled_programs()
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.run.log import start_log
     from m3ae_tpu.run.workdir import prepare_workdir
@@ -85,11 +83,26 @@ def pretrain(
     )
 
 
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs, so that the next start of the same run is quick."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        caches = home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        folder = pathlib.Path(caches) / "m3ae-tpu" / "jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        require(os.access(folder, os.W_OK), f"{folder} may not be written")
+    except (OSError, UserError) as error:
+        print(f"compiled programs are not kept for the next start: {error}", flush=True)
+    else:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+
+
 def main(argv: list[str]) -> None:
     """Reads the command line and calls `pretrain`."""
     pretrain(
         override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:]),
-        pathlib.Path(_WORKDIR.value),
+        _WORKDIR.value,
         log_record_ids=_LOG_RECORD_IDS.value,
         allow_changed_data=_ALLOW_CHANGED_DATA.value,
     )

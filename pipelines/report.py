@@ -8,26 +8,30 @@ For the results of probes run `python -m pipelines.evaluate` first.
 
 import pathlib
 
-from absl import flags
+from m3ae_tpu.command_line import one_path, run_program
+from m3ae_tpu.option_flags import define_flag
 
-from m3ae_tpu.command_line import run_program
-from m3ae_tpu.errors import require
-
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; may also be given without the flag's name."
+_WORKDIR = define_flag(
+    "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
 )
-_TEST = flags.DEFINE_string(
-    "test_shards", "starter/heldout-*", "Labelled shards whose examples are shown."
+_TEST = define_flag(
+    "test_shards", str, "starter/heldout-*", "Labelled shards whose examples are shown."
+)
+_OUTPUT = define_flag(
+    "output",
+    pathlib.Path,
+    None,
+    "Folder of report.html, made if missing, where WORKDIR may not be written. If it holds an "
+    "evaluation.json, that one is shown.",
 )
 
 
 def main(argv: list[str]) -> None:
     """Reports on the run that the command line names."""
-    named = [*([_WORKDIR.value] if _WORKDIR.value else []), *argv[1:]]
-    require(len(named) == 1, "Name one workdir: python -m pipelines.report WORKDIR.")
+    workdir = one_path(argv, _WORKDIR.value, "python -m pipelines.report WORKDIR")
     from m3ae_tpu.report.page import report_workdir
 
-    print(f"report: {report_workdir(pathlib.Path(named[0]), _TEST.value)}")
+    print(f"report: {report_workdir(workdir, _TEST.value, output=_OUTPUT.value)}")
 
 
 def run() -> None:

@@ -10,25 +10,26 @@ begin 2, end 3. Name only shards for training, never those of an evaluation.
 
 import pathlib
 
-from absl import flags
-
 from m3ae_tpu.command_line import run_program
-from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.errors import UserError
+from m3ae_tpu.files import require_writable_file
+from m3ae_tpu.option_flags import define_flag
 
-_SHARDS = flags.DEFINE_list(
-    "shards", ["starter/train-*", "starter/texts-*"], "Globs of ArrayRecord shards."
+_SHARDS = define_flag(
+    "shards", list, ["starter/train-*", "starter/texts-*"], "Globs of ArrayRecord shards."
 )
-_VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", 4_000, "Pieces at most; a small corpus gives fewer.", lower_bound=300
+_VOCAB_SIZE = define_flag(
+    "vocab_size", int, 4_000, "Pieces at most; a small corpus gives fewer.", at_least=300
 )
-_MAX_TEXTS = flags.DEFINE_integer(
+_MAX_TEXTS = define_flag(
     "max_texts",
+    int,
     5_000_000,
     "Texts to learn from at most, drawn at random; limits time and memory.",
-    lower_bound=1,
+    at_least=1,
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "File of the model; replaced if it exists.", required=True
+_OUTPUT = define_flag(
+    "output", pathlib.Path, None, "File of the model; replaced if it exists.", required=True
 )
 
 
@@ -38,16 +39,12 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"argument {argv[1]!r} belongs to no flag. Quote globs: --shards='train-*'."
         )
-    output = pathlib.Path(_OUTPUT.value or "")
-    require(
-        output.parent.is_dir(),
-        f"--output = {output} is in a folder that does not exist. Make it first.",
-    )
-    require(not output.is_dir(), f"--output = {output} is a folder. Name a file in it.")
+    output = _OUTPUT.value
+    require_writable_file("--output", output)
     from m3ae_tpu.prepare.tokenizer import train_tokenizer_on_shards
 
     num_pieces = train_tokenizer_on_shards(
-        _SHARDS.value or [], output, vocab_size=_VOCAB_SIZE.value, max_texts=_MAX_TEXTS.value
+        _SHARDS.value, output, vocab_size=_VOCAB_SIZE.value, max_texts=_MAX_TEXTS.value
     )
     print(f"{output}: {num_pieces:,} pieces")
 

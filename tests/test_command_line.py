@@ -15,16 +15,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = '''"""Prints the settings that it was given."""
 
 import sys
-from absl import flags
+import pathlib
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
 
-_CONFIG = flags.DEFINE_string("config", "debug", "Named config.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
+_CONFIG = define_flag("config", str, "debug", "Named config.")
+_WORKDIR = define_flag("workdir", pathlib.Path, None, "Folder of this run.", required=True)
+_LOG_IDS = define_flag("log_ids", bool, False, "Whether ids are written.")
+_ROUNDS = define_flag("rounds", int, 10, "Number of rounds.", at_least=1)
+_INPUT = define_flag("input", list, ["a"], "Files.")
 
 def main(argv):
     config = override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:])
+    if _LOG_IDS.present or _ROUNDS.present or _INPUT.present:
+        print(_LOG_IDS.value, _ROUNDS.value, _INPUT.value)
     print(_WORKDIR.value, config.num_steps, config.model.encoder.num_layers, "jax" in sys.modules)
 
 if __name__ == "__main__":
@@ -52,17 +58,79 @@ def test_flags_and_fields_mix_in_any_order(launch):
     assert (done.stdout, done.stderr, done.returncode) == ("w 7 3 False\n", "", 0)
 
 
-def test_full_disk_is_named_without_a_traceback(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "from m3ae_tpu.command_line import run_program\n"
-        "def main(argv):\n    open('/dev/full', 'w', buffering=1).write('a line\\n')\n"
-        "run_program(main)\n"
+@pytest.mark.parametrize(
+    ("args", "printed"),
+    [
+        (["--log-ids"], "True 10 ['a']"),
+        (["--nolog_ids"], "False 10 ['a']"),
+        (["--no-log-ids"], "False 10 ['a']"),
+        (["--log_ids=yes", "--rounds=1e2"], "True 100 ['a']"),
+        (["--rounds", "1_000", "--input=b, c", "--input", "d"], "False 1000 ['b', 'c', 'd']"),
+        (["--", "--rounds=3"], "False 3 ['a']"),
+    ],
+)
+def test_launch_flags_are_taken_as_people_type_them(launch, args, printed):
+    done = launch("--workdir=w", *args)
+    assert (done.stdout.splitlines()[:1], done.stderr) == ([printed], "")
+
+
+def test_a_tilde_is_the_home_folder_also_behind_an_equals_sign(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("from m3ae_tpu.configs.debug import CONFIG\n")
+    done = launch("--workdir=~/w", "--config=~/mine.py")
+    assert (done.stdout.split()[:1], done.stderr) == ([f"{tmp_path}/w"], "")
+
+
+def test_a_name_that_is_not_utf8_is_refused_with_escapes(launch):
+    done = launch(b"--workdir=caf\xe9")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --workdir = caf\\udce9 is not UTF-8, or lies in such")
+
+
+@pytest.fixture(scope="module")
+def run_main(tmp_path_factory):
+    """Runs a program of a few lines, whose imports are there already."""
+    path = tmp_path_factory.mktemp("main") / "program.py"
+
+    def run(*lines, **environment):
+        imports = "import os\nfrom m3ae_tpu.command_line import run_program\n"
+        imports += "from m3ae_tpu.errors import UserError\n"
+        body = "".join(f"    {line}\n" for line in lines)
+        path.write_text(f"{imports}def main(argv):\n{body}run_program(main)\n")
+        env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+        command = [sys.executable, path]
+        return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+    return run
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
+def test_odd_names_are_printed_with_escapes(run_main, encoding):
+    lines = (
+        r"name = os.fsdecode(b'caf\xe9')",
+        "print(name)",
+        r"raise UserError(name + '\x1b[2J')",
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, env=env, check=False
-    )
+    done = run_main(*lines, PYTHONIOENCODING=encoding)
+    assert (done.stdout, done.stderr) == ("caf\\udce9\n", "error: caf\\udce9\\x1b[2J\n")
+    assert done.returncode == 2
+
+
+def test_errors_of_the_file_system_are_named_without_a_traceback(run_main):
+    done = run_main("open('no/such/file')")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no/such/file cannot be used (No such file or directory).")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_programming_error_keeps_its_traceback(run_main):
+    done = run_main("raise OSError('a library in trouble')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_full_disk_is_named_without_a_traceback(run_main):
+    done = run_main("open('/dev/full', 'w', buffering=1).write('a line\\n')")
     assert done.returncode == 2
     assert done.stderr.startswith("error: No space left on device. Free: ")
     assert "Traceback" not in done.stderr
@@ -95,7 +163,14 @@ def test_help_lists_launch_flags_and_the_fields_of_the_config_named_beside_it(la
             ["--workdri=w"],
             "--workdri is not a flag of this program. Did you mean --workdir?",
         ),
-        ([], "Flag --workdir must have a value other than None."),
+        ([], "--workdir is missing. Write --workdir=...: Folder of this run."),
+        (["--workdir="], "--workdir is missing. Write --workdir=...: Folder of this run."),
+        (["--workdir"], "Missing value for flag --workdir"),
+        (["--workdir=w", "--batch-sise=8"], "--batch-sise is neither a launch flag nor a field"),
+        (["--workdir=w", "--log-ids=maybe"], "--log_ids = maybe is not True or False."),
+        (["--workdir=w", "--rounds=0"], "--rounds = 0 is less than 1. Default: --rounds=10."),
+        (["--workdir=w", "--rounds=1.5"], "--rounds = 1.5 is not a whole number."),
+        (["--workdir=w", "word"], "argument 'word' belongs to no flag."),
         (["--workdir=w", "--config=quickstrt"], "Did you mean quickstart?"),
         (
             ["--workdir=w", "--model.encoder.num_layer=3"],
@@ -131,7 +206,14 @@ DEBUG = load_named_config("debug", PretrainConfig)
             2e-4,
         ),
         (["--loss.norm_pix_loss=True"], lambda config: config.loss.norm_pix_loss, True),
-        (["--data.crop_area", "0.5", "0.9"], lambda config: config.data.crop_area, (0.5, 0.9)),
+        *(
+            (["--data.crop_area", *words], lambda config: config.data.crop_area, (0.5, 0.9))
+            for words in (["0.5", "0.9"], ["0.5,0.9"], ["(0.5, 0.9)"], ["[0.5,0.9,]"], ["0.5 .9"])
+        ),
+        (["--num_steps=1e3"], lambda config: config.num_steps, 1_000),
+        (["--num-steps", "2_000"], lambda config: config.num_steps, 2_000),
+        (["--loss.norm_pix_loss=yes"], lambda config: config.loss.norm_pix_loss, True),
+        (["--loss.norm_pix_loss", "false"], lambda config: config.loss.norm_pix_loss, False),
         (["--data.sources.0.weight=0.5"], lambda config: config.data.sources[0].weight, 0.5),
         (["--data.sources.0.shards=a b=c"], lambda config: config.data.sources[0].shards, "a b=c"),
         (["--model.compute_dtype=bfloat16"], lambda config: config.model.compute_dtype, "bfloat16"),
@@ -166,8 +248,20 @@ def test_fields_that_depend_on_each_other_change_together():
         ),
         (["--optimizer.beta1=x"], r"--optimizer\.beta1 = x is not a number\. The config has 0\.9"),
         (["--masking.draw=some"], r"--masking\.draw = some is not one of per_example, per_batch"),
-        (["--loss.norm_pix_loss=yes"], r"norm_pix_loss = yes is not True or False"),
-        (["--data.crop_area=0.1"], r"--data\.crop_area = 0\.1 is not a sequence of 2 numbers"),
+        (["--loss.norm_pix_loss=maybe"], r"norm_pix_loss = maybe is not True or False"),
+        (
+            ["--data.crop_area=0.1"],
+            r"--data\.crop_area = 0\.1 is not a sequence of 2 numbers\. The config has "
+            r"\(.*\): --data\.crop_area=0\.\d+,1\.0\.$",
+        ),
+        (["--data.crop_area=(0.1, x)"], r"crop_area = \(0\.1, x\) is not a sequence of 2 numbers"),
+        (
+            ["--data.sources.0.shards", "a", "b"],
+            r"shards = a b is not one text\. .*: --data\.sources\.0\.shards='starter/train-\*'\.$",
+        ),
+        (["--num-steps=1.5"], r"--num-steps = 1\.5 is not a whole number"),
+        (["--num_steps=inf"], r"--num_steps = inf is not a whole number"),
+        (["--num_steps="], r"--num_steps = \(nothing\) is not a whole number"),
         (["--num_steps"], r"--num_steps = \(nothing\) is not a whole number"),
         (
             ["--optimizer.clip_norm", "-1e-4"],

@@ -20,9 +20,10 @@ LAYERS = [
 ]
 # Rooms beside the layers, and what they may import.
 BESIDE = {
-    "command_line": "errors",
-    "option_flags": "",
-    "overrides": "errors config command_line",
+    "values": "",
+    "command_line": "errors files values",
+    "option_flags": "errors files values",
+    "overrides": "errors files values config command_line",
     "configs": "config",
     "prepare": "errors files config batch data",
     "measure": "kernels errors scopes files charts config batch parallel model data train",

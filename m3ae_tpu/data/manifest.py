@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import home_expanded
 
 MANIFEST = "manifest.json"
 STARTER = pathlib.Path(__file__).parent / "starter"
@@ -18,7 +19,7 @@ STARTER = pathlib.Path(__file__).parent / "starter"
 def locate(path: str) -> str:
     """Returns a path or glob with `starter/` and `~` replaced by the folders they stand for."""
     folder, _, rest = path.partition("/")
-    return str(STARTER / rest) if folder == "starter" and rest else os.path.expanduser(path)
+    return str(STARTER / rest) if folder == "starter" and rest else home_expanded(path)
 
 
 def resolve(pattern: str) -> list[str]:

@@ -17,6 +17,7 @@ from m3ae_tpu.evaluation.probes import Targets, make_folds, standard_error
 from m3ae_tpu.evaluation.protocol import Evaluation, Figures, Row, Subject
 from m3ae_tpu.evaluation.trained_run import EVALUATION, TrainedRun, load_trained_run
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.run.workdir import result_file
 
 TRAIN_SHARDS, TEST_SHARDS = "starter/train-*", "starter/heldout-*"
 
@@ -24,12 +25,25 @@ EVALUATIONS: tuple[Evaluation, ...] = (image_probes, pair_probes, heldout)
 """Add one here: figures, table and report follow."""
 
 
-def evaluate_workdir(workdir: pathlib.Path, train_shards: str, test_shards: str) -> None:
-    """Evaluates the run in a directory, writes its `evaluation.json` and prints the main figures.
+def evaluate_workdir(
+    workdir: pathlib.Path,
+    train_shards: str,
+    test_shards: str,
+    *,
+    output: pathlib.Path | None = None,
+) -> None:
+    """Evaluates the run in a directory, prints the main figures and writes `evaluation.json`.
+
+    Args:
+        workdir: The run's directory.
+        train_shards: Labelled shards that probes learn from.
+        test_shards: Labelled shards that everything is scored on.
+        output: Another folder for `evaluation.json` than the run's, made if missing.
 
     Raises:
-        UserError: the run, or the shards, cannot be read.
+        UserError: the run, or the shards, cannot be read, or the file cannot be written.
     """
+    path = result_file(workdir, output, EVALUATION)
     console = rich.get_console()
     with console.status("loading the run") as status:
 
@@ -40,8 +54,8 @@ def evaluate_workdir(workdir: pathlib.Path, train_shards: str, test_shards: str)
 
         run = load_trained_run(workdir)
         figures = evaluate_run(run, report, train_shards=train_shards, test_shards=test_shards)
-    atomic_write(workdir / EVALUATION, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     print_figures(figures)
+    atomic_write(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
 
 
 def evaluate_run(

@@ -19,21 +19,27 @@ from m3ae_tpu.report import sections
 from m3ae_tpu.report.curves import curves
 from m3ae_tpu.report.examples import ShownExample, show_examples
 from m3ae_tpu.run.metrics import read_metrics
-from m3ae_tpu.run.workdir import load_run_config
+from m3ae_tpu.run.workdir import load_run_config, result_file
 
 FILE_NAME = "report.html"
 
 
-def report_workdir(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
+def report_workdir(
+    workdir: pathlib.Path, test_shards: str, *, output: pathlib.Path | None = None
+) -> pathlib.Path:
     """Writes the report of the run in a directory and returns its path.
 
     Args:
         workdir: The run's directory.
         test_shards: Labelled shards whose examples are shown.
+        output: Another folder for the report than the run's, made if missing; its
+            `evaluation.json` is shown if it has one.
 
     Raises:
-        UserError: the directory holds no run, or the shards cannot be read.
+        UserError: the directory holds no run, the shards cannot be read, or the report cannot be
+            written.
     """
+    path = result_file(workdir, output, FILE_NAME)
     config, examples, versions = load_run_config(workdir, PretrainConfig), None, {}
     with rich.get_console().status("reconstructing some held-out examples"):
         if has_checkpoint(workdir):
@@ -44,9 +50,10 @@ def report_workdir(workdir: pathlib.Path, test_shards: str) -> pathlib.Path:
         workdir,
         config,
         metrics=read_metrics(workdir),
-        evaluation=read_evaluation(workdir),
+        evaluation=(read_evaluation(output) if output else {}) or read_evaluation(workdir),
         examples=examples,
         versions=versions,
+        path=path,
     )
 
 
@@ -58,8 +65,9 @@ def write_report(
     evaluation: Mapping[str, Any],
     examples: Sequence[ShownExample] | None,
     versions: Mapping[str, str],
+    path: pathlib.Path,
 ) -> pathlib.Path:
-    """Writes `WORKDIR/report.html` and returns its path; an interruption leaves the earlier page.
+    """Writes a report and returns its path; an interruption leaves the earlier page.
 
     Args:
         workdir: The run's directory; its last name is the page's title.
@@ -68,6 +76,7 @@ def write_report(
         evaluation: The figures of `evaluation.json`; may be empty.
         examples: Results of `show_examples`; None for a run without a checkpoint.
         versions: Versions of the packages that trained the run.
+        path: The report's file.
     """
     folder = importlib.resources.files(__package__)
     page = string.Template((folder / "report.html").read_text()).substitute(
@@ -83,7 +92,6 @@ def write_report(
         settings=sections.settings(config, dict(versions) | {"python": platform.python_version()}),
         workdir=html.escape(str(workdir)),
     )
-    path = workdir / FILE_NAME
     atomic_write(path, page)
     return path
 

@@ -15,7 +15,7 @@ import m3ae_tpu
 from m3ae_tpu.config import RunConfig
 from m3ae_tpu.config.tree import differences, from_json, leaves
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import atomic_write
+from m3ae_tpu.files import atomic_write, require_writable_file
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.model"
 # Beginnings of the fields that a resumed run may change; another value elsewhere makes it another
@@ -104,6 +104,35 @@ def _unwritable_folder_named(path: pathlib.Path):
             f"--workdir = {path} cannot be written ({error.strerror}: {error.filename}). "
             "Name a folder that you may write to."
         ) from None
+
+
+def result_file(workdir: pathlib.Path, output: pathlib.Path | None, name: str) -> pathlib.Path:
+    """Returns the file for findings about a run, after checking that it can be written.
+
+    Args:
+        workdir: Directory of the run.
+        output: Another folder for the file, made if missing.
+        name: Name of the file.
+
+    Raises:
+        UserError: there is no such directory, or the file cannot be written.
+    """
+    require(
+        workdir.is_dir(),
+        f"WORKDIR = {workdir} is not a folder. Name the workdir of a run, such as runs/quickstart.",
+    )
+    fix = "Name a folder that you may write to: --output=FOLDER."
+    if output is None:
+        require_writable_file("WORKDIR", workdir / name, fix=fix)
+        return workdir / name
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output = {output} cannot be made ({error.strerror}: {error.filename}). {fix}"
+        ) from None
+    require_writable_file("--output", output / name, fix=fix)
+    return output / name
 
 
 def describe_run(config: RunConfig, *, tokenizer: bytes = b"") -> dict[str, Any]:

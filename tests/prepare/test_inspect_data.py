@@ -108,11 +108,18 @@ def test_a_folder_may_be_named_like_a_glob(folder, tmp_path_factory):
     assert len(open_shards(found.shards)) == 30
 
 
-def test_the_programs_default_sheet_replaces_no_file_of_the_user(tmp_path):
-    mine = tmp_path / "contact_sheet.png"
-    mine.write_bytes(b"mine")
-    command = [sys.executable, "-m", "m3ae_tpu.pipelines.inspect_data", "--config=quickstart"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: contact_sheet.png exists and is not a contact sheet")
-    assert mine.read_bytes() == b"mine"
+def test_the_program_writes_a_sheet_only_where_it_is_asked_to(tmp_path):
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "m3ae_tpu.pipelines.inspect_data", "--config=quickstart"]
+        command = [*program, *flags]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    assert run().returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    assert run("--sheet=sheet.png", "--examples=1").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    refused = run("--sheet=.")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --sheet = . is a folder. Name a file in it.\n",
+    )

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
 
 from m3ae_tpu.batch import Rows, batch_shapes, mixture, random_batch
 from m3ae_tpu.config import (
@@ -18,11 +17,9 @@ from m3ae_tpu.config import (
 )
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.errors import UserError
 from m3ae_tpu.model.m3ae import M3AE, HiddenTokens
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.report.contact_sheet import draw_contact_sheet, first_masks, hide_patches
-from m3ae_tpu.report.sheet_file import require_no_other_file, save_sheet
 from m3ae_tpu.train.pretraining import pretraining
 from m3ae_tpu.train.step import init_state, steps_key, train_step
 
@@ -88,15 +85,3 @@ def test_the_sheets_masks_are_those_of_the_first_step(draw, monkeypatch):
             if ours is not None:
                 np.testing.assert_array_equal(ours.visible, theirs.visible[:2])
                 np.testing.assert_array_equal(ours.hidden, theirs.hidden[:2])
-
-
-def test_a_sheet_replaces_an_earlier_one_and_no_other_file(tmp_path):
-    sheet = Image.new("RGB", (4, 4))
-    path = tmp_path / "contact_sheet.png"
-    require_no_other_file(path)
-    save_sheet(sheet, path)
-    require_no_other_file(path)
-    for other in (lambda: sheet.save(path), lambda: path.write_bytes(b"mine")):
-        other()
-        with pytest.raises(UserError, match="is not a contact sheet"):
-            require_no_other_file(path)

@@ -64,6 +64,7 @@ def page(
         evaluation=evaluation,
         examples=examples,
         versions={"jax": "0.11.2"},
+        path=tmp_path / "report.html",
     )
     return path.read_text()
 
