@@ -1,5 +1,6 @@
 """The format of a file, recognised by its content."""
 
+import codecs
 import re
 import tarfile
 from typing import Literal
@@ -26,6 +27,8 @@ def file_format(url: str) -> Format:
             known = _known_format(start)
             if known:
                 return known
+            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return "table"
             if _BINARY.search(start):
                 return "tar" if _holds_tar_header(file.read(_SEARCHED)) else "unknown"
     except UNREADABLE:

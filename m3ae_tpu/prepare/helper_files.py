@@ -27,6 +27,9 @@ _PROGRAM_ENDINGS = (
 _SUMS = re.compile(r"(?:md5|sha\d+|check)_?sums?(?:\.\w+)?", re.IGNORECASE)
 
 
+DOCUMENT = "document about the data"
+
+
 def helper_file_reason(path: str) -> str:
     """Returns why a file of a folder is not data, by its name; empty if the name tells nothing.
 
@@ -42,7 +45,7 @@ def helper_file_reason(path: str) -> str:
     if ending in _PROGRAM_ENDINGS:
         return "program, settings or log"
     if name in _OF_DATASETS or (ending not in _DATA_ENDINGS and _DOCUMENT.fullmatch(name)):
-        return "document about the data"
+        return DOCUMENT
     return ""
 
 

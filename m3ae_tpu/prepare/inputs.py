@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.prepare.formats import Format, file_format
-from m3ae_tpu.prepare.helper_files import helper_file_reason
+from m3ae_tpu.prepare.formats import Format, file_format, unread_file
+from m3ae_tpu.prepare.helper_files import DOCUMENT, helper_file_reason
 from m3ae_tpu.prepare.named_files import find_named_file
 from m3ae_tpu.prepare.opening import UNREADABLE, file_system, is_remote
 from m3ae_tpu.prepare.readers.image_files import SIDECAR_ENDINGS
 from m3ae_tpu.prepare.readers.parquet import parquet_names
 from m3ae_tpu.prepare.readers.tables import table_rows
-from m3ae_tpu.prepare.roles import IMAGE_ENDINGS, Role, file_name, find_role
-from m3ae_tpu.prepare.samples import is_address
+from m3ae_tpu.prepare.roles import Role, file_name, find_role
+from m3ae_tpu.prepare.samples import is_address, is_image_name
 
 _OPENED_AT_ONCE = 32
 """Files that are opened at the same time to look at them: a remote store answers slowly."""
@@ -69,9 +69,9 @@ def look_at_input(given: str, kind: str) -> Input:
     if not read:
         raise UserError(_nothing_message(given, roles, kind))
     named = set() if kind == "text" else set(_named_files(read, formats, roles, root))
-    stems = {os.path.splitext(url)[0] for url in {*read, *named}}
+    stems = _stems({*read, *named})
     passed_over = {
-        url: roles[url].reason or "no list names it"
+        url: _reason(url, roles[url])
         for url in sizes
         if url not in read
         and url not in named
@@ -86,6 +86,13 @@ def look_at_input(given: str, kind: str) -> Input:
         images=sorted(loose),
         passed_over=passed_over,
     )
+
+
+def _reason(url: str, role: Role) -> str:
+    """Returns why a file is passed over."""
+    if role.use == "image":
+        return "no list names it"
+    return role.reason or unread_file(url).reason
 
 
 def list_files(given: str) -> dict[str, int]:
@@ -159,11 +166,9 @@ def _find_roles(
             if reason and formats[url] != "image"
         }
     if kind != "text":
-        stems = {
-            os.path.splitext(url)[0]
-            for url, format in formats.items()
-            if format == "image" or _ending(url) in IMAGE_ENDINGS
-        }
+        stems = _stems(
+            url for url, format in formats.items() if format == "image" or is_image_name(url)
+        )
         sidecars = {
             url: Role(use="none", reason="text of an image that is not read")
             for url, format in formats.items()
@@ -177,10 +182,9 @@ def _find_roles(
 
 
 def _find_role(url: str, format: Format, kind: str, root: str) -> Role:
-    is_image_name = _ending(url) in IMAGE_ENDINGS
-    if kind == "text" and is_image_name:
+    if kind == "text" and is_image_name(url):
         return Role(use="none", reason="image")
-    if format == "table" and (is_image_name or _ending(url) in _ROW_ENDINGS):
+    if format == "table" and (is_image_name(url) or _ending(url) in _ROW_ENDINGS):
         return Role(use="unknown")  # A page about an error, saved in place of the file.
     return find_role(url, format, kind, root)
 
@@ -198,7 +202,7 @@ def _choose_images(roles: Mapping[str, Role]) -> tuple[set[str], set[str]]:
             url for url in unknown if _ending(url) in _ROW_ENDINGS
         }, set()
     if any(uses[url] == "rows" for url in rows):
-        loose = images | {url for url in unknown if _ending(url) in IMAGE_ENDINGS}
+        loose = images | {url for url in unknown if is_image_name(url)}
         return rows | loose | unknown, loose
     loose = images | unknown
     return (rows | loose or lists), loose
@@ -247,7 +251,14 @@ def _nothing_message(given: str, roles: Mapping[str, Role], kind: str) -> str:
         need = "no text to read. Give plain text, JSON lines, CSV or parquet"
     else:
         need = "no images. Give a folder of images, tars, parquet or HDF5"
-    return f"--input = {given} holds {need}.\n{shown}"
+    is_helper = any(role.reason == DOCUMENT for role in roles.values())
+    hint = " To read a document about the data, name that file." if is_helper else ""
+    return f"--input = {given} holds {need}.{hint}\n{shown}"
+
+
+def _stems(images: Iterable[str]) -> set[str]:
+    """Returns the names of images without and with their ending: `a.txt`, `a.jpg.txt`."""
+    return {stem for url in images for stem in (os.path.splitext(url)[0], url)}
 
 
 def _is_sidecar(url: str) -> bool:

@@ -4,11 +4,15 @@ import collections
 import functools
 import os
 import pathlib
+import re
 import unicodedata
 import urllib.parse
 from collections.abc import Iterator
 
 from m3ae_tpu.prepare.opening import is_remote
+
+_NUMBER = re.compile(r"#\d+$")
+"""Number of a caption behind the name, as in Flickr8k's lists."""
 
 
 def find_named_file(name: str, folder: str, root: str) -> str:
@@ -48,8 +52,8 @@ def _candidates(name: str, folder: str) -> Iterator[str]:
 
 
 def _plain(name: str) -> str:
-    """Returns a name without spaces around it, with `/` between folders."""
-    return name.strip().removeprefix("file://").replace("\\", "/")
+    """Returns a name with `/` between folders, without spaces around it or a caption's number."""
+    return _NUMBER.sub("", name.strip().removeprefix("file://")).replace("\\", "/")
 
 
 def _below_ancestors(name: str, folder: str) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import glob
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -9,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.formats import Format, unread_file
 from m3ae_tpu.prepare.inputs import Input, look_at_input
+from m3ae_tpu.prepare.opening import is_remote
 from m3ae_tpu.prepare.readers.archives import read_tar
 from m3ae_tpu.prepare.readers.hdf5 import read_hdf5
 from m3ae_tpu.prepare.readers.image_files import read_image_files
@@ -42,6 +45,8 @@ class Piece:
     """Layout of a table."""
     root: str = ""
     """Folder of the input, where files are searched that a list names."""
+    with_images: bool = True
+    """Whether images are read: texts may lie beside other columns, such as a path."""
 
     def samples(self) -> Iterator[Sample]:
         """Yields the samples of the piece, in order."""
@@ -52,13 +57,21 @@ class Piece:
             case "tar":
                 return read_tar(url)
             case "parquet":
-                return read_parquet(url, self.start, self.stop, root=self.root)
+                return read_parquet(
+                    url, self.start, self.stop, root=self.root, with_images=self.with_images
+                )
             case "hdf5":
                 return read_hdf5(url, self.prefix, self.start, self.stop)
             case "table":
                 assert self.layout is not None
                 return read_table(
-                    url, self.layout, self.start, self.stop, self.first_row, root=self.root
+                    url,
+                    self.layout,
+                    self.start,
+                    self.stop,
+                    self.first_row,
+                    root=self.root,
+                    with_images=self.with_images,
                 )
             case "unread" | "unknown":
                 return iter([Sample(place=url, fault=Fault(*unread_file(url)))])
@@ -97,7 +110,7 @@ class Collection:
 def find_pieces(inputs: list[str], kind: str) -> Collection:
     """Lists the pieces of files and folders, local or remote; `look_at_input` chooses the files.
 
-    `FILE#train` selects the arrays `train_jpg` and so on of an HDF5 file.
+    `FILE#train` selects the arrays `train_jpg` and so on of an HDF5 file. Globs may be given too.
 
     Raises:
         UserError: an input does not exist, holds nothing to read, or holds addresses instead of
@@ -107,7 +120,7 @@ def find_pieces(inputs: list[str], kind: str) -> Collection:
     pieces: list[Piece] = []
     passed_over: dict[str, tuple[int, str]] = {}
     prefixes: dict[str, set[str]] = {}
-    for given in inputs:
+    for given in itertools.chain.from_iterable(map(_matches, inputs)):
         path, prefix = _split_prefix(given)
         found = look_at_input(path, kind)
         twice = [
@@ -130,6 +143,12 @@ def find_pieces(inputs: list[str], kind: str) -> Collection:
     )
 
 
+def _matches(given: str) -> list[str]:
+    """Returns the paths that a glob names, sorted; another input as it is."""
+    is_pattern = glob.has_magic(given) and not is_remote(given) and not os.path.exists(given)
+    return (is_pattern and sorted(glob.glob(os.path.expanduser(given)))) or [given]
+
+
 def _split_prefix(given: str) -> tuple[str, str]:
     """Splits `FILE#train` into file and prefix of the arrays."""
     path, mark, prefix = given.rpartition("#")
@@ -146,6 +165,7 @@ def _pieces_of(found: Input, prefix: str, kind: str) -> Iterator[Piece]:
             prefix=prefix,
             layout=role.layout,
             root=found.root if role.use == "list" else "",
+            with_images=kind != "text",
         )
         yield from _split(whole, role, TEXTS_PER_PIECE if kind == "text" else IMAGES_PER_PIECE)
     for start in range(0, len(found.images), IMAGES_PER_PIECE):

@@ -19,22 +19,18 @@ from m3ae_tpu.prepare.samples import (
     CAPTION_NAMES,
     FILE_NAMES,
     IMAGE_NAMES,
+    LABEL_NAMES,
     URL_NAMES,
     Fault,
     first_of,
     is_address,
+    is_image_name,
 )
 
 _NUM_ROWS = 20
 """Rows that are looked at."""
 _MOST_NAMES = 1_000
 """Names of a list among which one is searched whose file is there."""
-IMAGE_ENDINGS = (
-    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif"),
-    *("heic", "heif", "jp2", "j2k", "ppm", "pgm", "pbm", "ico", "qoi", "tga"),
-)
-"""Endings of the names of images, whatever their content is."""
-
 type Use = Literal["rows", "list", "addresses", "image", "text", "damaged", "unknown", "none"]
 """`rows`: the file holds examples; `list`: it names image files; `addresses`: it names web pages;
 `text`: a text a line; `damaged`: a file of rows that cannot be opened; `none`: nothing of the kind.
@@ -151,8 +147,25 @@ def _list_role(rows: Rows, names: Iterable[str], url: str, kind: str, root: str)
         return _without(FILE_NAMES, names)
     if kind == "paired" and set(names).isdisjoint(CAPTION_NAMES):
         return _without(CAPTION_NAMES, names)
+    if kind == "labelled" and _lacks_labels(files, names, folder, root):
+        return _without(LABEL_NAMES, names)
     reason = "" if is_of_input else f"no file that it names is there: {files[0]!r}"
     return Role(use="list", is_of_input=is_of_input, reason=reason)
+
+
+def _lacks_labels(files: Iterable[str], names: Iterable[str], folder: str, root: str) -> bool:
+    """Returns whether a list has its classes in a column of an unknown name.
+
+    So it is if all of its images lie in one folder, and there is a column that has no other use.
+    """
+    known = {*FILE_NAMES, *CAPTION_NAMES, *URL_NAMES, ""}
+    if not set(names).isdisjoint(LABEL_NAMES):
+        return False
+    folders = set()
+    for name in files:
+        with contextlib.suppress(OSError, ValueError):
+            folders.add(os.path.dirname(find_named_file(name, folder, root)))
+    return len(folders) <= 1 and not known.issuperset(names)
 
 
 def file_name(row: Mapping[str, Any]) -> str:
@@ -172,6 +185,8 @@ def _is_there(name: str, folder: str, root: str) -> bool:
 
 def _without(wanted: Sequence[str], names: Iterable[str]) -> Role:
     """Returns the role of a table that lacks a column."""
+    if any(is_address(name) or is_image_name(name) for name in names):
+        return Role(use="none", reason=_WITHOUT_NAMES)
     columns = ", ".join(sorted(names)[:8])
     return Role(
         use="none",
@@ -179,16 +194,15 @@ def _without(wanted: Sequence[str], names: Iterable[str]) -> Role:
     )
 
 
+_WITHOUT_NAMES = "a list without column names: add a first line, such as file,caption"
+
+
 def _reason_of_text(url: str, layout: Layout) -> str:
     """Returns why a plain text is not a list of images."""
     lines = [str(row["text"], "utf-8", "replace") for row in _first_rows(url, layout)[:_NUM_ROWS]]
     for separator in "\t,;|":
         fields = [parse_line(line, separator) for line in lines]
-        named = [row for row in fields if len(row) > 1 and _is_image_name(row[0])]
+        named = [row for row in fields if len(row) > 1 and is_image_name(row[0])]
         if named and 2 * len(named) >= len(lines):
-            return "a list without column names: add a first line, such as file,caption"
+            return _WITHOUT_NAMES
     return "text that names no images"
-
-
-def _is_image_name(name: str) -> bool:
-    return name.partition("#")[0].rpartition(".")[2].strip().lower() in IMAGE_ENDINGS

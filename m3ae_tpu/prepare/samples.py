@@ -22,11 +22,18 @@ LABEL_NAMES = ("label_name", "label", "class", "cls", "class_name", "category")
 """Columns and file endings that hold a class."""
 FILE_NAMES = (
     *("file", "file_name", "filename", "filepath", "file_path", "image", "path", "image_path"),
-    *("image_name", "image_file", "img", "img_path", "image_id"),
+    *("image_name", "image_file", "img", "img_path", "image_id", "id"),
 )
 """Columns of a table that name an image file."""
 URL_NAMES = ("url", "image_url", "link")
 """Columns that hold the address of an image on the web."""
+
+
+IMAGE_ENDINGS = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("heic", "heif", "jp2", "j2k", "ppm", "pgm", "pbm", "ico", "qoi", "tga"),
+)
+"""Endings of the names of images, whatever their content is."""
 
 
 class Fault(NamedTuple):
@@ -118,6 +125,14 @@ def _is_empty(value: Any) -> bool:
 def is_address(name: Any) -> bool:
     """Returns whether the value of an image column is the address of a web page."""
     return isinstance(name, str) and name.startswith(("http://", "https://"))
+
+
+def is_image_name(name: str) -> bool:
+    """Returns whether a name ends like that of an image file."""
+    return name.rpartition("#")[0 if "#" in name else 2].strip().lower().endswith(_DOTTED)
+
+
+_DOTTED = tuple(f".{ending}" for ending in IMAGE_ENDINGS)
 
 
 def as_captions(value: Any) -> tuple[bytes | None, ...]:

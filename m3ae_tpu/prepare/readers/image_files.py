@@ -1,21 +1,34 @@
 """Loose image files, each with the text of the same name beside it."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from m3ae_tpu.prepare.opening import UNREADABLE, read_whole
-from m3ae_tpu.prepare.samples import Fault, Sample, first_line
+from m3ae_tpu.prepare.samples import (
+    CAPTION_NAMES,
+    Fault,
+    Sample,
+    as_captions,
+    first_line,
+    first_of,
+)
 
-SIDECAR_ENDINGS = (".txt", ".TXT", ".caption")
+_TEXT_ENDINGS, _JSON_ENDINGS = (".txt", ".TXT", ".caption"), (".json",)
+SIDECAR_ENDINGS = (*_TEXT_ENDINGS, *_JSON_ENDINGS)
 """Endings of the text beside an image."""
 
 
 def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
-    """Yields image files, each with the text of the same name and its folder's name as label."""
+    """Yields image files, each with the text beside it and its folder's name as label.
+
+    The text beside `a.jpg` is `a.txt`, `a.jpg.txt`, or the caption in `a.json`.
+    """
     for url in urls:
         try:
-            image, captions = read_whole(url), _text_beside(url)
+            image, captions = read_whole(url), _captions_beside(url)
         except UNREADABLE as error:
             yield Sample(place=url, fault=Fault("unreadable image file", first_line(error)))
             continue
@@ -24,11 +37,27 @@ def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
         )
 
 
-def _text_beside(url: str) -> tuple[bytes, ...]:
-    for ending in SIDECAR_ENDINGS:
-        beside = f"{os.path.splitext(url)[0]}{ending}"
-        if beside == url:
-            return ()
-        with contextlib.suppress(FileNotFoundError):
-            return (read_whole(beside),)
-    return ()  # Cleaning decides whether an image alone is enough.
+def _captions_beside(url: str) -> tuple[bytes | None, ...]:
+    text = _content_beside(url, _TEXT_ENDINGS)
+    if text is not None:
+        return (text,)
+    content = _content_beside(url, _JSON_ENDINGS)
+    return as_captions(first_of(_object(content), CAPTION_NAMES)) if content else ()
+
+
+def _content_beside(url: str, endings: Iterable[str]) -> bytes | None:
+    for stem in (os.path.splitext(url)[0], url):
+        for ending in endings:
+            if f"{stem}{ending}" != url:
+                with contextlib.suppress(FileNotFoundError):
+                    return read_whole(f"{stem}{ending}")
+    return None  # Cleaning decides whether an image alone is enough.
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """Returns the values of a JSON object by name in lower case; nothing for other content."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return {name.lower(): value[name] for name in value} if isinstance(value, dict) else {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from m3ae_tpu.prepare.opening import LARGEST_FILE
-from m3ae_tpu.prepare.samples import Fault, first_line
+from m3ae_tpu.prepare.samples import Fault, first_line, is_image_name
 
 NOT_A_LIST = Fault("JSON that is not a list", "write JSON lines: one object a line")
 """Fault of a document that holds no rows: settings or statistics."""
@@ -15,9 +15,10 @@ NOT_A_LIST = Fault("JSON that is not a list", "write JSON lines: one object a li
 def read_document(file: Any) -> Iterator[Mapping[str, Any] | Fault]:
     """Yields the rows of a document, with names in lower case.
 
-    Read are an array of objects or texts; an object with one such array; and COCO's layout, one row
-    for an image with all of its captions: `images` with `file_name` and `id`, `annotations` with
-    `image_id` and `caption`, or `images` that hold their own `sentences` (Karpathy & Fei-Fei 2015).
+    Read are an array of objects or texts; an object with one such array; captions by file name;
+    columns, as arrays or as pandas writes them; and COCO's layout, one row for an image with all of
+    its captions: `images` with `file_name` and `id`, `annotations` with `image_id` and `caption`,
+    or `images` that hold their own `sentences` (Karpathy & Fei-Fei 2015).
 
     Args:
         file: A binary file. It is read whole.
@@ -55,7 +56,24 @@ def _rows(document: Any) -> list[Any] | None:
             image | {"captions": [_sentence(text) for text in image.get("sentences", ())]}
             for image in arrays["images"]
         ]
-    return next(iter(arrays.values())) if len(arrays) == 1 else None
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    if document and all(is_image_name(name) for name in document):
+        return [{"file": name, "captions": captions} for name, captions in document.items()]
+    return _rows_of_columns(document)
+
+
+def _rows_of_columns(document: dict[str, Any]) -> list[Any] | None:
+    """Returns the rows of columns of the same length; None if the values are not columns."""
+    columns = [
+        list(values.values()) if isinstance(values, dict) else values
+        for values in document.values()
+    ]
+    if not columns or not all(isinstance(values, list) for values in columns):
+        return None
+    if len(set(map(len, columns))) != 1:
+        return None
+    return [dict(zip(document, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _is_array(value: Any) -> bool:

@@ -20,7 +20,8 @@ _HEAD = 2**16
 """Bytes at the start of a file that decide its layout."""
 _NUM_LINES = 20
 """Lines that are looked at."""
-_SEPARATORS = "\t,;|"
+SEPARATORS = "\t,;|"
+"""Characters between columns."""
 _COMPRESSED = ("gz", "bz2", "xz", "lzma", "zst", "zstd")
 _JSON, _COLUMNS = ("json", "jsonl", "ndjson"), ("csv", "tsv")
 
@@ -69,6 +70,12 @@ def inner_ending(url: str) -> str:
     return ending if stem else ""
 
 
+def is_preamble(line: str) -> bool:
+    """Returns whether a line goes before the names of the columns: blank, or Excel's `sep=;`."""
+    text = line.removeprefix("\ufeff").strip()
+    return not text or re.fullmatch(r"sep=.", text) is not None
+
+
 def parse_line(line: str, separator: str) -> list[str]:
     """Returns the fields of one line; nothing for a damaged one."""
     try:
@@ -92,7 +99,8 @@ def _first_lines(head: bytes, encoding: str) -> list[str]:
     lines = re.split("\r\n|\r|\n", text) if encoding else text.split("\n")
     if len(head) == _HEAD and len(lines) > 1:
         lines.pop()
-    return [line.rstrip("\r") for line in lines if line.strip()][:_NUM_LINES]
+    lines = [line.rstrip("\r") for line in lines if line.strip()]
+    return lines[lines[:1] != [] and is_preamble(lines[0]) :][:_NUM_LINES]
 
 
 def _layout(lines: Sequence[str], ending: str, kind: str) -> Layout:
@@ -100,24 +108,32 @@ def _layout(lines: Sequence[str], ending: str, kind: str) -> Layout:
     if first[0] in "{[":
         objects = [row for line in lines if isinstance(row := _json(line), dict)]
         has_known_name = any(_KNOWN.intersection(map(str.lower, row)) for row in objects)
+        are_columns = len(lines) == 1 and objects and _are_columns(objects[0])
         if 2 * len(objects) >= len(lines) and (len(lines) > 1 or has_known_name):
-            return Layout("json")
+            return Layout("document" if are_columns else "json")
         if _is_document(first, ending):
             return Layout("document")
     if ending in _JSON:
         return Layout("json")
     wanted = CAPTION_NAMES if kind == "text" else (*FILE_NAMES, *URL_NAMES)
-    headers = {separator: parse_line(first, separator) for separator in _SEPARATORS}
+    headers = {separator: parse_line(first, separator) for separator in SEPARATORS}
     for separator, fields in headers.items():
         names = tuple(name.strip().lower() for name in fields)
         if not set(wanted).isdisjoint(names) and (
             ending in _COLUMNS or _is_header(fields, lines[1:], separator)
         ):
-            return Layout("columns", separator, names)
+            return Layout("columns", separator, _distinct(names))
     if ending in _COLUMNS:
         separator, fields = max(headers.items(), key=lambda header: len(header[1]))
-        return Layout("columns", separator, tuple(name.strip().lower() for name in fields))
+        return Layout("columns", separator, _distinct([name.strip().lower() for name in fields]))
     return Layout("text")
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns names of which a repeated one has its number behind it: the first column counts."""
+    return tuple(
+        f"{name} {number}" if name in names[:number] else name for number, name in enumerate(names)
+    )
 
 
 _KNOWN = frozenset((*CAPTION_NAMES, *FILE_NAMES, *URL_NAMES))
@@ -128,6 +144,14 @@ def _json(line: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def _are_columns(row: dict[str, Any]) -> bool:
+    """Returns whether an object holds columns, not the values of one row."""
+    values = row.values()
+    return all(isinstance(value, dict) for value in values) or (
+        len(row) > 1 and all(isinstance(value, list) for value in values)
+    )
 
 
 def _is_document(first: str, ending: str) -> bool:

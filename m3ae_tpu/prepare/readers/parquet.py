@@ -26,7 +26,12 @@ _COLUMNS = frozenset((*_IMAGE_COLUMNS, *CAPTION_NAMES, *LABEL_NAMES, *URL_NAMES)
 
 
 def read_parquet(
-    url: str, start: int = 0, stop: int | None = None, *, root: str = ""
+    url: str,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    root: str = "",
+    with_images: bool = True,
 ) -> Iterator[Sample]:
     """Yields the rows of a parquet file, numbered from 1.
 
@@ -35,19 +40,24 @@ def read_parquet(
         start: Row group to begin with.
         stop: Row group to end before; None reads all.
         root: Folder of the input, where files are searched that a row names.
+        with_images: Whether images are read.
     """
+    image_columns = _IMAGE_COLUMNS if with_images else ()
+    wanted = frozenset((*image_columns, *CAPTION_NAMES, *LABEL_NAMES))
     try:
         with _open(url) as (table, counts):
             label_names = _label_names(table.schema_arrow.metadata)
             for group in range(len(counts))[start:stop]:
                 first = sum(counts[:group])
-                for number, row in enumerate(_row_group(table, group, counts[group]), first + 1):
+                for number, row in enumerate(
+                    _row_group(table, group, counts[group], wanted), first + 1
+                ):
                     place = f"{url}, row {number}"
                     if isinstance(row, Fault):
                         yield Sample(place=place, fault=row)
                     else:
                         row |= _named_labels(row, label_names)
-                        yield row_sample(row, place, url, _IMAGE_COLUMNS, root=root)
+                        yield row_sample(row, place, url, image_columns, root=root)
     except UserError:
         raise
     except DAMAGE as error:

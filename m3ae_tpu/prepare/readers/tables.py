@@ -2,6 +2,7 @@
 
 import codecs
 import collections
+import contextlib
 import csv
 import io
 import itertools
@@ -12,7 +13,7 @@ from typing import Any
 
 from m3ae_tpu.prepare.opening import UNREADABLE, is_compressed, open_file
 from m3ae_tpu.prepare.readers.json_documents import read_document
-from m3ae_tpu.prepare.readers.layouts import Layout
+from m3ae_tpu.prepare.readers.layouts import SEPARATORS, Layout, is_preamble
 from m3ae_tpu.prepare.samples import FILE_NAMES, Fault, Sample, first_line, row_sample
 
 _LONGEST_LINE = 2**24
@@ -20,6 +21,15 @@ _LONGEST_LINE = 2**24
 _MOST_LINES = 1_000
 """Lines over which a quoted field may extend."""
 csv.field_size_limit(_LONGEST_LINE)
+
+
+class _Dialect(csv.excel):
+    skipinitialspace, strict = True, True
+
+
+_DIALECTS = {
+    separator: csv.reader((), _Dialect, delimiter=separator).dialect for separator in SEPARATORS
+}
 
 type _Line = tuple[int | None, bytes]
 """The byte behind a line, None if reading cannot start there, and its content."""
@@ -35,6 +45,7 @@ def read_table(
     first_row: int = 0,
     *,
     root: str = "",
+    with_images: bool = True,
 ) -> Iterator[Sample]:
     """Yields the rows of a table.
 
@@ -45,7 +56,9 @@ def read_table(
         stop: Byte at which a later row begins; None reads to the end.
         first_row: Number of the first row, for messages.
         root: Folder of the input, where files are searched that a list names.
+        with_images: Whether the files that a list names are read.
     """
+    names = FILE_NAMES if with_images else ()
     number = first_row
     try:
         for number, (_, row) in enumerate(_rows(url, layout, start, stop), first_row):
@@ -53,7 +66,7 @@ def read_table(
             if isinstance(row, Fault):
                 yield Sample(place=place, fault=row)
             elif row is not None:
-                yield row_sample(row, place, url, FILE_NAMES, root=root)
+                yield row_sample(row, place, url, names, root=root)
     except UNREADABLE as error:
         yield Sample(
             place=f"{url}, behind row {number + 1}",
@@ -98,7 +111,7 @@ def _rows(
             return
         lines = _characters(file, layout.encoding) if layout.encoding else _bytes(file, start)
         if not start:
-            lines = itertools.dropwhile(lambda line: not line[1].strip(), lines)
+            lines = itertools.dropwhile(lambda line: is_preamble(_text(line[1])), lines)
             if layout.form == "columns":
                 next(lines, None)  # The names of the columns.
         readers = {"columns": _columns, "json": _objects, "text": _texts}
@@ -157,7 +170,7 @@ def _columns(lines: Iterable[_Line], layout: Layout) -> Iterator[tuple[int | Non
                 fields = Fault("row broken over several lines", text[:60])
         if isinstance(fields, Fault):
             yield offset, fields
-        elif len(fields) > len(header):
+        elif len(fields) > len(header) and any(fields[len(header) :]):
             number = f"{len(fields)} instead of {len(header)}: {text[:60]}"
             yield offset, Fault("row with more fields than the header", number)
         else:
@@ -203,6 +216,15 @@ def _quoted_fields(
 
     A quoted field may extend over lines. A quote that does not close costs its own row only.
     """
+    # In tab-separated lists, such as CC12M's, quotes are part of the caption.
+    is_raw = layout.separator == "\t"
+    if is_raw:
+        raw = text.split("\t")
+        if not (raw[-1].startswith('"') and raw[-1].count('"') % 2):
+            return offset, list(map(_unquoted, raw))
+    else:
+        with contextlib.suppress(csv.Error):
+            return offset, next(csv.reader((text,), _DIALECTS[layout.separator]))
     taken: list[_Line] = []
 
     def more() -> Iterator[str]:
@@ -213,21 +235,15 @@ def _quoted_fields(
                 return  # A row of its own.
             yield _text(line)
 
-    # In tab-separated lists, such as CC12M's, quotes are part of the caption.
-    is_raw = layout.separator == "\t"
-    raw = text.split("\t") if is_raw else []
-    if is_raw and not (raw[-1].startswith('"') and raw[-1].count('"') % 2):
-        return offset, list(map(_unquoted, raw))
-    rows = csv.reader(more(), delimiter=layout.separator, skipinitialspace=True, strict=True)
     try:
-        fields = next(rows)
+        fields = next(csv.reader(more(), _DIALECTS[layout.separator]))
     except csv.Error as error:
         ahead.give_back(taken)
-        fields = _with_escapes(text, layout)
         if is_raw:
-            return offset, list(map(_unquoted, raw))
-        return offset, fields or Fault("unreadable row", f"{first_line(error)}: {text[:60]}")
-    return (taken[-1][0] if taken else offset), fields
+            return offset, list(map(_unquoted, text.split("\t")))
+        fault = Fault("unreadable row", f"{first_line(error)}: {text[:60]}")
+        return offset, _with_escapes(text, layout) or fault
+    return taken[-1][0], fields
 
 
 def _with_escapes(text: str, layout: Layout) -> list[str]:
@@ -235,15 +251,9 @@ def _with_escapes(text: str, layout: Layout) -> list[str]:
     if '\\"' not in text:
         return []
     try:
-        rows = csv.reader(
-            [text],
-            delimiter=layout.separator,
-            escapechar="\\",
-            doublequote=False,
-            skipinitialspace=True,
-            strict=True,
+        return next(
+            csv.reader((text,), _DIALECTS[layout.separator], escapechar="\\", doublequote=False)
         )
-        return next(rows)
     except csv.Error:
         return []
 
