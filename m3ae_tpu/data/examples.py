@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from m3ae_tpu.config import Kind
-from m3ae_tpu.data.images import ImageSizeError, decode_image
+from m3ae_tpu.data.image_errors import ImageSizeError
+from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import DamagedRecordError, Shards
 from m3ae_tpu.errors import DataError

@@ -1,48 +1,57 @@
-"""Image bytes to arrays: decoding, random crops and resizing."""
+"""Image bytes to RGB pixels, of any format that is read.
+
+Colour profiles are not applied. Of an animation or of several pages the first image counts.
+"""
 
 import contextlib
-import functools
 import io
-import math
-import platform
-import sys
-import threading
-from collections.abc import Iterator
+import warnings
 from typing import Literal
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Float64, UInt8
-from PIL import Image
+from jaxtyping import UInt8
+from PIL import Image, ImageCms
+
+from m3ae_tpu.data.image_errors import ColorError, ImageSizeError, damage_as_value_error
+from m3ae_tpu.data.image_formats import image_format
+from m3ae_tpu.data.image_metadata import (
+    exif_orientation,
+    jpeg_exif,
+    without_avif_metadata,
+    without_jpeg_metadata,
+    without_png_metadata,
+    without_webp_metadata,
+)
 
 _MAX_PIXELS = 64_000_000
 """Larger images are refused before they are decoded; one of this size takes 192 MB."""
-_CROP_ASPECT = (3 / 4, 4 / 3)
-_LOG_ASPECT = (math.log(_CROP_ASPECT[0]), math.log(_CROP_ASPECT[1]))
-CROP_DRAWS = (10, 4)
-"""Shape of a crop's random numbers: four for each of ten attempts."""
+_WITHOUT_METADATA = {
+    "AVIF": without_avif_metadata,
+    "JPEG": without_jpeg_metadata,
+    "PNG": without_png_metadata,
+    "WEBP": without_webp_metadata,
+}
+"""Functions that leave out of an image what changes no pixel, and may be damaged. Pillow passes
+over the damaged metadata of other formats.
+"""
+_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+"""Tags of TIFF."""
 
-# cykooz.resizer has no wheel for this platform. Pillow replaces it, at a quarter of the speed.
-_HAS_FAST_RESIZER = (sys.platform, platform.machine()) != ("linux", "aarch64")
-if _HAS_FAST_RESIZER:
-    from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+# Pillow warns of metadata that are odd. `-W error` must not make damage of them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
-    # Pillow's bicubic is this cubic, a = -0.5, widened by the scale when it shrinks an image.
-    _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
+type Channels = Literal["RGB", "RGBX"]
+type Pixels = UInt8[np.ndarray, "height width channels"]
 
 
-class ImageSizeError(ValueError):
-    """An image without pixels, or with more than a crop could use."""
-
-
-def decode_image(
-    data: bytes, channels: Literal["RGB", "RGBX"] = "RGB"
-) -> UInt8[np.ndarray, "height width channels"]:
-    """Decodes an image of any format that Pillow reads to RGB.
+def decode_image(data: bytes, channels: Channels = "RGB") -> Pixels:
+    """Decodes an image of any format that is read to RGB.
 
     JPEG goes through libjpeg-turbo in its strict mode: damaged data is an error, not a grey area.
-    Transparent pixels become white; 16-bit grey is scaled to 8 bits. An EXIF orientation is
-    ignored.
+    Transparent pixels become white; 16-bit values are scaled to 8 bits. An EXIF orientation is
+    ignored, but for that of TIFF.
 
     Args:
         data: An encoded image.
@@ -51,50 +60,126 @@ def decode_image(
 
     Raises:
         ImageSizeError: it has no pixels, or more than 64 million.
-        ValueError: not an image, a damaged one, or one without 8-bit or 16-bit colours.
+        ColorError: it has pixels of an unknown scale.
+        ValueError: not an image, or a damaged one.
     """
     with damage_as_value_error():
-        return _decode(data, channels)
+        if data[:3] == b"\xff\xd8\xff":
+            return _decode_jpeg(data, channels)
+        with _open(data) as image:
+            return np.asarray(_to_rgb(image).convert(channels))
 
 
-@contextlib.contextmanager
-def damage_as_value_error() -> Iterator[None]:
-    """Turns a decoder's errors over damaged files into `ValueError`, over bombs `ImageSizeError`.
+def decode_upright(data: bytes) -> Pixels:
+    """Decodes an image to RGB and turns it upright by its EXIF orientation.
 
-    Decoders raise OSError, SyntaxError, KeyError, TypeError, struct.error and others. A lack of
-    memory is not damage and passes.
+    An orientation that is none of 1 to 8, or that stands in damaged metadata, is ignored.
+
+    Raises:
+        ImageSizeError: as `decode_image`.
+        ColorError: as `decode_image`.
+        ValueError: as `decode_image`.
+    """
+    with damage_as_value_error():
+        if data[:3] == b"\xff\xd8\xff":
+            return _turn(_decode_jpeg(data, "RGB"), exif_orientation(jpeg_exif(data)))
+        with _open(data) as image:
+            pixels = np.asarray(_to_rgb(image))
+            # Pillow turns a TIFF while it decodes it and leaves no orientation behind.
+            return _turn(pixels, exif_orientation(image.info.get("exif") or b""))
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Returns whether an image is a JPEG in RGB or grey that is upright without being turned."""
+    if data[:3] != b"\xff\xd8\xff":
+        return False
+    try:
+        colors = _jpeg_header(data)[2]
+    except ValueError:
+        return False
+    return colors in ("RGB", "YCbCr", "Gray") and exif_orientation(jpeg_exif(data)) == 1
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Returns an image's width and height, before it is turned upright, without decoding it.
+
+    Raises:
+        ImageSizeError: so many pixels that Pillow does not open it.
+        ValueError: not an image, or a damaged one.
+    """
+    with damage_as_value_error():
+        if data[:3] == b"\xff\xd8\xff":
+            with contextlib.suppress(ValueError):
+                height, width, *_ = _jpeg_header(data)
+                return width, height
+        with _open(data, is_checked=False) as image:
+            return image.size
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """Returns height, width and colours.
+
+    Raises:
+        ValueError: damage, or a subsampling of colours that libjpeg-turbo has no name for.
     """
     try:
-        yield
-    except (ImageSizeError, MemoryError):
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except KeyError:
+        raise ValueError("subsampling without a name") from None
+    return int(height), int(width), str(colors)
+
+
+def _decode_jpeg(data: bytes, channels: Channels) -> Pixels:
+    try:
+        height, width, colors = _jpeg_header(data)
+        _check_size(width, height)
+        pixels = simplejpeg.decode_jpeg(data, colorspace=channels)
+    except ImageSizeError:
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageSizeError(str(error)) from error
-    except Exception as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-def _decode(
-    data: bytes, channels: Literal["RGB", "RGBX"]
-) -> UInt8[np.ndarray, "height width channels"]:
-    if data[:3] == b"\xff\xd8\xff":
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(int(width), int(height))
-        return simplejpeg.decode_jpeg(data, colorspace=channels)
-    with Image.open(io.BytesIO(data)) as image:
-        _check_size(*image.size)
-        if image.mode == "F":
-            raise ValueError("pixels are fractions of an unknown scale")
-        if image.mode in ("I", "I;16", "I;16B"):
-            # Pillow would clip 16-bit values at 255, which is nearly white.
-            values = np.asarray(image, np.float64)
-            if values.min() < 0 or values.max() >= 2**16:
-                raise ValueError("pixels are whole numbers of more than 16 bits")
-            image = Image.fromarray((values / 257).round().astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    except ValueError as error:
+        sound = without_jpeg_metadata(data)
+        if "subsampling" in str(error):
+            with _open(sound) as image:
+                return np.asarray(_to_rgb(image).convert(channels))
+        # Bytes between segments, or no marker at the end, change no pixel.
+        height, width, colors = _jpeg_header(sound)
+        _check_size(width, height)
+        pixels = simplejpeg.decode_jpeg(sound, colorspace=channels)
+    if colors not in ("CMYK", "YCCK"):
+        return pixels
+    # Pillow knows which of them Adobe's programs store inverted.
+    with _open(without_jpeg_metadata(data)) as image:
         return np.asarray(image.convert("RGB").convert(channels))
+
+
+def _open(data: bytes, *, is_checked: bool = True) -> Image.Image:
+    """Returns a Pillow image, not decoded yet.
+
+    Args:
+        data: An encoded image.
+        is_checked: Whether its number of pixels must be an accepted one.
+
+    Raises:
+        ImageSizeError: it must, and is not.
+        ColorError: Pillow does not read this kind of pixels.
+        ValueError: not of a format that is read. Pillow raises other errors over damage.
+    """
+    format = image_format(data)
+    if not format:
+        raise ValueError("not an image of a format that is read")
+    data = _WITHOUT_METADATA.get(format, bytes)(data)
+    Image.init()
+    # `Image.open` would hide the reason of a failure.
+    factory, _ = Image.OPEN[format]
+    try:
+        image = factory(io.BytesIO(data), "")
+    except SyntaxError as error:
+        if "pixel mode" in str(error):
+            raise ColorError("pixels of a kind that is not read") from error
+        raise
+    if is_checked:
+        _check_size(*image.size)
+    return image
 
 
 def _check_size(width: int, height: int) -> None:
@@ -104,121 +189,58 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def draw_crop(
-    height: int, width: int, area: tuple[float, float], draws: Float64[np.ndarray, "attempts 4"]
-) -> tuple[int, int, int, int]:
-    """Draws a box (left, top, right, bottom) whose fraction of the image's area lies in `area`.
-
-    The distribution is that of the paper's code (torchvision's): area uniform, aspect ratio
-    log-uniform between 3/4 and 4/3, and after ten boxes that do not fit the largest central one of
-    an allowed aspect.
-
-    Args:
-        height: The image's height, pixels.
-        width: The image's width, pixels.
-        area: Smallest and largest fraction.
-        draws: Uniform in [0, 1): area, aspect, top and left of each attempt; see `CROP_DRAWS`.
-    """
-    low, high = _LOG_ASPECT
-    for attempt in draws:
-        for_area, for_aspect, for_top, for_left = attempt.tolist()
-        pixels = height * width * (area[0] + (area[1] - area[0]) * for_area)
-        aspect = math.exp(low + (high - low) * for_aspect)
-        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = int(for_top * (height - h + 1)), int(for_left * (width - w + 1))
-            return left, top, left + w, top + h
-    w = min(width, max(1, round(height * _CROP_ASPECT[1])))
-    h = min(height, max(1, round(width / _CROP_ASPECT[0])))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes a Pillow image and returns it in RGB, on white where it is transparent."""
+    image.load()
+    _check_size(*image.size)  # An icon may hold an image of another size than it says.
+    if image.mode == "F":
+        raise ColorError("pixels are fractions of an unknown scale")
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return Image.fromarray(_from_16_bits(image)).convert("RGB")
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(*profiles, "LAB", "RGB")
+        return ImageCms.applyTransform(image, transform) or image
+    if image.has_transparency_data:
+        # Pillow knows no direct way from premultiplied grey.
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
-def random_resized_crop(
-    image: UInt8[np.ndarray, "height width 4"],
-    out: UInt8[np.ndarray, "size size 3"],
-    *,
-    area: tuple[float, float],
-    draws: Float64[np.ndarray, "attempts 4"],
-) -> None:
-    """Crops a random box and resizes it to the square `out`: the pre-training transform."""
-    resize(image, draw_crop(image.shape[0], image.shape[1], area, draws), out)
+def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
+    """Returns grey of up to 16 bits in 8 bits, which Pillow would clip at 255: nearly white."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    if values.min() < 0 or values.max() >= 2**16:
+        raise ColorError("pixels are whole numbers of more than 16 bits")
+    largest = 2**12 - 1 if tags.get(_BITS_PER_SAMPLE) == (12,) else 2**16 - 1
+    grey = ((values.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # White is zero, which Pillow knows of 8 bits only.
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey[values == transparent] = 255
+    return grey
 
 
-def resize(
-    image: UInt8[np.ndarray, "height width 4"],
-    box: tuple[int, int, int, int],
-    out: UInt8[np.ndarray, "size size 3"],
-) -> None:
-    """Resizes a box to the square `out`, bicubic with antialiasing.
-
-    Equals Pillow's BICUBIC to rounding and is several times faster. The box is cropped first, as in
-    the paper's code, so that pixels outside of it do not count. Computed in integers, so that every
-    processor of a platform gives the same bits.
-
-    Args:
-        image: RGBX, as `decode_image` returns it.
-        box: Left, top, right and bottom, pixels.
-        out: Gets the result.
-    """
-    source, size = _as_pillow(image, box), out.shape[0]
-    if _THIS_THREAD is not None:
-        square, result = _THIS_THREAD.square(size)
-        _THIS_THREAD.resizer.resize_pil(source, result, _BICUBIC)
-    else:
-        square = np.asarray(source.resize((size, size), Image.Resampling.BICUBIC))
-    _drop_fourth_byte(square, out)
-
-
-def _drop_fourth_byte(
-    image: UInt8[np.ndarray, "size size 4"], out: UInt8[np.ndarray, "size size 3"]
-) -> None:
-    """Copies the first three of four bytes a pixel."""
-    # Writes four bytes a pixel; the next pixel overwrites the fourth. Half the time of a copy by
-    # channel, a twelfth of `out[:] = image[..., :3]`. The last pixel would overrun the array, so it
-    # is copied apart.
-    pixels = image.reshape(-1).view(np.uint32)[:-1]
-    np.ndarray(pixels.shape, np.uint32, out, strides=(3,))[:] = pixels
-    out[-1, -1] = image[-1, -1, :3]
-
-
-def _as_pillow(
-    image: UInt8[np.ndarray, "height width 4"], box: tuple[int, int, int, int]
-) -> Image.Image:
-    """Returns a box of an image as a Pillow image, in the same memory if possible."""
-    left, top, right, bottom = box
-    size, stride = (right - left, bottom - top), 4 * image.shape[1]
-    pixels = image[top:].reshape(-1)[4 * left :]
-    if pixels.size < size[1] * stride:  # Pillow reads the last row at full stride.
-        pixels, stride = image[top:bottom, left:right].tobytes(), 4 * size[0]
-    # CMYK stands for any four bytes a pixel.
-    return Image.frombuffer("CMYK", size, pixels, "raw", "CMYK", stride, 1)
-
-
-class _ThisThread(threading.local):
-    """A resizer and its output squares, which only one thread may use at a time."""
-
-    def __init__(self):
-        self.resizer = Resizer()
-        self.square = functools.cache(self._square)
-
-    @staticmethod
-    def _square(size: int) -> tuple[UInt8[np.ndarray, "size size 4"], Image.Image]:
-        """Returns a square as an array and as a Pillow image in the same memory."""
-        square = np.empty((size, size, 4), np.uint8)
-        return square, _as_pillow(square, (0, 0, size, size))
-
-
-_THIS_THREAD = _ThisThread() if _HAS_FAST_RESIZER else None
-
-
-def resize_and_crop_center(
-    image: UInt8[np.ndarray, "height width 3"], size: int
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes the shorter side to `size`, bicubic, and crops the centre: the test transform."""
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    new_width, new_height = (size * width // shorter, size * height // shorter)
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+def _turn(
+    pixels: Pixels, orientation: int
+) -> UInt8[np.ndarray, "upright_height upright_width channels"]:
+    """Returns pixels upright, by the EXIF orientation in which they are stored."""
+    match orientation:
+        case 2:
+            return pixels[:, ::-1]
+        case 3:
+            return pixels[::-1, ::-1]
+        case 4:
+            return pixels[::-1]
+        case 5:
+            return pixels.swapaxes(0, 1)
+        case 6:
+            return pixels[::-1].swapaxes(0, 1)
+        case 7:
+            return pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            return pixels[:, ::-1].swapaxes(0, 1)
+    return pixels

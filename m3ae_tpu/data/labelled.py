@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
-from m3ae_tpu.data.images import decode_image, resize_and_crop_center
+from m3ae_tpu.data.crops import resize_and_crop_center
+from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.shards import Shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import require

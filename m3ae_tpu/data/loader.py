@@ -16,8 +16,8 @@ from jaxtyping import UInt8
 from m3ae_tpu.batch import Batch, Rows, Source
 from m3ae_tpu.config import DataConfig, Kind
 from m3ae_tpu.data.broken import BrokenRow
+from m3ae_tpu.data.crops import random_resized_crop
 from m3ae_tpu.data.examples import Example, Examples
-from m3ae_tpu.data.images import random_resized_crop
 from m3ae_tpu.data.mirroring import may_mirror
 from m3ae_tpu.data.rows import DrawRows, Row
 from m3ae_tpu.data.text import Tokenizer

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from m3ae_tpu.data.images import CROP_DRAWS
+from m3ae_tpu.data.crops import CROP_DRAWS
 from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.data.shuffle import shuffled
 

@@ -18,7 +18,8 @@ import rich
 import rich.progress
 import rich.table
 
-from m3ae_tpu.data.images import CROP_DRAWS, decode_image, random_resized_crop
+from m3ae_tpu.data.crops import CROP_DRAWS, random_resized_crop
+from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.data.sources import OpenData

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from m3ae_tpu.data.image_errors import ColorError, ImageSizeError
 from m3ae_tpu.data.image_formats import image_format
-from m3ae_tpu.data.images import ImageSizeError, damage_as_value_error, decode_image
+from m3ae_tpu.data.images import decode_upright, image_size, is_plain_jpeg
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.prepare.options import CleaningOptions, is_unicode
-from m3ae_tpu.prepare.samples import Fault, Sample
+from m3ae_tpu.prepare.samples import Fault, Sample, first_line
 from m3ae_tpu.prepare.unread_formats import unread_format
 
 _QUALITY, _QUALITY_WHEN_SHRUNK = 95, 90
@@ -24,16 +24,6 @@ of the time to decode, and loses less than by shrinking, which asks for speed an
 """
 _LONGEST_SIDE = 65_500
 """Pixels of the longest side that libjpeg writes."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Transposition that makes an image upright, by its EXIF orientation."""
 
 
 class Unfit(Exception):
@@ -112,52 +102,32 @@ def clean_captions(
     return tuple(cleaned)
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Returns width and height of a clean image."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size
-
-
 def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int, int]]:
     """Returns an image as an upright JPEG in RGB or grey, with its width and height.
 
     Good JPEGs keep their bytes.
 
     Raises:
-        Unfit: empty, not an image, damaged, too small or too large.
+        Unfit: empty, not an image, damaged, without colours, too small or too large.
     """
     if not data:
         raise Unfit("empty image")
-    format = image_format(data)
-    if not format:
+    if not image_format(data):
         starts_with = f"starts with {data[:16]!r}"
         raise Unfit(*(unread_format(data) or ("not an image", starts_with)))
-    try:
-        with _no_warnings(), damage_as_value_error(), Image.open(io.BytesIO(data)) as header:
-            (width, height), mode = header.size, header.mode
-            is_too_large = width * height > options.max_pixels
-            # Reading the EXIF of a PNG decodes it.
-            transposition = None if is_too_large else _TURNS.get(header.getexif().get(0x0112, 1))
-    except ImageSizeError:
-        raise Unfit("image has too many pixels") from None
-    except ValueError:
-        raise Unfit("damaged image") from None
-    if is_too_large:
-        raise Unfit("image has too many pixels")
-    if min(width, height) < options.min_shorter_side:
-        raise Unfit("image too small")
-    try:
-        with _no_warnings(), damage_as_value_error():
-            pixels = decode_image(data) if mode != "CMYK" else _from_cmyk(data)
-    except ValueError:
-        raise Unfit("damaged image") from None
+    with _no_warnings(), _unfit_images():
+        width, height = image_size(data)
+        sides = f"{width} x {height}"
+        if width * height > options.max_pixels:
+            raise Unfit("image has too many pixels", sides)
+        if min(width, height) < options.min_shorter_side:
+            raise Unfit("image too small", sides)
+        pixels = decode_upright(data)
     limit = options.max_shorter_side
     shrinks = bool(limit) and min(width, height) > limit
-    if format == "JPEG" and mode in ("RGB", "L") and transposition is None and not shrinks:
+    if not shrinks and is_plain_jpeg(data):
         return data, (width, height)
     image = Image.fromarray(pixels)
-    if transposition is not None:
-        image = image.transpose(transposition)
     if shrinks:
         scale = limit / min(image.size)
         image = image.resize(
@@ -165,7 +135,7 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
             Image.Resampling.BICUBIC,
         )
     if max(image.size) > _LONGEST_SIDE:
-        raise Unfit("image too wide or high for JPEG")
+        raise Unfit("image too wide or high for JPEG", f"{image.width} x {image.height}")
     encoded = simplejpeg.encode_jpeg(
         np.ascontiguousarray(image),
         quality=_QUALITY_WHEN_SHRUNK if shrinks else _QUALITY,
@@ -176,14 +146,21 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
 
 
 @contextlib.contextmanager
+def _unfit_images() -> Iterator[None]:
+    """Turns the errors of decoding into the reasons of cleaning."""
+    try:
+        yield
+    except ImageSizeError as error:
+        raise Unfit("image has too many pixels", first_line(error)) from None
+    except ColorError as error:
+        raise Unfit("image without known colors", first_line(error)) from None
+    except ValueError as error:
+        raise Unfit("damaged image", first_line(error)) from None
+
+
+@contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
     """Silences Pillow's warnings of large sizes, which are checked here, and of odd metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _from_cmyk(data: bytes) -> np.ndarray:
-    simplejpeg.decode_jpeg(data)  # Fails on damage, which Pillow fills with grey.
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))

@@ -15,11 +15,12 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from m3ae_tpu.data.images import image_size
 from m3ae_tpu.data.records import VERSION, Record, decode_record, encode_record
 from m3ae_tpu.data.shards import write_shard
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import file_sha256
-from m3ae_tpu.prepare.cleaning import Unfit, clean_sample, image_size
+from m3ae_tpu.prepare.cleaning import Unfit, clean_sample
 from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 from m3ae_tpu.prepare.samples import Sample
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from m3ae_tpu.data.images import decode_image, resize_and_crop_center
+from m3ae_tpu.data.crops import resize_and_crop_center
+from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.labelled import read_labelled
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.data.text import Tokenizer

@@ -8,7 +8,8 @@ import pytest
 from small_sets import TOKENIZER, assert_equal, data_of, numbered, pairs_of
 
 from m3ae_tpu.batch import batch_shapes
-from m3ae_tpu.data.images import CROP_DRAWS, decode_image, random_resized_crop
+from m3ae_tpu.data.crops import CROP_DRAWS, random_resized_crop
+from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import open_shards, write_shards
 
