@@ -1,6 +1,7 @@
 """Launch flags of programs: one at a time, or one for each field of a dataclass of options."""
 
 import ast
+import csv
 import dataclasses
 import inspect
 import itertools
@@ -34,7 +35,7 @@ def define_flag(
     Args:
         name: Its name, with underscores; users may type dashes.
         hint: Type of its value: `bool`, `int`, `float`, `str`, a `Literal`, `list` for texts that
-            are separated by commas, or `pathlib.Path` for a local file or folder, None if empty.
+            are separated by commas (one that holds a comma goes in double quotes), or `pathlib.Path` for a local file or folder, None if empty.
         default: Its value if it is not given.
         doc: Its help.
         at_least: The smallest number.
@@ -62,7 +63,8 @@ class _Parser(flags.ArgumentParser):
         if not isinstance(argument, str):
             return argument
         if self._hint is list:
-            return [part.strip() for part in argument.split(",") if part.strip()]
+            parts = next(csv.reader([argument], skipinitialspace=True), [])
+            return [part.strip() for part in parts if part.strip()]
         if self._hint is pathlib.Path:
             return local_path(f"--{self._name}", argument) if argument else None
         try:

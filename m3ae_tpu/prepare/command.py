@@ -100,6 +100,12 @@ def _print_outcome(manifest: dict[str, Any], collection: Collection, output: str
         f"{manifest['given']:,} given, {manifest['kept']:,} kept in {num_shards:,} "
         f"shard{'s' * (num_shards > 1)}, {manifest['bytes'] / 1e6:,.1f} MB"
     )
+    if classes := manifest["classes"]:
+        names = ", ".join(f"{name} ({count:,})" for name, count in list(classes.items())[:5])
+        more = ", ..." if len(classes) > 5 else ""
+        print(f"  {len(classes):,} class{'es' * (len(classes) > 1)}: {names}{more}")
+    if manifest["duplicates"] and not manifest["options"]["drop_duplicates"]:
+        print(f"  {manifest['duplicates']:,} are copies of others; --drop_duplicates drops them")
     for line in passed_over_lines(collection.passed_over):
         print(f"  {line}")
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):

@@ -42,6 +42,8 @@ class Summary:
     """Histogram of images by their shorter side, pixels."""
     caption_lengths: dict[str, int] = dataclasses.field(default_factory=dict)
     """Histogram of captions by their characters, in steps of 20."""
+    classes: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Number of examples of each class, of labelled ones."""
     dropped: list[list[str]] = dataclasses.field(default_factory=list)
     """Place, reason and detail of each dropped sample."""
 
@@ -66,14 +68,15 @@ def clean(
 
 def _count(summary: Summary, record: Record, size: tuple[int, int]) -> None:
     if record.image:
-        _add_one(summary.shorter_sides, min(size))
+        _add_one(summary.shorter_sides, str(min(size)))
     if record.captions:
-        _add_one(summary.caption_lengths, len(record.captions[0]) // 20 * 20)
+        _add_one(summary.caption_lengths, str(len(record.captions[0]) // 20 * 20))
+    if record.label_name:
+        _add_one(summary.classes, record.label_name)
 
 
-def _add_one(histogram: dict[str, int], value: int) -> None:
-    # Keys are texts: JSON has no others.
-    histogram[str(value)] = histogram.get(str(value), 0) + 1
+def _add_one(histogram: dict[str, int], key: str) -> None:
+    histogram[key] = histogram.get(key, 0) + 1
 
 
 def shuffle_key(record_id: str, seed: int) -> bytes:
@@ -231,14 +234,9 @@ def make_manifest(
         "bytes": sum(line["bytes"] for line in shards.values()),
         "inputs": inputs,
         "options": dataclasses.asdict(options),
-        "shorter_side_pixels": _difference(
-            (summary.shorter_sides for summary in summaries),
-            (summary.shorter_sides for summary in left_out),
-        ),
-        "caption_characters": _difference(
-            (summary.caption_lengths for summary in summaries),
-            (summary.caption_lengths for summary in left_out),
-        ),
+        "shorter_side_pixels": _by_number(_difference(summaries, left_out, "shorter_sides")),
+        "caption_characters": _by_number(_difference(summaries, left_out, "caption_lengths")),
+        "classes": dict(sorted(_difference(summaries, left_out, "classes").items())),
         "shards": {
             name: {key: line[key] for key in ("records", "bytes", "sha256")}
             for name, line in sorted(shards.items())
@@ -246,15 +244,18 @@ def make_manifest(
     }
 
 
-def _difference(added: Iterable[dict[str, int]], taken: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Returns the sum of histograms minus that of others, smallest values first."""
+def _difference(
+    summaries: Iterable[Summary], left_out: Iterable[Summary], histogram: str
+) -> dict[str, int]:
+    """Returns the sum of a histogram over summaries, minus that over others."""
     total: collections.Counter[str] = collections.Counter()
-    for histogram in added:
-        total.update(histogram)
-    for histogram in taken:
-        total.subtract(histogram)
-    return {
-        name: count
-        for name, count in sorted(total.items(), key=lambda entry: int(entry[0]))
-        if count
-    }
+    for summary in summaries:
+        total.update(getattr(summary, histogram))
+    for summary in left_out:
+        total.subtract(getattr(summary, histogram))
+    return {key: count for key, count in total.items() if count}
+
+
+def _by_number(histogram: Mapping[str, int]) -> dict[str, int]:
+    """Returns a histogram with its keys, whole numbers as texts, in order."""
+    return dict(sorted(histogram.items(), key=lambda entry: int(entry[0])))

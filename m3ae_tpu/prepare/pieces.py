@@ -46,7 +46,7 @@ class Piece:
     root: str = ""
     """Folder of the input, where files are searched that a list names."""
     with_images: bool = True
-    """Whether images are read: texts may lie beside other columns, such as a path."""
+    """False for texts, whose rows may name files that are not needed."""
 
     def samples(self) -> Iterator[Sample]:
         """Yields the samples of the piece, in order."""

@@ -74,8 +74,8 @@ def test_few_large_records_fill_every_shard_that_was_not_asked_for(tmp_path):
             "error: --max_shorter_side = 4 is less than --min_shorter",
         ),
         (["--output=set", "--license=\udcff"], r"error: --license = '\udcff' is not UTF-8."),
-        (["--output=set", f"--name={'x' * 300}"], "error: --name = 'xxx"),
         (["--output=set", "--input="], "error: --input is empty."),
+        (["--output=set", f"--name={'x' * 300}"], "error: --name = 'xxx"),
         (
             ["--output=list.txt/set"],
             "error: --output = list.txt/set cannot be made (Not a directory).",
@@ -85,7 +85,8 @@ def test_few_large_records_fill_every_shard_that_was_not_asked_for(tmp_path):
 def test_the_program_refuses_in_one_line(flags, message, pairs, tmp_path):
     write_sidecars(tmp_path / "given", pairs[:1])
     (tmp_path / "list.txt").touch()
-    command = [sys.executable, "-m", "m3ae_tpu.pipelines.prepare_data", "--input=given", *flags]
+    command = [sys.executable, "-m", "m3ae_tpu.pipelines.prepare_data", *flags]
+    command += [] if "--input=" in flags else ["--input=given"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ended.returncode, ended.stderr[: len(message)]) == (2, message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "list.txt"]
