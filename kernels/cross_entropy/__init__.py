@@ -55,7 +55,7 @@ def cross_entropy(
     _check(x, kernel, bias, ids, is_counted, implementation)
     if implementation == "xla":
         return reference.cross_entropy(x, kernel, bias, ids, is_counted)
-    rows = x.reshape(-1, x.shape[2])
+    rows = x.reshape(ids.size, x.shape[2])
     order = jnp.argsort(~is_counted.reshape(-1))  # Counted tokens come first.
     inverse = jnp.argsort(order)
     scores = _choose(implementation, (rows.shape[0], rows.shape[1]), x.dtype, kernel.shape[1])(
@@ -102,9 +102,9 @@ _permute.defvjp(
 def _check(x, kernel, bias, ids, is_counted, implementation: str) -> None:
     if implementation not in (names := get_args(Implementation.__value__)):
         raise ValueError(f"implementation = {implementation!r}; choose {', '.join(names)}.")
-    if x.ndim != 3 or 0 in x.shape:
+    if x.ndim != 3 or 0 in (x.shape[0], x.shape[2]):
         raise ValueError(
-            f"x has shape {x.shape}; give [batch, tokens, width], all of them 1 or more."
+            f"x has shape {x.shape}; give [batch, tokens, width], batch and width 1 or more."
         )
     if kernel.ndim != 2 or kernel.shape[0] != x.shape[2] or bias.shape != kernel.shape[1:]:
         raise ValueError(

@@ -35,8 +35,9 @@ def token_scores(
         chunk: Tokens whose logits are held at a time.
     """
     tokens = x.shape[0]
-    chunk = min(chunk, tokens)
-    padding = -tokens % chunk
+    num_padded = max(1, tokens)  # Without any token there is still a chunk to trace.
+    chunk = min(chunk, num_padded)
+    padding = num_padded + -num_padded % chunk - tokens
     x, ids = jnp.pad(x, ((0, padding), (0, 0))), jnp.pad(ids, (0, padding))
     scores = _token_scores(x, kernel.astype(x.dtype), bias, ids, num_counted, chunk)
     return jax.tree.map(lambda score: score[:tokens], scores)

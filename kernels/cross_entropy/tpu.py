@@ -33,6 +33,8 @@ def unsupported_reason(tokens: int, width: int, dtype: jnp.dtype) -> str | None:
         return f"x is {dtype}, not bfloat16"
     if width % LANES or width > 1024:
         return f"a width of {width} is not a multiple of {LANES} up to 1024"
+    if tokens == 0:
+        return "there are no tokens"
     if tokens > _MAX_TOKENS:
         return f"{tokens} tokens are more than {_MAX_TOKENS}"
     return None

@@ -40,13 +40,23 @@ def require_positive(config: Any, *names: str) -> None:
 
 
 def require_within(config: Any, interval: str, *names: str) -> None:
-    """Raises `FieldError` unless the fields lie in an interval such as "[0, 1)" or "[0, inf)"."""
+    """Raises `FieldError` unless the fields lie in an interval such as "[0, 1)" or "[0, inf)".
+
+    Of a field with several numbers each must lie in it. NaN lies in none.
+    """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
+
+    def holds(value: float) -> bool:
+        is_above = value >= low if interval[0] == "[" else value > low
+        return is_above and (value <= high if interval[-1] == "]" else value < high)
+
     for name in names:
         value = getattr(config, name)
-        is_above = value >= low if interval[0] == "[" else value > low
-        is_below = value <= high if interval[-1] == "]" else value < high
-        require_field(config, name, is_above and is_below, f"is not in {interval}")
+        if isinstance(value, tuple):
+            problem = f"has a number that is not in {interval}"
+            require_field(config, name, all(map(holds, value)), problem)
+        else:
+            require_field(config, name, holds(value), f"is not in {interval}")
 
 
 def require_choice(config: Any, *names: str) -> None:

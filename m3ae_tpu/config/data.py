@@ -33,6 +33,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require_choice(self, "kind")
         require_positive(self, "weight", "text_length")
+        require_within(self, "(0, 1e15]", "weight")  # Sums of larger ones overflow.
         start, end = self.split
         require_field(self, "split", 0 <= start < end <= 1, "is not a range within [0, 1]")
 
@@ -68,8 +69,9 @@ class DataConfig:
         require_field(self, "sources", len(self.sources) >= 1, "has no set of shards", "Name one.")
         require_positive(self, "image_size")
         require_within(self, "(0, inf]", "timeout_seconds")
-        is_spread = all(deviation > 0 for deviation in self.image_std)
-        require_field(self, "image_std", is_spread, "has a channel that is not positive")
+        require_within(self, "[0, 1]", "image_mean")
+        # A channel that varies less has the same byte in all images.
+        require_within(self, "[0.001, 1]", "image_std")
         smallest, largest = self.crop_area
         is_range = 0 < smallest <= largest <= 1
         require_field(self, "crop_area", is_range, "is not a range within (0, 1]")

@@ -77,10 +77,24 @@ class PretrainConfig(RunConfig):
                 f"data.image_size = {size} is not a multiple of model.patch_size = {patch}. "
                 f"Set --data.image_size={max(1, round(size / patch)) * patch}."
             )
+        self._require_stored_positions()
         for number, source in enumerate(self.data.sources):
             if source.kind != "image" and self.model.vocab_size == 0:
                 raise FieldError(
                     "model.vocab_size = 0 builds no text parameters, but "
                     f"data.sources.{number}.kind = {source.kind} has text. "
                     "Set the tokenizer's number of pieces, or kind='image'."
+                )
+
+    def _require_stored_positions(self) -> None:
+        """Raises `FieldError` unless every token has a stored position, if positions are stored."""
+        num_patches = (self.data.image_size // self.model.patch_size) ** 2
+        images = [num_patches for source in self.data.sources if source.kind != "text"]
+        texts = [source.text_length for source in self.data.sources if source.kind != "image"]
+        for name, counts in (("stored_image_positions", images), ("stored_text_positions", texts)):
+            stored, needed = getattr(self.model, name), max(counts, default=0)
+            if 0 < stored < needed:
+                raise FieldError(
+                    f"model.{name} = {stored} are fewer than the {needed} tokens of an example. "
+                    f"Set {needed}, or 0 for computed codes."
                 )

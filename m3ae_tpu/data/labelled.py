@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
@@ -28,13 +29,24 @@ class LabelledExamples:
     label_names: tuple[str, ...]
     """Classes, sorted by name unless they were given."""
     titles: tuple[str, ...]
-    groups: tuple[str, ...]
-    """Near-duplicate groups: examples of one group belong on one side of any split."""
+    groups: Int32[np.ndarray, " examples"]
+    """Numbers of near-duplicate groups: examples of one group belong on one side of any split.
+    A record without a group is a group of its own.
+    """
     captions: tuple[str, ...]
     """Main captions; empty for a record that has none."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def has_caption(self) -> Bool[np.ndarray, " examples"]:
+        """True for examples with a caption that is not blank."""
+        return np.array([bool(caption.strip()) for caption in self.captions], bool)
+
+    def with_captions(self) -> "LabelledExamples":
+        """Returns the examples that have a caption."""
+        return self.take(np.flatnonzero(self.has_caption))
 
     def take(self, indices: Int[np.ndarray, " taken"]) -> "LabelledExamples":
         """Returns the examples at `indices`, in that order."""
@@ -45,7 +57,7 @@ class LabelledExamples:
             labels=self.labels[indices],
             label_names=self.label_names,
             titles=tuple(self.titles[index] for index in indices),
-            groups=tuple(self.groups[index] for index in indices),
+            groups=self.groups[indices],
             captions=tuple(self.captions[index] for index in indices),
         )
 
@@ -105,6 +117,13 @@ def read_labelled(
             labels=np.array([numbers[record.label_name] for record in records], np.int32),
             label_names=names,
             titles=tuple(record.title for record in records),
-            groups=tuple(record.group for record in records),
+            groups=_number_groups([record.group for record in records]),
             captions=captions,
         )
+
+
+def _number_groups(names: list[str]) -> Int32[np.ndarray, " records"]:
+    """Returns a number for each record, equal for records of one group; "" names none."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
+    alone = itertools.count(len(numbers))
+    return np.array([numbers[name] if name else next(alone) for name in names], np.int32)

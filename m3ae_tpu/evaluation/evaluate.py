@@ -7,13 +7,15 @@ from typing import Any
 
 import jax
 import rich
+from rich.markup import escape
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
-from m3ae_tpu.evaluation.probes import Targets, make_folds, standard_error
+from m3ae_tpu.evaluation.examples import describe_examples, example_remarks
+from m3ae_tpu.evaluation.probes import Targets, standard_error
 from m3ae_tpu.evaluation.protocol import Evaluation, Figures, Row, Subject
 from m3ae_tpu.evaluation.trained_run import EVALUATION, TrainedRun, load_trained_run
 from m3ae_tpu.files import atomic_write
@@ -65,9 +67,9 @@ def evaluate_run(
     train_shards: str = TRAIN_SHARDS,
     test_shards: str = TEST_SHARDS,
 ) -> Figures:
-    """Measures a run: `run/step`, `run/num_parameters`, `examples/train`, `examples/test` and more.
+    """Measures a run: `run/step`, `run/num_parameters`, `examples/...` and more.
 
-    `run` of each module in `EVALUATIONS` explains its figures.
+    `run` of each module in `EVALUATIONS` explains its figures, `describe_examples` the examples.
 
     Args:
         run: The run; its newest checkpoint is measured.
@@ -76,7 +78,8 @@ def evaluate_run(
         test_shards: Labelled shards that everything is scored on; they decide nothing.
 
     Raises:
-        UserError: shards that cannot be read, have no labels, or hold too few examples.
+        UserError: shards that cannot be read, or have no labels, or have labels that only the test
+            examples have.
     """
     report("reading labelled examples")
     train = read_examples(run, train_shards)
@@ -86,15 +89,16 @@ def evaluate_run(
         untrained=run.init_model(),
         train=train,
         test=test,
-        targets=Targets(train.labels, test.labels, make_folds(train.labels, train.groups)),
+        train_shards=train_shards,
+        test_shards=test_shards,
+        targets=Targets.of_examples(train, test),
         report=report,
     )
     figures: Figures = {
         "run/step": run.step,
         "run/num_parameters": sum(leaf.size for leaf in jax.tree.leaves(run.model)),
-        "examples/train": len(train),
-        "examples/test": len(test),
     }
+    figures |= describe_examples(subject)
     # The probes' matrices are small: threads of BLAS would spend their time waiting for each other.
     with threadpool_limits(limits=1, user_api="blas"):
         for evaluation in EVALUATIONS:
@@ -130,7 +134,9 @@ def print_figures(figures: Mapping[str, Any]) -> None:
     """Prints the figures of a run beside those that they are compared with."""
     table = Table("on held-out examples", "this run", "compared with")
     for row in all_rows(figures):
-        if row.level != "detail":
+        if not row.values:
+            table.add_row(row.title, "left out", escape(row.note))
+        elif row.level != "detail":
             own, *others = row.values.items()
             others = [f"{name} {value:.3f}" for name, value in others]
             table.add_row(row.title, f"{own[1]:.3f}", ", ".join(others))
@@ -138,3 +144,5 @@ def print_figures(figures: Mapping[str, Any]) -> None:
     num_test = figures["examples/test"]
     error = standard_error(0.5, num_test)
     print(f"{num_test:,} examples; the standard error of an accuracy is at most {error:.3f}")
+    for remark in example_remarks(figures):
+        print(remark)

@@ -1,6 +1,5 @@
 """The pre-training task on held-out examples: hidden patches and words, beside simple baselines."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 from m3ae_tpu.batch import Rows
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.errors import require
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.evaluation.row_map import RowMap
 from m3ae_tpu.evaluation.task import ReconstructionTask
@@ -38,10 +36,36 @@ def run(subject: Subject) -> Figures:
     figures = heldout_reconstruction(
         subject.run.model, subject.test, task, subject.run.mesh, is_title=is_title
     )
-    return {f"heldout/{name}": value for name, value in figures.items()}
+    measured = {f"heldout/{name}": value for name, value in figures.items()}
+    lacks = {f"left_out/heldout/{name}": why for name, why in _lacks(figures, subject).items()}
+    return measured | lacks
 
 
-_OTHER_NOTE = "Other image: the same words, with an image of another class."
+def _lacks(figures: Mapping[str, float], subject: Subject) -> dict[str, str]:
+    """Returns why figures are not there, by name: nothing was hidden that they could measure."""
+    task, test, shards = subject.run.task, subject.test, subject.test_shards
+    lacks = {}
+    if task.has_images and "image_loss" not in figures:
+        lacks["image_loss"] = (
+            f"masking.image_mask_ratio = {task.masking.image_mask_ratio} hides no patch."
+        )
+    if task.has_texts and not test.has_caption.any():
+        lacks["text_accuracy"] = f"{shards} hold no caption. Name shards with captions."
+    elif task.has_texts and "text_accuracy" not in figures:
+        lacks["text_accuracy"] = (
+            f"masking.text_mask_ratio = {task.masking.text_mask_ratio} hid no word."
+        )
+    elif task.has_texts and "title_accuracy" not in figures:
+        lacks["title_accuracy"] = f"No hidden word of {shards} is part of a title."
+    elif task.has_pairs and len(test) == 1:
+        lacks["other_image"] = "One test example has no other image to compare with."
+    return lacks
+
+
+_OTHER_NOTE = (
+    "Other image: the same words, with the image of another example, of another class as far as "
+    "there are enough of them."
+)
 _ROWS = {
     "image_loss": functools.partial(
         Row,
@@ -70,6 +94,7 @@ def rows(figures: Mapping[str, Any]) -> list[Row]:
     """Returns the errors and accuracies, each beside its baseline."""
     shown = []
     for name, make_row in _ROWS.items():
+        make_row = functools.partial(make_row, section="reconstruction")
         keys = {"pretrained": name, "visible mean": f"{name}_of_visible_mean"}
         keys["other image"] = f"{name}{_OTHER}"
         values = {
@@ -77,9 +102,13 @@ def rows(figures: Mapping[str, Any]) -> list[Row]:
             for label, key in keys.items()
             if f"heldout/{key}" in figures
         }
-        if "pretrained" in values:
-            row = make_row(values=values, section="reconstruction")
-            shown.append(row if len(values) > 1 else dataclasses.replace(row, note=""))
+        if f"left_out/heldout/{name}" in figures:
+            shown.append(make_row(values={}, note=figures[f"left_out/heldout/{name}"]))
+        elif len(values) > 1:
+            shown.append(make_row(values=values))
+        elif values:
+            note = figures.get("left_out/heldout/other_image", "") if "text" in name else ""
+            shown.append(make_row(values=values, note=note))
     return shown
 
 
@@ -88,7 +117,7 @@ class _HeldoutRows(NamedTuple):
 
     rows: Rows
     other_images: Any
-    """uint8, images of other examples; None for a run without pairs."""
+    """uint8, images of other examples; None for a run without pairs, or if there are none."""
     is_title: Any
     """bool [rows, length]."""
     places: Any
@@ -116,7 +145,7 @@ def heldout_reconstruction(
       in training each example does.
     - `title_accuracy`: the same for hidden words of `is_title` alone.
     - `..._with_other_image`: the same words hidden from the same captions and the same patches
-      hidden, but of an image of another class.
+      hidden, but of another image (`other_rows`). Left out if there is only one example.
 
     Args:
         model: The run's model.
@@ -127,9 +156,10 @@ def heldout_reconstruction(
             guessed without the image.
         num_draws: Masks of each example.
     """
+    has_others = task.has_pairs and len(examples) > 1
     batch = _HeldoutRows(
         rows=task.rows(examples),
-        other_images=examples.images[other_rows(examples.labels)] if task.has_pairs else None,
+        other_images=examples.images[other_rows(examples.labels)] if has_others else None,
         is_title=None,
         places=np.arange(len(examples), dtype=np.int32),
     )
@@ -221,18 +251,11 @@ def _text_sums(
 
 
 def other_rows(labels: Int32[np.ndarray, " examples"]) -> Int32[np.ndarray, " examples"]:
-    """Returns for each example the index of another one, and each index once.
+    """Returns for each of two or more examples the index of another one, and each index once.
 
     It is of another class wherever no class holds over half of the examples.
-
-    Raises:
-        UserError: there is only one example.
     """
     num_examples = len(labels)
-    require(
-        num_examples > 1,
-        "One test example has no other image to compare with. Name test shards with more.",
-    )
     by_class = np.argsort(labels, kind="stable")
     # A shift along the sorted rows by the largest class's size leaves every class.
     shift = min(int(np.bincount(labels).max()), num_examples // 2)

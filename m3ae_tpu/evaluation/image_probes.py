@@ -5,12 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, pool_images, thumbnails
-from m3ae_tpu.evaluation.probes import choose, linear_probe, neighbors_probe
+from m3ae_tpu.evaluation.folds import explain_no_folds
+from m3ae_tpu.evaluation.probes import (
+    NUM_NEIGHBORS,
+    choose,
+    linear_probe,
+    neighbors_probe,
+    num_neighbors,
+)
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.evaluation.row_map import RowMap
 
 _PROBES = {"linear_probe": linear_probe, "knn": neighbors_probe}
-_TITLES = {"linear_probe": "Linear probe, images", "knn": "10 nearest neighbours, images"}
+_TITLES = {"linear_probe": "Linear probe, images", "knn": "{} nearest neighbours, images"}
 _BASELINES = ("untrained", "raw_pixels")
 
 
@@ -26,10 +33,14 @@ def run(subject: Subject) -> Figures:
     - `balanced/linear_probe/...`: the mean over the classes.
     - `poolings/linear_probe/pretrained/...`: test accuracy of every pooling; nothing is chosen by
       it.
-    - `knn/...`: accuracy and pooling of nearest neighbours.
+    - `knn/...`: accuracy and pooling of nearest neighbours; `knn/num_neighbors`: ten, or as many as
+      the smallest fold leaves.
     """
     if not subject.run.task.has_images:
         return {}
+    if not subject.targets.folds:
+        reason = explain_no_folds(subject.train, subject.train_shards)
+        return {f"left_out/{name}": reason for name in _PROBES}
     mesh, normalizer = subject.run.mesh, subject.run.task.normalizer
     pool = RowMap(functools.partial(pool_images, normalizer=normalizer), mesh)
     shrink = RowMap(lambda _, images: thumbnails(images), mesh)
@@ -47,7 +58,7 @@ def run(subject: Subject) -> Figures:
     pixels = [shrink(None, each.images) for each in examples]
 
     subject.report("probes of images, untrained encoder and raw pixels")
-    figures: Figures = {}
+    figures: Figures = {"knn/num_neighbors": num_neighbors(subject.targets)}
     for name, probe in _PROBES.items():
         pooling = choose(pretrained[name])
         scores = {
@@ -70,8 +81,8 @@ def rows(figures: Mapping[str, Any]) -> list[Row]:
     """Returns both probes beside their baselines, and their accuracy with every pooling."""
     shown = []
     for probe, title in _TITLES.items():
-        if f"{probe}/pretrained" in figures:
-            shown += probe_rows(figures, probe, title, _BASELINES, IMAGE_POOLINGS)
+        title = title.format(figures.get("knn/num_neighbors", NUM_NEIGHBORS))
+        shown += probe_rows(figures, probe, title, _BASELINES, IMAGE_POOLINGS)
     return shown
 
 
@@ -84,6 +95,8 @@ def probe_rows(
 ) -> list[Row]:
     """Returns a probe's accuracy beside its baselines, and with every pooling.
 
+    One row without values if it was left out, none if the run has no such probe.
+
     Args:
         figures: The figures of an evaluation.
         probe: Beginning of the keys.
@@ -91,26 +104,28 @@ def probe_rows(
         baselines: Ends of the keys to compare with.
         poolings: Descriptions by name.
     """
-    names = ("pretrained", *baselines)
+    level = "headline" if probe.startswith("linear_probe") else "normal"
+    row = functools.partial(Row, section="features", unit="accuracy")
+    if f"left_out/{probe}" in figures:
+        return [row(title=title, values={}, note=figures[f"left_out/{probe}"], level=level)]
+    if f"{probe}/pretrained" not in figures:
+        return []
+    names = [name for name in ("pretrained", *baselines) if f"{probe}/{name}" in figures]
     chosen = figures[f"{probe}/pooling"]
     of_poolings = {
         description: figures[key]
         for pooling, description in sorted(poolings.items(), key=lambda item: item[0] != chosen)
         if (key := f"poolings/{probe}/pretrained/{pooling}") in figures
     }
-    main = Row(
+    main = row(
         title=title,
         values={name.replace("_", " "): figures[f"{probe}/{name}"] for name in names},
-        section="features",
-        unit="accuracy",
         note=f"Features: {poolings.get(chosen, chosen)}.",
-        level="headline" if probe.startswith("linear_probe") else "normal",
+        level=level,
     )
-    detail = Row(
+    detail = row(
         title=f"{title}: every pooling",
         values=of_poolings,
-        section="features",
-        unit="accuracy",
         note="The first was chosen on training images. To pick another one by these figures would "
         "be to choose on test.",
         level="detail",

@@ -1,45 +1,56 @@
 """Probes of images with captions, encoded together, beside a classifier of the captions' words."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 from m3ae_tpu.evaluation.features import PAIR_POOLINGS, pool_pairs
+from m3ae_tpu.evaluation.folds import explain_no_folds
 from m3ae_tpu.evaluation.image_probes import probe_rows
-from m3ae_tpu.evaluation.probes import bag_of_words_probe, choose, linear_probe
+from m3ae_tpu.evaluation.probes import Targets, bag_of_words_probe, choose, linear_probe
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.evaluation.row_map import RowMap
 
 _PREFIX = "linear_probe_image_and_text"
+_NO_WORDS = " Bag of words: left out, as no word occurs in two training captions."
 
 
 def run(subject: Subject) -> Figures:
-    """Measures accuracies; nothing for a run without pairs, or examples without captions.
+    """Measures accuracies on the examples that have captions; nothing for a run without pairs.
 
     - `linear_probe_image_and_text/pretrained`, `.../untrained`, and `.../pooling`, as for images.
     - `linear_probe_image_and_text/bag_of_words`: by the words of the caption, without an encoder.
     - `balanced/...`, `poolings/...`: as for images.
     """
-    if not subject.run.task.has_pairs or not any(subject.train.captions):
+    if not subject.run.task.has_pairs:
         return {}
+    examples = [each.with_captions() for each in (subject.train, subject.test)]
+    for each, shards in zip(examples, (subject.train_shards, subject.test_shards), strict=True):
+        if len(each) == 0:
+            return {f"left_out/{_PREFIX}": f"{shards} hold no caption. Name shards with captions."}
+    targets = Targets.of_examples(*examples)
+    if not targets.folds:
+        place = f"Records with captions of {subject.train_shards}"
+        return {f"left_out/{_PREFIX}": explain_no_folds(examples[0], place)}
     normalizer = subject.run.task.normalizer
     pool = RowMap(functools.partial(pool_pairs, normalizer=normalizer), subject.run.mesh)
-    examples = subject.train, subject.test
 
     subject.report("features of images with captions, pretrained encoder")
     train, test = (pool(subject.run.model, subject.run.task.rows(each)) for each in examples)
     subject.report("probes of images with captions, pretrained encoder")
-    pretrained = {name: linear_probe(subject.targets, train[name], test[name]) for name in train}
+    pretrained = {name: linear_probe(targets, train[name], test[name]) for name in train}
     pooling = choose(pretrained)
     subject.report("features of images with captions, untrained encoder")
     train, test = (pool(subject.untrained, subject.run.task.rows(each)) for each in examples)
     subject.report("probes of images with captions, untrained encoder, and of words")
-    words = bag_of_words_probe(subject.targets, *(each.captions for each in examples))
+    words = bag_of_words_probe(targets, *(each.captions for each in examples))
     scores = {
         "pretrained": pretrained[pooling],
-        "untrained": linear_probe(subject.targets, train[pooling], test[pooling]),
-        "bag_of_words": words,
+        "untrained": linear_probe(targets, train[pooling], test[pooling]),
     }
+    if words is not None:
+        scores["bag_of_words"] = words
     figures: Figures = {f"{_PREFIX}/pooling": pooling}
     for who, score in scores.items():
         figures[f"{_PREFIX}/{who}"] = score.accuracy
@@ -51,8 +62,9 @@ def run(subject: Subject) -> Figures:
 
 def rows(figures: Mapping[str, Any]) -> list[Row]:
     """Returns the probe beside its baselines, and its accuracy with every pooling."""
-    if f"{_PREFIX}/pretrained" not in figures:
-        return []
-    baselines = ("untrained", "bag_of_words")
-    title = "Linear probe, images with captions"
-    return probe_rows(figures, _PREFIX, title, baselines, PAIR_POOLINGS)
+    title, baselines = "Linear probe, images with captions", ("untrained", "bag_of_words")
+    shown = probe_rows(figures, _PREFIX, title, baselines, PAIR_POOLINGS)
+    has_no_words = f"{_PREFIX}/pretrained" in figures and f"{_PREFIX}/bag_of_words" not in figures
+    note = _NO_WORDS if has_no_words else ""
+    count = figures.get("examples/test_with_captions")
+    return [dataclasses.replace(row, note=f"{row.note}{note}", num_examples=count) for row in shown]

@@ -5,6 +5,7 @@ near-duplicate groups at a time. The test examples decide nothing.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +15,13 @@ from jaxtyping import Float, Int, Int32
 from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.metrics import recall_score
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.data.labelled import LabelledExamples
+from m3ae_tpu.evaluation.folds import Fold, make_folds
 from m3ae_tpu.evaluation.logistic_regression import LogisticRegression
 
 NUM_COMPONENTS = 256
@@ -28,14 +29,12 @@ STRENGTHS = (0.003, 0.01, 0.03, 0.1)
 """Weights of the loss against the penalty, `C` in scikit-learn: small ones regularise strongly."""
 WORD_STRENGTHS = (1.0, 10.0)
 """The same for counts of words, which need weaker regularisation."""
-NUM_FOLDS = 5
 NUM_NEIGHBORS = 10
 TEMPERATURE = 0.07
 """A neighbour votes with exp(cosine / temperature) (Wu et al. 2018, §3.4)."""
 
 type TrainFeatures = Float[np.ndarray, "train_examples features"]
 type TestFeatures = Float[np.ndarray, "test_examples features"]
-type Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,14 @@ class Targets:
     train: Int32[np.ndarray, " train_examples"]
     test: Int32[np.ndarray, " test_examples"]
     folds: Sequence[Fold]
-    """Indices of the training examples outside and inside of each fold; see `make_folds`."""
+    """Indices of the training examples outside and inside of each fold; see `make_folds`.
+    Without any no probe can be made.
+    """
+
+    @classmethod
+    def of_examples(cls, train: LabelledExamples, test: LabelledExamples) -> "Targets":
+        """Returns the targets of training and test examples."""
+        return cls(train.labels, test.labels, make_folds(train.labels, train.groups))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,21 +66,6 @@ class ProbeScore:
     """Mean accuracy on each fold of the training examples after a fit on the others."""
 
 
-def make_folds(labels: Int32[np.ndarray, " examples"], groups: Sequence[str]) -> list[Fold]:
-    """Splits training examples into folds with similar classes; a group lies in one fold.
-
-    Raises:
-        UserError: there are too few groups, or fewer than five examples of every class.
-    """
-    num_groups, largest_class = len(set(groups)), int(np.bincount(labels).max())
-    require(
-        min(num_groups, largest_class) >= NUM_FOLDS,
-        f"{len(labels)} labelled training examples in {num_groups} near-duplicate groups are too "
-        f"few for cross-validation in {NUM_FOLDS} folds. Name training shards with more.",
-    )
-    return list(StratifiedGroupKFold(NUM_FOLDS).split(np.zeros(len(labels)), labels, groups))
-
-
 def linear_probe(targets: Targets, train: TrainFeatures, test: TestFeatures) -> ProbeScore:
     """Scores a linear classifier of the features' largest principal components.
 
@@ -84,46 +75,47 @@ def linear_probe(targets: Targets, train: TrainFeatures, test: TestFeatures) -> 
     # The exact solvers: one for many examples, one for few.
     solver = "covariance_eigh" if train.shape[0] > train.shape[1] else "full"
     reduce = make_pipeline(StandardScaler(), PCA(num_components, svd_solver=solver))
-    train, test = reduce.fit_transform(train), reduce.transform(test)
+    with np.errstate(invalid="ignore"):  # Examples that are all alike: 0 / 0 of the variance.
+        train, test = reduce.fit_transform(train), reduce.transform(test)
     return _search(LogisticRegression(), {"C": STRENGTHS}, targets, train, test)
 
 
-def bag_of_words_probe(targets: Targets, train: Sequence[str], test: Sequence[str]) -> ProbeScore:
+def bag_of_words_probe(
+    targets: Targets, train: Sequence[str], test: Sequence[str]
+) -> ProbeScore | None:
     """Scores a linear classifier of the words in a caption, without any encoder.
 
-    Takes the words of at least two training captions, in lower case.
-
-    Raises:
-        UserError: there is no such word.
+    Takes the words of at least two training captions, in lower case; None if there are none.
     """
     words = CountVectorizer(binary=True, min_df=2, token_pattern=r"\w+")
     try:
         counts = words.fit_transform(train)
-    except ValueError:
-        raise UserError(
-            f"No word occurs in two of the {len(train)} training captions. "
-            "Name training shards with more captions."
-        ) from None
+    except ValueError:  # scikit-learn's way to say that no word is left.
+        return None
     classifier = sklearn.linear_model.LogisticRegression(tol=1e-3, max_iter=2_000)
     return _search(classifier, {"C": WORD_STRENGTHS}, targets, counts, words.transform(test))
 
 
 def neighbors_probe(targets: Targets, train: TrainFeatures, test: TestFeatures) -> ProbeScore:
     """Scores the vote of the nearest training examples; see `neighbors_classifier`."""
-    num_train = min(len(others) for others, _ in targets.folds)
-    return _search(neighbors_classifier(num_train), {}, targets, train, test)
+    return _search(neighbors_classifier(num_neighbors(targets)), {}, targets, train, test)
 
 
-def neighbors_classifier(num_train: int) -> Pipeline:
-    """Returns a classifier by ten nearest neighbours, by the cosine of standardised features.
+def num_neighbors(targets: Targets) -> int:
+    """Returns how many neighbours vote: ten, or as many examples as the smallest fold leaves."""
+    return min(NUM_NEIGHBORS, *(len(others) for others, _ in targets.folds))
+
+
+def neighbors_classifier(count: int) -> Pipeline:
+    """Returns a classifier by nearest neighbours, by the cosine of standardised features.
 
     Args:
-        num_train: Training examples that it will have, at least.
+        count: Neighbours that vote.
     """
     return make_pipeline(
         StandardScaler(),
         KNeighborsClassifier(
-            min(NUM_NEIGHBORS, num_train),
+            count,
             metric="cosine",
             weights=_votes,  # pyright: ignore[reportArgumentType]  # A function is allowed too.
         ),
@@ -148,7 +140,8 @@ def balanced_accuracy(
     labels: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"]
 ) -> float:
     """Returns the mean over the classes in `labels` of the share that was predicted right."""
-    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
+    is_right = predicted == labels
+    return float(np.mean([is_right[labels == label].mean() for label in np.unique(labels)]))
 
 
 def _search(
@@ -165,7 +158,10 @@ def _search(
         cv=targets.folds,
         error_score="raise",  # pyright: ignore[reportArgumentType]  # Allowed beside numbers.
     )
-    predicted = search.fit(train, targets.train).predict(test)
+    with warnings.catch_warnings():
+        # Classes of few examples are still classes.
+        warnings.filterwarnings("ignore", "The number of unique classes")
+        predicted = search.fit(train, targets.train).predict(test)
     return ProbeScore(
         accuracy=float(np.mean(predicted == targets.test)),
         balanced_accuracy=balanced_accuracy(targets.test, predicted),

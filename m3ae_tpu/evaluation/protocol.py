@@ -27,6 +27,9 @@ class Subject:
     """Examples that probes learn from; the run may have seen them, without labels."""
     test: LabelledExamples
     """Examples that everything is scored on; they decide nothing."""
+    train_shards: str
+    """Shards of the training examples, for messages."""
+    test_shards: str
     targets: Targets
     """The classes of both."""
     report: Callable[[str], None]
@@ -40,22 +43,27 @@ class Row:
     title: str
     """The quantity, as `Linear probe, images`."""
     values: Mapping[str, float]
-    """By name; the run's own value comes first."""
+    """By name; the run's own value comes first. Empty for a figure that was left out."""
     section: Literal["features", "reconstruction"]
     """Section of the report that shows it."""
     unit: Literal["accuracy", "share", "loss"]
     """`accuracy`: share of the test examples, with a standard error; `share`: of anything else."""
     note: str = ""
-    """A sentence on how it was measured."""
+    """A sentence on how it was measured, or why it was left out."""
     level: Literal["headline", "normal", "detail"] = "normal"
     """Headlines also stand at the top of the report; details are in the report alone, folded."""
+    num_examples: int | None = None
+    """Test examples of an accuracy; None: all."""
 
 
 class Evaluation(Protocol):
     """A module that measures something of a run."""
 
     def run(self, subject: Subject, /) -> Figures:
-        """Returns the figures; none for a run that lacks what is measured."""
+        """Returns the figures; none for a run that lacks what is measured.
+
+        A figure `left_out/NAME` is a sentence: why the examples do not allow figure NAME.
+        """
         ...
 
     def rows(self, figures: Mapping[str, Any], /) -> list[Row]:

@@ -8,8 +8,10 @@ import numpy as np
 from m3ae_tpu.config import ProbeConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.sources import OpenData
+from m3ae_tpu.errors import UserError
 from m3ae_tpu.evaluation.features import pool_images
-from m3ae_tpu.evaluation.probes import make_folds, neighbors_classifier
+from m3ae_tpu.evaluation.folds import explain_no_folds, make_folds
+from m3ae_tpu.evaluation.probes import NUM_NEIGHBORS, neighbors_classifier
 from m3ae_tpu.evaluation.row_map import RowMap
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
@@ -35,7 +37,8 @@ def make_probe(probe: ProbeConfig, data: OpenData) -> Callable[[M3AE], dict[str,
 
     def score(model: M3AE) -> dict[str, float]:
         features, test_features = (pool(model, each.images)["mean"] for each in (train, test))
-        classifier = neighbors_classifier(len(train)).fit(features, train.labels)
+        classifier = neighbors_classifier(min(NUM_NEIGHBORS, len(train)))
+        classifier.fit(features, train.labels)
         is_right = classifier.predict(test_features) == test.labels
         return {"probe/knn_accuracy": float(np.mean(is_right))}
 
@@ -47,7 +50,8 @@ def read_probe_examples(
 ) -> tuple[LabelledExamples, LabelledExamples]:
     """Reads training and test examples.
 
-    Without `test_shards` a fifth of the training examples is held out, whole groups at a time.
+    Without `test_shards` a fifth of the training examples is held out, whole groups at a time; more
+    if there are fewer than five groups.
 
     Raises:
         UserError: shards that cannot be read, have no labels, or hold too few examples.
@@ -55,8 +59,19 @@ def read_probe_examples(
     read = functools.partial(
         read_labelled, image_size=data.config.image_size, limit=probe.max_examples
     )
-    train = read(data.open(probe.train_shards))
+    shards = data.open(probe.train_shards)
+    train = read(shards)
+    folds = make_folds(train.labels, train.groups)
+    if not folds:
+        place, more = f"probe.train_shards = {shards.pattern}", ""
+        if len(train) < len(shards):
+            place = f"The first {len(train):,} of {len(shards):,} records of {place}"
+            more = f" Or read more: --probe.max_examples={len(shards)}."
+        raise UserError(
+            f"{explain_no_folds(train, place)}{more} To train without a probe, set "
+            "--probe.every_steps=0."
+        )
     if probe.test_shards:
         return train, read(data.open(probe.test_shards), label_names=train.label_names)
-    others, held_out = make_folds(train.labels, train.groups)[0]
+    others, held_out = folds[0]
     return train.take(others), train.take(held_out)

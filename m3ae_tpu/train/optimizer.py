@@ -21,7 +21,7 @@ def learning_rate_schedule(
     """
     peak = config.base_learning_rate * batch_size / 256
     # + 1e-9: 0.1 * 30 is 3.0000000000000004, 0.07 * 100 is 7.000000000000001, others fall below.
-    warmup_steps = int(config.warmup_fraction * num_steps + 1e-9)
+    warmup_steps = min(int(config.warmup_fraction * num_steps + 1e-9), num_steps - 1)
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
 
 

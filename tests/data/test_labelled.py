@@ -25,7 +25,6 @@ def test_fields_are_those_of_the_records_in_order():
     for index in range(20):
         record = shards[index]
         assert examples.titles[index] == record.title
-        assert examples.groups[index] == record.group
         assert examples.label_names[examples.labels[index]] == record.label_name
         assert examples.captions[index] == record.captions[0]
         ids, is_valid, _ = TOKENIZER.encode(record.captions[:1], 16)

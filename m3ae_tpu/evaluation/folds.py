@@ -1,0 +1,61 @@
+"""Folds of training examples, by which probes make their choices."""
+
+import warnings
+
+import numpy as np
+from jaxtyping import Int, Int32
+from sklearn.model_selection import StratifiedGroupKFold
+
+from m3ae_tpu.data.labelled import LabelledExamples
+
+NUM_FOLDS = 5
+
+type Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
+
+
+def make_folds(
+    labels: Int32[np.ndarray, " examples"], groups: Int32[np.ndarray, " examples"]
+) -> list[Fold]:
+    """Splits training examples into folds with similar classes; a group lies in one fold.
+
+    There are five, or as many as there are groups, or examples of the largest class. A fold is left
+    out if nothing can be learned for it: the examples outside of it have one class, or none of its
+    own. So small sets may have no fold; `explain_no_folds` says why.
+
+    Returns:
+        Indices of the examples outside and inside of each fold.
+    """
+    _, class_sizes = np.unique(labels, return_counts=True)
+    num_folds = min(NUM_FOLDS, len(np.unique(groups)), class_sizes.max(initial=0))
+    if num_folds < 2:
+        return []
+    with warnings.catch_warnings():
+        # Small classes are nothing to warn of: a fold without one is as it should be.
+        warnings.filterwarnings("ignore", "The least populated class|The number of unique classes")
+        folds = StratifiedGroupKFold(num_folds).split(np.zeros(len(labels)), labels, groups)
+        return [fold for fold in folds if _teaches(labels, *fold)]
+
+
+def _teaches(labels: np.ndarray, others: np.ndarray, held_out: np.ndarray) -> bool:
+    classes = np.unique(labels[others])
+    return len(classes) > 1 and bool(np.isin(labels[held_out], classes).any())
+
+
+def explain_no_folds(train: LabelledExamples, place: str) -> str:
+    """Returns why training examples have no folds, and what to do.
+
+    Args:
+        train: The examples.
+        place: Where they come from: the sentence's beginning.
+    """
+    numbers = np.unique(train.labels)
+    if len(numbers) == 1:
+        return (
+            f"{place} hold {len(train)} examples of one class ({train.label_names[numbers[0]]}), "
+            "and a probe tells classes apart. Name training shards of two or more classes."
+        )
+    return (
+        f"{place} hold {len(train)} examples of {len(numbers)} classes, in "
+        f"{len(np.unique(train.groups))} near-duplicate groups: too few for cross-validation. "
+        "Name training shards with more examples of each class."
+    )
