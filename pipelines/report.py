@@ -15,7 +15,11 @@ _WORKDIR = define_flag(
     "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
 )
 _TEST = define_flag(
-    "test_shards", str, "starter/heldout-*", "Labelled shards whose examples are shown."
+    "test_shards",
+    str,
+    "",
+    "Labelled shards whose examples are shown; empty: those of the evaluation, or the starter "
+    "set's.",
 )
 _OUTPUT = define_flag(
     "output",

@@ -46,7 +46,7 @@ def require_within(config: Any, interval: str, *names: str) -> None:
     """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
-    def holds(value: float) -> bool:
+    def holds(value: float | int) -> bool:
         is_above = value >= low if interval[0] == "[" else value > low
         return is_above and (value <= high if interval[-1] == "]" else value < high)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
-from m3ae_tpu.data.shards import open_shards
+from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
 from m3ae_tpu.evaluation.examples import describe_examples, example_remarks
 from m3ae_tpu.evaluation.probes import Targets, standard_error
@@ -82,15 +82,16 @@ def evaluate_run(
             examples have.
     """
     report("reading labelled examples")
-    train = read_examples(run, train_shards)
-    test = read_examples(run, test_shards, label_names=train.label_names)
+    train_set, test_set = open_shards(train_shards), open_shards(test_shards)
+    train = read_examples(run, train_set)
+    test = read_examples(run, test_set, label_names=train.label_names)
     subject = Subject(
         run=run,
         untrained=run.init_model(),
         train=train,
         test=test,
-        train_shards=train_shards,
-        test_shards=test_shards,
+        train_shards=train_set,
+        test_shards=test_set,
         targets=Targets.of_examples(train, test),
         report=report,
     )
@@ -107,17 +108,17 @@ def evaluate_run(
 
 
 def read_examples(
-    run: TrainedRun, shards: str, *, label_names: tuple[str, ...] | None = None
+    run: TrainedRun, shards: Shards, *, label_names: tuple[str, ...] | None = None
 ) -> LabelledExamples:
     """Reads labelled examples at the run's image size and text length.
 
     Raises:
-        UserError: shards that cannot be read or have no labels.
+        UserError: records that cannot be read or have no labels.
     """
     # The length of paired texts, if there are any: texts alone may be longer.
     lengths = {source.kind: source.text_length for source in run.config.data.sources}
     return read_labelled(
-        open_shards(shards),
+        shards,
         image_size=run.config.data.image_size,
         tokenizer=run.tokenizer,
         text_length=lengths.get("paired", lengths.get("text", 0)),
@@ -139,10 +140,10 @@ def print_figures(figures: Mapping[str, Any]) -> None:
         elif row.level != "detail":
             own, *others = row.values.items()
             others = [f"{name} {value:.3f}" for name, value in others]
-            table.add_row(row.title, f"{own[1]:.3f}", ", ".join(others))
+            table.add_row(row.title, f"{own[1]:.3f}", ", ".join(others) or escape(row.note))
     rich.print(table)
     num_test = figures["examples/test"]
     error = standard_error(0.5, num_test)
-    print(f"{num_test:,} examples; the standard error of an accuracy is at most {error:.3f}")
+    print(f"test examples: {num_test:,}; standard error of an accuracy: at most {error:.3f}")
     for remark in example_remarks(figures):
         print(remark)

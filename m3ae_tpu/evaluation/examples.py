@@ -11,15 +11,18 @@ from m3ae_tpu.evaluation.protocol import Figures, Subject
 def describe_examples(subject: Subject) -> Figures:
     """Returns numbers of the training and test examples, as `examples/...`.
 
-    - `examples/train_shards`, `.../test_shards`: names of their shards.
+    - `examples/train_shards`, `.../test_shards`: names of their shards; `.../train_digest`,
+      `.../test_digest`: digests of their content.
     - `examples/train`, `.../test`: numbers of examples.
     - `examples/train_with_captions`, `.../test_with_captions`: those that have a caption.
     - `examples/folds`: folds by which probes made their choices.
     - `examples/test_seen_in_train`: test images that are training images too, pixel by pixel.
     """
     return {
-        "examples/train_shards": subject.train_shards,
-        "examples/test_shards": subject.test_shards,
+        "examples/train_shards": subject.train_shards.pattern,
+        "examples/test_shards": subject.test_shards.pattern,
+        "examples/train_digest": subject.train_shards.digest,
+        "examples/test_digest": subject.test_shards.digest,
         "examples/train": len(subject.train),
         "examples/test": len(subject.test),
         "examples/train_with_captions": int(subject.train.has_caption.sum()),

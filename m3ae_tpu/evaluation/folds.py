@@ -51,11 +51,11 @@ def explain_no_folds(train: LabelledExamples, place: str) -> str:
     numbers = np.unique(train.labels)
     if len(numbers) == 1:
         return (
-            f"{place} hold {len(train)} examples of one class ({train.label_names[numbers[0]]}), "
-            "and a probe tells classes apart. Name training shards of two or more classes."
+            f"{place} hold a single class, {train.label_names[numbers[0]]} (examples: "
+            f"{len(train)}), and a probe tells classes apart. Name shards of two or more classes."
         )
     return (
-        f"{place} hold {len(train)} examples of {len(numbers)} classes, in "
-        f"{len(np.unique(train.groups))} near-duplicate groups: too few for cross-validation. "
-        "Name training shards with more examples of each class."
+        f"{place} hold too little for cross-validation (examples: {len(train)}, classes: "
+        f"{len(numbers)}, near-duplicate groups: {len(np.unique(train.groups))}). "
+        "Name shards with more examples of each class."
     )

@@ -43,11 +43,16 @@ def run(subject: Subject) -> Figures:
 
 def _lacks(figures: Mapping[str, float], subject: Subject) -> dict[str, str]:
     """Returns why figures are not there, by name: nothing was hidden that they could measure."""
-    task, test, shards = subject.run.task, subject.test, subject.test_shards
+    task, test, shards = subject.run.task, subject.test, subject.test_shards.pattern
     lacks = {}
     if task.has_images and "image_loss" not in figures:
         lacks["image_loss"] = (
             f"masking.image_mask_ratio = {task.masking.image_mask_ratio} hides no patch."
+        )
+    elif task.has_images and "image_loss_of_visible_mean" not in figures:
+        lacks["visible_mean"] = (
+            f"masking.image_mask_ratio = {task.masking.image_mask_ratio} leaves no patch visible, "
+            "so there is no mean of visible patches to compare with."
         )
     if task.has_texts and not test.has_caption.any():
         lacks["text_accuracy"] = f"{shards} hold no caption. Name shards with captions."
@@ -57,7 +62,7 @@ def _lacks(figures: Mapping[str, float], subject: Subject) -> dict[str, str]:
         )
     elif task.has_texts and "title_accuracy" not in figures:
         lacks["title_accuracy"] = f"No hidden word of {shards} is part of a title."
-    elif task.has_pairs and len(test) == 1:
+    if task.has_pairs and len(test) == 1:
         lacks["other_image"] = "One test example has no other image to compare with."
     return lacks
 
@@ -107,7 +112,8 @@ def rows(figures: Mapping[str, Any]) -> list[Row]:
         elif len(values) > 1:
             shown.append(make_row(values=values))
         elif values:
-            note = figures.get("left_out/heldout/other_image", "") if "text" in name else ""
+            baseline = "visible_mean" if name == "image_loss" else "other_image"
+            note = figures.get(f"left_out/heldout/{baseline}", "")
             shown.append(make_row(values=values, note=note))
     return shown
 

@@ -39,7 +39,7 @@ def run(subject: Subject) -> Figures:
     if not subject.run.task.has_images:
         return {}
     if not subject.targets.folds:
-        reason = explain_no_folds(subject.train, subject.train_shards)
+        reason = explain_no_folds(subject.train, subject.train_shards.pattern)
         return {f"left_out/{name}": reason for name in _PROBES}
     mesh, normalizer = subject.run.mesh, subject.run.task.normalizer
     pool = RowMap(functools.partial(pool_images, normalizer=normalizer), mesh)

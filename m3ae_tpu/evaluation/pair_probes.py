@@ -28,10 +28,11 @@ def run(subject: Subject) -> Figures:
     examples = [each.with_captions() for each in (subject.train, subject.test)]
     for each, shards in zip(examples, (subject.train_shards, subject.test_shards), strict=True):
         if len(each) == 0:
-            return {f"left_out/{_PREFIX}": f"{shards} hold no caption. Name shards with captions."}
+            reason = f"{shards.pattern} hold no caption. Name shards with captions."
+            return {f"left_out/{_PREFIX}": reason}
     targets = Targets.of_examples(*examples)
     if not targets.folds:
-        place = f"Records with captions of {subject.train_shards}"
+        place = f"Records with captions of {subject.train_shards.pattern}"
         return {f"left_out/{_PREFIX}": explain_no_folds(examples[0], place)}
     normalizer = subject.run.task.normalizer
     pool = RowMap(functools.partial(pool_pairs, normalizer=normalizer), subject.run.mesh)

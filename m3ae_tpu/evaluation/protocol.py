@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from m3ae_tpu.data.labelled import LabelledExamples
+from m3ae_tpu.data.shards import Shards
 from m3ae_tpu.evaluation.probes import Targets
 from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.model.m3ae import M3AE
@@ -27,9 +28,8 @@ class Subject:
     """Examples that probes learn from; the run may have seen them, without labels."""
     test: LabelledExamples
     """Examples that everything is scored on; they decide nothing."""
-    train_shards: str
-    """Shards of the training examples, for messages."""
-    test_shards: str
+    train_shards: Shards
+    test_shards: Shards
     targets: Targets
     """The classes of both."""
     report: Callable[[str], None]

@@ -12,12 +12,14 @@ import rich
 
 from m3ae_tpu import charts
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.evaluation.evaluate import read_examples
+from m3ae_tpu.data.shards import open_shards
+from m3ae_tpu.evaluation.evaluate import TEST_SHARDS, read_examples
 from m3ae_tpu.evaluation.trained_run import has_checkpoint, load_trained_run, read_evaluation
 from m3ae_tpu.files import atomic_write
 from m3ae_tpu.report import sections
 from m3ae_tpu.report.curves import curves
 from m3ae_tpu.report.examples import ShownExample, show_examples
+from m3ae_tpu.report.measured import Shown, measured
 from m3ae_tpu.run.metrics import read_metrics
 from m3ae_tpu.run.workdir import load_run_config, result_file
 
@@ -25,13 +27,14 @@ FILE_NAME = "report.html"
 
 
 def report_workdir(
-    workdir: pathlib.Path, test_shards: str, *, output: pathlib.Path | None = None
+    workdir: pathlib.Path, test_shards: str = "", *, output: pathlib.Path | None = None
 ) -> pathlib.Path:
     """Writes the report of the run in a directory and returns its path.
 
     Args:
         workdir: The run's directory.
-        test_shards: Labelled shards whose examples are shown.
+        test_shards: Labelled shards whose examples are shown; empty: those that the run was
+            evaluated on, or the starter set's.
         output: Another folder for the report than the run's, made if missing; its
             `evaluation.json` is shown if it has one.
 
@@ -41,18 +44,24 @@ def report_workdir(
     """
     path = result_file(workdir, output, FILE_NAME)
     config, examples, versions = load_run_config(workdir, PretrainConfig), None, {}
+    evaluation, shown = (
+        (read_evaluation(output) if output else {}) or read_evaluation(workdir),
+        None,
+    )
+    test_shards = test_shards or evaluation.get("examples/test_shards", TEST_SHARDS)
     with rich.get_console().status("reconstructing some held-out examples"):
         if has_checkpoint(workdir):
-            run = load_trained_run(workdir)
-            examples = show_examples(run, read_examples(run, test_shards))
-            versions = run.versions
+            run, shards = load_trained_run(workdir), open_shards(test_shards)
+            examples = show_examples(run, read_examples(run, shards))
+            versions, shown = run.versions, Shown(run.step, shards.pattern, shards.digest)
     return write_report(
         workdir,
         config,
         metrics=read_metrics(workdir),
-        evaluation=(read_evaluation(output) if output else {}) or read_evaluation(workdir),
+        evaluation=evaluation,
         examples=examples,
         versions=versions,
+        shown=shown,
         path=path,
     )
 
@@ -65,6 +74,7 @@ def write_report(
     evaluation: Mapping[str, Any],
     examples: Sequence[ShownExample] | None,
     versions: Mapping[str, str],
+    shown: Shown | None = None,
     path: pathlib.Path,
 ) -> pathlib.Path:
     """Writes a report and returns its path; an interruption leaves the earlier page.
@@ -76,6 +86,7 @@ def write_report(
         evaluation: The figures of `evaluation.json`; may be empty.
         examples: Results of `show_examples`; None for a run without a checkpoint.
         versions: Versions of the packages that trained the run.
+        shown: What the examples show; None as for `examples`.
         path: The report's file.
     """
     folder = importlib.resources.files(__package__)
@@ -84,6 +95,7 @@ def write_report(
         style=f"{charts.STYLE}\n{(folder / 'report.css').read_text().strip()}",
         lead=_lead(config, metrics, evaluation),
         tiles=sections.tiles(evaluation, metrics),
+        measured=measured(evaluation, shown, str(workdir)),
         features=sections.features(evaluation, str(workdir)),
         reconstruction=sections.reconstruction(examples, evaluation, config),
         attention=sections.attention(examples),

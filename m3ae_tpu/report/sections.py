@@ -11,6 +11,7 @@ from m3ae_tpu.config.tree import leaves
 from m3ae_tpu.evaluation.evaluate import all_rows
 from m3ae_tpu.evaluation.probes import standard_error
 from m3ae_tpu.evaluation.protocol import Row
+from m3ae_tpu.model.masking import num_visible
 from m3ae_tpu.report.examples import ShownExample, Word
 
 _NO_CHECKPOINT = "This run has no checkpoint yet, so there is no model to ask."
@@ -37,7 +38,7 @@ def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         )
 
     for row in all_rows(evaluation):
-        if row.level == "headline":
+        if row.level == "headline" and row.values:
             (_, value), *others = row.values.items()
             others = [f"{name} {_format(value, row)}" for name, value in others]
             tile(row.title, _format(value, row), " · ".join(others) or "on held-out examples")
@@ -64,8 +65,8 @@ def features(evaluation: Mapping[str, Any], workdir: str) -> str:
     return (
         "<p>The encoder is frozen. A small classifier learns classes from its features of "
         f"{evaluation['examples/train']:,} training images and is scored on "
-        f"{evaluation['examples/test']:,} that neither it nor pre-training has seen. Features and "
-        "the classifier's regularisation are chosen on training images alone. "
+        f"{evaluation['examples/test']:,} test images. Features and the classifier's "
+        "regularisation are chosen by cross-validation on training images alone. "
         "&ldquo;Untrained&rdquo; is the same network before its first step. Whiskers are one "
         f"standard error to each side.</p>{charts}"
     )
@@ -77,10 +78,13 @@ def reconstruction(
     """Returns reconstruction errors, and examples: masked, reconstructed, with guessed words."""
     if examples is None:
         return missing(_NO_CHECKPOINT)
-    sentences = ["The first held-out examples of each class."]
+    sentences = ["The first test examples of each class."]
     if any(example.original for example in examples):
-        ratio = percent(config.masking.image_mask_ratio)
-        sentences.append(f"{ratio} of the patches are hidden from the encoder.")
+        num_patches = (config.data.image_size // config.model.patch_size) ** 2
+        num_hidden = num_patches - num_visible(num_patches, config.masking.image_mask_ratio)
+        sentences.append(
+            f"{percent(num_hidden / num_patches)} of the patches are hidden from the encoder."
+        )
         if config.loss.norm_pix_loss:
             sentences.append(
                 "This run predicts patches normalised one by one, so each predicted patch is shown "
@@ -120,7 +124,10 @@ def attention(examples: Sequence[ShownExample] | None) -> str:
         return missing(_NO_CHECKPOINT)
     shown = [example for example in examples if any(word.attention for word in example.words)]
     if not shown:
-        return missing("Only a run with pairs of image and caption has attention between them.")
+        return missing(
+            "Only a run with pairs of image and caption has attention between them, and only "
+            "examples with captions show it."
+        )
     cards = []
     for number, example in enumerate(shown):
         labels = []
@@ -188,22 +195,26 @@ def _not_evaluated(workdir: str) -> str:
 def _comparisons(evaluation: Mapping[str, Any], section: str) -> str:
     """Returns a chart for each row of a section, and its detail rows as folded tables."""
     rows = [row for row in all_rows(evaluation) if row.section == section]
-    num_examples = evaluation.get("examples/test", 0)
-    cards = [_comparison(row, num_examples) for row in rows if row.level != "detail"]
+    num_test = evaluation.get("examples/test", 0)
+    cards = [_comparison(row, num_test) for row in rows if row.level != "detail"]
     details = [_detail(row) for row in rows if row.level == "detail"]
     charts = f'<div class="charts">{"".join(cards)}</div>' if cards else ""
     return charts + "".join(details)
 
 
-def _comparison(row: Row, num_examples: int) -> str:
-    bars = []
+def _comparison(row: Row, num_test: int) -> str:
+    title = f"<h3>{html.escape(row.title)}</h3>"
+    if not row.values:
+        left_out = missing(f"Left out: {html.escape(row.note)}")
+        return f'<figure class="card">{title}{left_out}</figure>'
+    num_examples, bars = row.num_examples or num_test, []
     for number, (name, value) in enumerate(row.values.items()):
         error = standard_error(value, num_examples) if row.unit == "accuracy" else 0.0
         label = f"{_format(value, row)} ± {percent(error)}" if error else _format(value, row)
         bars.append(Bar(name=name, value=value, label=label, is_accented=number == 0, error=error))
     note = f'<p class="note">{html.escape(row.note)}</p>' if row.note else ""
     chart = bar_chart("", [BarGroup(title="", bars=bars)])
-    return f'<figure class="card"><h3>{html.escape(row.title)}</h3>{chart}{note}</figure>'
+    return f'<figure class="card">{title}{chart}{note}</figure>'
 
 
 def _detail(row: Row) -> str:

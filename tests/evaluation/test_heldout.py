@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from small_run import CONFIG, trained_run, with_source
 
-from m3ae_tpu.config import LossConfig
+from m3ae_tpu.config import LossConfig, MaskingConfig
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.errors import UserError
 from m3ae_tpu.evaluation import heldout
 from m3ae_tpu.evaluation.task import ReconstructionTask
 
@@ -28,7 +27,7 @@ def examples():
         labels=np.array([0, 1, 2, 1, 2, 0, 1], np.int32),
         label_names=("food", "animals", "objects"),
         titles=("red apple", "dog", "house", "cats", "", "tree", "dog"),
-        groups=tuple("abcdefg"),
+        groups=np.arange(7, dtype=np.int32),
         captions=captions,
     )
 
@@ -108,9 +107,42 @@ def test_the_other_image_is_not_the_same_one_even_in_a_single_class():
     assert np.all(others != np.arange(5))
 
 
-def test_one_example_has_no_other_image():
-    with pytest.raises(UserError, match="One test example has no other image"):
-        heldout.other_rows(np.zeros(1, np.int32))
+def test_one_example_has_figures_but_no_other_image(examples):
+    figures = figures_of(examples.take(np.arange(1)), num_draws=1)
+    assert {"image_loss", "text_loss"} <= figures.keys()
+    assert [name for name in figures if "other" in name] == []
+
+
+def test_a_figure_without_a_baseline_says_why():
+    figures = {
+        "heldout/image_loss": 0.5,
+        "heldout/text_accuracy": 0.25,
+        "left_out/heldout/visible_mean": "all patches are hidden",
+        "left_out/heldout/other_image": "one example",
+        "left_out/heldout/title_accuracy": "no title",
+    }
+    rows = {row.title: (dict(row.values), row.note) for row in heldout.rows(figures)}
+    assert rows == {
+        "Error at hidden patches": ({"pretrained": 0.5}, "all patches are hidden"),
+        "Hidden words predicted right": ({"pretrained": 0.25}, "one example"),
+        "Hidden words of titles predicted right": ({}, "no title"),
+    }
+
+
+def masked(image_mask_ratio, text_mask_ratio):
+    masking = MaskingConfig(image_mask_ratio=image_mask_ratio, text_mask_ratio=text_mask_ratio)
+    return dataclasses.replace(CONFIG, masking=masking)
+
+
+def test_nothing_hidden_is_not_measured(examples):
+    assert figures_of(examples, masked(0.0, 0.0), num_draws=1) == {}
+
+
+def test_with_everything_hidden_only_the_visible_mean_is_missing(examples):
+    figures = figures_of(examples, masked(1.0, 1.0), num_draws=1)
+    assert {"image_loss", "text_loss", "text_accuracy"} <= figures.keys()
+    assert "image_loss_of_visible_mean" not in figures
+    assert all(np.isfinite(value) for value in figures.values())
 
 
 def test_title_is_found_where_it_stands():

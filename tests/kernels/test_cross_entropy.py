@@ -160,6 +160,21 @@ def test_a_kernel_asked_for_by_name_never_falls_back(x, message):
         )
 
 
+@pytest.mark.parametrize("implementation", ["auto", "chunked", "xla"])
+def test_without_tokens_loss_and_gradients_are_zero(implementation):
+    _, kernel, bias, _, _ = inputs(4, 3, vocab=20)
+
+    def loss(x, kernel, bias):
+        none = jnp.zeros((4, 0), jnp.int32), jnp.zeros((4, 0), jnp.bool)
+        rows = cross_entropy(x, kernel, bias, *none, implementation=implementation)
+        return rows.loss.sum() + rows.accuracy.sum()
+
+    x = jnp.zeros((4, 0, kernel.shape[0]))
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))(x, kernel, bias)
+    assert value == 0
+    assert all(jnp.all(gradient == 0) for gradient in gradients)
+
+
 def test_of_equal_guesses_the_lowest_id_is_taken():
     x, kernel, bias, _, _ = inputs(4, 3, vocab=20)
     ids = jnp.asarray([[4] * 3, [9] * 3, [9] * 3, [4] * 3], jnp.int32)

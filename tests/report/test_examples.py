@@ -29,7 +29,7 @@ def examples():
         labels=np.array([0, 1, 2, 1], np.int32),
         label_names=("food", "animals", "objects"),
         titles=("red apple", "dog", "house", "cats"),
-        groups=tuple("abcd"),
+        groups=np.arange(4, dtype=np.int32),
         captions=captions,
     )
 

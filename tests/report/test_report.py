@@ -11,11 +11,12 @@ import pytest
 from small_run import save_run, trained_run
 
 from m3ae_tpu.charts import Level, Series, line_chart, nice_ticks
-from m3ae_tpu.config import DataConfig, Kind, PretrainConfig, SourceConfig
+from m3ae_tpu.config import DataConfig, Kind, ModelConfig, PretrainConfig, SourceConfig
 from m3ae_tpu.evaluation import evaluate
 from m3ae_tpu.evaluation.protocol import Row
 from m3ae_tpu.report.examples import ShownExample, Word
 from m3ae_tpu.report.page import report_workdir, write_report
+from m3ae_tpu.report.sections import reconstruction
 
 DOT = "data:image/png;base64,iVBORw0KGgo="
 EXAMPLE = ShownExample(
@@ -141,6 +142,26 @@ def test_runs_of_one_modality_have_a_page(tmp_path, kind):
     text = page(tmp_path, kind=kind, evaluation=evaluation, examples=(example,))
     assert "Only a run with pairs" in text
     assert ("reconstructed" in text) == (kind == "image")
+
+
+def test_a_figure_that_was_left_out_says_why(tmp_path):
+    left_out = {
+        "left_out/linear_probe_image_and_text": "set-* hold no caption.",
+        "left_out/heldout/text_accuracy": "set-* hold no <captions>.",
+    }
+    text = page(tmp_path, evaluation=EVALUATION | left_out)
+    assert text.count("Left out: set-* hold no") == 2
+    assert "no &lt;captions&gt;" in text
+    assert text.count('class="card tile"') == 3  # Two figures and the speed; no tile without one.
+
+
+def test_hidden_patches_are_counted_not_rounded(tmp_path):
+    config = PretrainConfig(
+        data=DataConfig(image_size=32, sources=(SourceConfig(text_length=8),)),
+        model=ModelConfig(patch_size=32),
+    )
+    text = reconstruction([EXAMPLE], {}, config)
+    assert "100.0\u202f% of the patches are hidden" in text
 
 
 def test_values_that_were_not_finite_are_left_out_of_charts(tmp_path):
