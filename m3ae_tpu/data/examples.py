@@ -15,6 +15,7 @@ from m3ae_tpu.data.image_errors import ImageSizeError
 from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import DamagedRecordError, Shards
+from m3ae_tpu.data.visible_text import is_blank
 from m3ae_tpu.errors import DataError
 
 type Fault = Literal[
@@ -45,7 +46,7 @@ class Example:
 
     id: str
     captions: tuple[str, ...]
-    """At least one, none empty; an empty tuple in an image-only source."""
+    """At least one, none blank; an empty tuple in an image-only source."""
     image: bytes
     """Encoded; empty in a text-only source."""
     fault: Fault | None = None
@@ -147,4 +148,4 @@ class Examples:
 
 
 def _usable_captions(record: Record) -> tuple[str, ...]:
-    return tuple(caption for caption in record.captions if caption.strip())
+    return tuple(caption for caption in record.captions if not is_blank(caption))

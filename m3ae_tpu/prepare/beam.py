@@ -19,15 +19,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from m3ae_tpu.data.manifest import MANIFEST, shard_name
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.prepare.convert import (
-    DROPPED,
-    PASSED_OVER,
     Summary,
     clean,
     count_shards,
-    drop_lines,
     gather_shard,
+    make_lists,
     make_manifest,
-    passed_over_json,
     require_fit,
     require_no_empty_shard,
     shard_of,
@@ -160,10 +157,7 @@ def _finish(
     require_fit(summaries, collection.passed_over)
     require_no_empty_shard(len(lines), num_shards)
     manifest = make_manifest(summaries, dict(lines), options, collection.count_files())
-    lists = {
-        DROPPED: drop_lines(summaries, dict(lines)),
-        PASSED_OVER: passed_over_json(collection.passed_over),
-    }
+    lists = make_lists(summaries, dict(lines), collection.passed_over)
     with tempfile.TemporaryDirectory() as folder:
         for name, json_lines in lists.items():
             path = pathlib.Path(folder) / name

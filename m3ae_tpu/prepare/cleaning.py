@@ -1,10 +1,12 @@
 """Cleaning: a sample becomes a record that training can rely on, or is dropped with a reason."""
 
+import codecs
 import contextlib
 import hashlib
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -14,6 +16,7 @@ from m3ae_tpu.data.image_errors import ColorError, ImageSizeError
 from m3ae_tpu.data.image_formats import image_format
 from m3ae_tpu.data.images import decode_upright, image_size, is_plain_jpeg
 from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.visible_text import is_blank, trim
 from m3ae_tpu.prepare.options import CleaningOptions, is_unicode
 from m3ae_tpu.prepare.samples import Fault, Sample, first_line
 from m3ae_tpu.prepare.unread_formats import unread_format
@@ -35,71 +38,104 @@ class Unfit(Exception):
         self.fault = Fault(reason, detail)
 
 
-def clean_sample(sample: Sample, options: CleaningOptions) -> tuple[Record, tuple[int, int]]:
-    """Returns the record of a sample, and its image's width and height, (0, 0) without an image.
+class Cleaned(NamedTuple):
+    """A record, and what was found out about it."""
+
+    record: Record
+    size: tuple[int, int]
+    """Width and height of the image; (0, 0) without one."""
+    left_out: tuple[Fault, ...]
+    """Faults of the captions that are not in the record."""
+
+
+def clean_sample(sample: Sample, options: CleaningOptions) -> Cleaned:
+    """Makes the record of a sample.
 
     The record's `id` is a digest of its content: the same example has the same `id` in every
-    collection.
+    collection. A labelled record has captions where the sample has good ones.
 
     Raises:
         Unfit: with the reason.
     """
     if sample.fault:
         raise Unfit(*sample.fault)
-    image, size, captions, label = b"", (0, 0), (), ""
+    image, size, captions, left_out, label = b"", (0, 0), (), (), ""
     if options.kind != "text":
         if sample.image is None:
             raise Unfit("no image")
         image, size = clean_image(sample.image, options)
-    if options.kind in ("paired", "text"):
-        captions = clean_captions(sample.captions, options)
+    if options.kind != "image":
+        captions, left_out = clean_captions(sample.captions, options)
+    if options.kind in ("paired", "text") and not captions:
+        raise Unfit(*_worst(left_out))
     if options.kind == "labelled":
-        label = sample.label.strip()
-        if not label:
+        label = unicodedata.normalize("NFC", trim(sample.label))
+        if is_blank(label):
             raise Unfit("no label")
         if not is_unicode(label):
-            raise Unfit("label is not UTF-8")
+            raise Unfit("label is not UTF-8", f"{label[:40]!a}")
     digest = hashlib.sha256(image)
     for text in (*captions, label):
         digest.update(b"\0" + text.encode())
     name = digest.hexdigest()[:32]
-    return Record(
+    record = Record(
         id=name, image=image, captions=captions, label_name=label, license=options.license
-    ), size
+    )
+    return Cleaned(record, size, left_out)
 
 
 def clean_captions(
     captions: tuple[str | bytes | None, ...], options: CleaningOptions
-) -> tuple[str, ...]:
-    """Returns the texts as trimmed, composed Unicode (NFC), empty ones left out.
+) -> tuple[tuple[str, ...], tuple[Fault, ...]]:
+    """Returns the good texts as trimmed, composed Unicode (NFC), and the faults of the others.
 
-    Raises:
-        Unfit: none is left, or one is not a text, not UTF-8, too short or too long.
+    If the first good text is too short, none is good.
     """
-    cleaned = []
+    cleaned: list[str] = []
+    faults: list[Fault] = []
     for caption in captions:
-        if caption is None:
-            raise Unfit("caption is not a text")
-        try:
-            text = caption.decode("utf-8") if isinstance(caption, bytes) else caption
-        except UnicodeError:
-            raise Unfit("text is not UTF-8") from None
-        if not is_unicode(text):
-            raise Unfit("text is not UTF-8")
-        # Text files may begin with a byte order mark.
-        text = text.replace("\0", "").removeprefix("\ufeff").strip()
-        # Checked first: composing a long run of accents takes time with the square of its length.
-        if len(text) <= options.max_caption_characters:
-            text = unicodedata.normalize("NFC", text)
-        if len(text) > options.max_caption_characters:
-            raise Unfit("text too long")
-        if text:
-            cleaned.append(text)
-    if not cleaned:
-        raise Unfit("empty text" if captions else "no text")
-    if len(cleaned[0]) < options.min_caption_characters:
-        raise Unfit("text too short")
-    return tuple(cleaned)
+        text = _clean_caption(caption, options)
+        faults.append(text) if isinstance(text, Fault) else cleaned.append(text)
+    if cleaned and len(cleaned[0]) < options.min_caption_characters:
+        too_short = Fault("text too short", f"{len(cleaned[0])} characters")
+        return (), (*faults, *[too_short] * len(cleaned))
+    return tuple(cleaned), tuple(faults)
+
+
+def _clean_caption(caption: str | bytes | None, options: CleaningOptions) -> str | Fault:
+    if caption is None:
+        return Fault("caption is not a text", "a list or a struct")
+    try:
+        text = _decoded(caption) if isinstance(caption, bytes) else caption
+        text.encode()
+    except UnicodeError as error:
+        return Fault("text is not UTF-8", first_line(error))
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        return Fault("not fetched from Git LFS", "git lfs pull")
+    text = trim(text.replace("\0", ""))
+    # Checked first: composing a long run of accents takes time with the square of its length.
+    if len(text) <= options.max_caption_characters:
+        text = unicodedata.normalize("NFC", text)
+    if len(text) > options.max_caption_characters:
+        return Fault("text too long", f"{len(text):,} characters")
+    return Fault("empty text", f"{caption[:20]!a}" if caption else "") if is_blank(text) else text
+
+
+def _decoded(caption: bytes) -> str:
+    """Returns a text in UTF-8, or in what its byte order mark announces: Windows writes UTF-16."""
+    if caption.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return caption.decode("utf-32")
+    if caption.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return caption.decode("utf-16")
+    return caption.decode("utf-8")
+
+
+def _worst(faults: Sequence[Fault]) -> Fault:
+    """Returns the fault of a sample without a good caption: the first, but of empty ones last."""
+    for fault in faults:
+        if fault.reason != "empty text":
+            return fault
+    return faults[0] if faults else Fault("no text")
 
 
 def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int, int]]:

@@ -9,7 +9,7 @@ import rich.progress
 
 from m3ae_tpu.data.manifest import MANIFEST
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.prepare.convert import DROPPED, passed_over_lines
+from m3ae_tpu.prepare.convert import DROPPED, DROPPED_CAPTIONS, passed_over_lines
 from m3ae_tpu.prepare.local import prepare_locally
 from m3ae_tpu.prepare.opening import is_remote
 from m3ae_tpu.prepare.options import PrepareOptions
@@ -110,4 +110,6 @@ def _print_outcome(manifest: dict[str, Any], collection: Collection, output: str
         print(f"  {line}")
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
         print(f"  dropped {count:,}: {reason}")
+    for reason, count in sorted(manifest["left_out_captions"].items(), key=lambda entry: -entry[1]):
+        print(f"  left out {count:,} captions of kept examples, see {DROPPED_CAPTIONS}: {reason}")
     print(f"{output}/{MANIFEST}; everything dropped is in {output}/{DROPPED}")

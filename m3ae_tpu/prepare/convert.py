@@ -26,6 +26,9 @@ from m3ae_tpu.prepare.samples import Sample
 
 DROPPED, PASSED_OVER = "dropped.jsonl", "passed_over.jsonl"
 """Names of the lists of all dropped samples, and of all files of the input that were not read."""
+DROPPED_CAPTIONS = "dropped_captions.jsonl"
+"""Name of the list of captions that kept samples lost; such a file is there only if there are any.
+"""
 STORED = "group_size:1,uncompressed"
 """ArrayRecord's options: each record can be read alone, and images are compressed already."""
 
@@ -46,6 +49,8 @@ class Summary:
     """Number of examples of each class, of labelled ones."""
     dropped: list[list[str]] = dataclasses.field(default_factory=list)
     """Place, reason and detail of each dropped sample."""
+    left_out_captions: list[list[str]] = dataclasses.field(default_factory=list)
+    """The same of each caption that a kept sample lost."""
 
 
 def clean(
@@ -55,7 +60,7 @@ def clean(
     for sample in samples:
         summary.given += 1
         try:
-            record, size = clean_sample(sample, options)
+            record, size, left_out = clean_sample(sample, options)
         except Unfit as unfit:
             summary.dropped.append([sample.place, *unfit.fault])
             continue
@@ -63,6 +68,7 @@ def clean(
         summary.kept += 1
         summary.bytes += len(data)
         _count(summary, record, size)
+        summary.left_out_captions += [[sample.place, *fault] for fault in left_out]
         yield shuffle_key(record.id, seed), data
 
 
@@ -192,14 +198,27 @@ def require_no_empty_shard(filled: int, num_shards: int) -> None:
     )
 
 
-def drop_lines(summaries: Iterable[Summary], shards: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Yields the lines of `dropped.jsonl`.
+def make_lists(
+    summaries: Sequence[Summary],
+    shards: Mapping[str, dict[str, Any]],
+    passed_over: Mapping[str, tuple[int, str]],
+) -> dict[str, Iterator[str]]:
+    """Returns the lines of each list beside the manifest, by the name of its file.
 
     Samples come in the order of the input, then duplicates in the order of the shards.
     """
     of_pieces = (summary.dropped for summary in summaries)
     of_shards = (shards[name]["left_out"]["dropped"] for name in sorted(shards))
-    for dropped in itertools.chain(of_pieces, of_shards):
+    lists = {
+        DROPPED: _drop_lines(itertools.chain(of_pieces, of_shards)),
+        PASSED_OVER: passed_over_json(passed_over),
+    }
+    captions = [summary.left_out_captions for summary in summaries]
+    return lists | ({DROPPED_CAPTIONS: _drop_lines(captions)} if any(captions) else {})
+
+
+def _drop_lines(groups: Iterable[Iterable[list[str]]]) -> Iterator[str]:
+    for dropped in groups:
         for place, reason, detail in dropped:
             line = {"place": place, "reason": reason} | ({"detail": detail} if detail else {})
             yield json.dumps(line) + "\n"
@@ -222,6 +241,9 @@ def make_manifest(
     dropped = collections.Counter(
         reason for summary in [*summaries, *left_out] for _, reason, _ in summary.dropped
     )
+    captions = collections.Counter(
+        reason for summary in summaries for _, reason, _ in summary.left_out_captions
+    )
     return {
         "schema_version": VERSION,
         "kind": options.cleaning.kind,
@@ -230,6 +252,7 @@ def make_manifest(
         "kept": sum(line["records"] for line in shards.values()),
         "dropped": dict(sorted(dropped.items())),
         "dropped_list": DROPPED,
+        "left_out_captions": dict(sorted(captions.items())),
         "duplicates": sum(line["duplicates"] for line in shards.values()),
         "bytes": sum(line["bytes"] for line in shards.values()),
         "inputs": inputs,

@@ -22,15 +22,15 @@ from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_path, atomic_write
 from m3ae_tpu.prepare.convert import (
     DROPPED,
+    DROPPED_CAPTIONS,
     PASSED_OVER,
     Summary,
     clean,
     count_shards,
-    drop_lines,
     first_key,
     gather_shard,
+    make_lists,
     make_manifest,
-    passed_over_json,
     require_fit,
     require_no_empty_shard,
 )
@@ -109,11 +109,7 @@ def prepare_locally(
         lines = list(_reported(each(_gather, tasks), "writing shards", num_shards, report))
     shards = dict(zip([task.path.name for task in tasks], lines, strict=True))
     manifest = make_manifest(summaries, shards, options, collection.count_files())
-    lists = {
-        DROPPED: drop_lines(summaries, shards),
-        PASSED_OVER: passed_over_json(collection.passed_over),
-    }
-    for name, json_lines in lists.items():
+    for name, json_lines in make_lists(summaries, shards, collection.passed_over).items():
         with atomic_path(output / name) as path, path.open("w", encoding="utf-8") as file:
             file.writelines(json_lines)
     # Last: its presence means that the set is complete.
@@ -124,7 +120,7 @@ def prepare_locally(
 
 def _require_no_set_files(output: pathlib.Path, name: str) -> None:
     """Refuses a folder in which a file would be overwritten."""
-    lists = (output / name for name in (DROPPED, PASSED_OVER))
+    lists = (output / name for name in (DROPPED, PASSED_OVER, DROPPED_CAPTIONS))
     for path in (*output.glob(f"{glob.escape(name)}-*-of-*.array_record"), *lists):
         require(
             not path.exists(),

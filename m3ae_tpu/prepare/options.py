@@ -14,8 +14,8 @@ class CleaningOptions:
     """Conditions that a sample must meet to become a record."""
 
     kind: SampleKind = "paired"
-    """Content of an example: image and caption, image, text, or image and class. The rest of a
-    sample is left out.
+    """Content of an example: image and caption, image, text, or image and class, the last
+    with captions where there are any. The rest of a sample is left out.
     """
     max_shorter_side: int = 0
     """Larger images are resized to this shorter side, pixels; 0 keeps every size."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from m3ae_tpu.data.visible_text import is_blank
 from m3ae_tpu.prepare.named_files import find_named_file
 from m3ae_tpu.prepare.opening import UNREADABLE, read_whole
 
@@ -117,7 +118,9 @@ def first_of(row: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    if isinstance(value, str | bytes):
+    if isinstance(value, str):
+        return is_blank(value)
+    if isinstance(value, bytes):
         return not value.strip()
     return isinstance(value, list | tuple) and not value
 

@@ -193,20 +193,6 @@ def test_images_that_announce_too_many_pixels_are_not_decoded(side):
         cleaning.clean_image(bomb, CleaningOptions(kind="image"))
 
 
-@pytest.mark.parametrize(
-    ("caption", "reason"),
-    [
-        ("", "empty text"),
-        (b"caf\xe9", "not UTF-8"),
-        ("x" * 100_000, "too long"),
-        ("  \0 ", "empty text"),
-    ],
-)
-def test_captions_that_no_model_can_use_are_dropped(caption, reason):
-    with pytest.raises(cleaning.Unfit, match=reason):
-        cleaning.clean_captions((caption,), CleaningOptions())
-
-
 def test_texts_of_lines_and_json(tmp_path):
     (tmp_path / "a").write_text("one line\n\nanother, with a comma\n")
     (tmp_path / "b.gz").write_bytes(gzip.compress(b'{"text": "from json"}\nnot json\n'))

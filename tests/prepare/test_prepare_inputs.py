@@ -184,8 +184,8 @@ def test_odd_sidecars_belong_to_their_image(pairs, tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(pairs[number][0])
         (tmp_path / f"{number}.txt").write_bytes(text)
     manifest = run(tmp_path, tmp_path / "set", num_shards=1)
-    assert (manifest["given"], manifest["kept"]) == (4, 1)
-    assert manifest["dropped"] == {"empty text": 1, "text is not UTF-8": 2}
+    assert (manifest["given"], manifest["kept"]) == (4, 2)
+    assert manifest["dropped"] == {"empty text": 1, "text is not UTF-8": 1}
 
 
 def test_stores_and_packages_that_are_missing_are_named(tmp_path):
