@@ -35,7 +35,8 @@ def define_flag(
     Args:
         name: Its name, with underscores; users may type dashes.
         hint: Type of its value: `bool`, `int`, `float`, `str`, a `Literal`, `list` for texts that
-            are separated by commas (one that holds a comma goes in double quotes), or `pathlib.Path` for a local file or folder, None if empty.
+            are separated by commas (a text that holds one goes in double quotes), or
+            `pathlib.Path` for a local file or folder, None if empty.
         default: Its value if it is not given.
         doc: Its help.
         at_least: The smallest number.

@@ -146,8 +146,11 @@ def _without_mark(line: bytes) -> tuple[int, bytes]:
 def _characters(file: Any, encoding: str) -> Iterator[_Line]:
     """Yields the lines of a file in another encoding, or with line ends of another kind."""
     text = io.TextIOWrapper(file, encoding, errors="replace")
-    while line := text.readline(_LONGEST_LINE):
-        yield None, line.removeprefix("\ufeff").encode()
+    try:
+        while line := text.readline(_LONGEST_LINE):
+            yield None, line.removeprefix("\ufeff").encode()
+    finally:
+        text.detach()  # The file is closed where it was opened.
 
 
 def _columns(lines: Iterable[_Line], layout: Layout) -> Iterator[tuple[int | None, Row]]:
