@@ -18,6 +18,8 @@ from m3ae_tpu.prepare.samples import FILE_NAMES, Fault, Sample, first_line, row_
 
 _LONGEST_LINE = 2**24
 """Bytes of a row that are kept. A longer row is damaged, or the file is not a table."""
+_CHUNK = 2**16
+_MARK = "\ufeff"
 _MOST_LINES = 1_000
 """Lines over which a quoted field may extend."""
 csv.field_size_limit(_LONGEST_LINE)
@@ -145,12 +147,14 @@ def _without_mark(line: bytes) -> tuple[int, bytes]:
 
 def _characters(file: Any, encoding: str) -> Iterator[_Line]:
     """Yields the lines of a file in another encoding, or with line ends of another kind."""
-    text = io.TextIOWrapper(file, encoding, errors="replace")
-    try:
-        while line := text.readline(_LONGEST_LINE):
-            yield None, line.removeprefix("\ufeff").encode()
-    finally:
-        text.detach()  # The file is closed where it was opened.
+    decode = codecs.getincrementaldecoder(encoding)("replace")
+    decoder, rest, is_last = io.IncrementalNewlineDecoder(decode, translate=True), "", False
+    while not is_last:
+        chunk = file.read(_CHUNK)
+        is_last = not chunk
+        *lines, rest = (rest + decoder.decode(chunk, final=is_last)).split("\n")
+        for line in [*lines, rest] if is_last else lines:
+            yield None, f"{line.removeprefix(_MARK)[:_LONGEST_LINE]}\n".encode()
 
 
 def _columns(lines: Iterable[_Line], layout: Layout) -> Iterator[tuple[int | None, Row]]:
