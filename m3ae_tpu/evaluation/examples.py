@@ -35,14 +35,16 @@ def describe_examples(subject: Subject) -> Figures:
 def example_remarks(figures: Mapping[str, Any]) -> list[str]:
     """Returns sentences on the examples that qualify the figures of an `evaluation.json`."""
     remarks = []
-    for side, adjective in (("train", "training"), ("test", "test")):
-        total = figures[f"examples/{side}"]
-        count = figures.get(f"examples/{side}_with_captions", total)
-        if 0 < count < total:
-            remarks.append(
-                f"{count:,} of {total:,} {adjective} examples have captions; figures of captions "
-                "and words are those of these examples."
-            )
+    totals = figures["examples/train"], figures["examples/test"]
+    counts = [
+        figures.get(f"examples/{side}_with_captions", total)
+        for side, total in zip(("train", "test"), totals, strict=True)
+    ]
+    if any(counts) and tuple(counts) != totals:
+        remarks.append(
+            f"{counts[0]:,} of {totals[0]:,} training and {counts[1]:,} of {totals[1]:,} test "
+            "examples have captions; figures of captions and words are those of these examples."
+        )
     shared = figures.get("examples/test_seen_in_train", 0)
     if shared:
         remarks.append(

@@ -138,9 +138,10 @@ def attention(examples: Sequence[ShownExample] | None) -> str:
                 f"<span>{html.escape(word.text.strip()) or '␣'}</span>"
                 f'<img class="attention-map" src="{word.attention}" alt=""></label>'
             )
+        name = html.escape(example.title or example.label)
         cards.append(
             f'<article class="card attention">{_heading(example)}<div class="stage">'
-            f'<img class="image" src="{example.original}" alt="{html.escape(example.title)}">'
+            f'<img class="image" src="{example.original}" alt="{name}">'
             f'<div class="words">{_grouped(example.words, labels)}</div></div></article>'
         )
     return (
@@ -240,6 +241,8 @@ def _table_row(texts: Sequence[str], numbers: Sequence[str] = (), *, cell: str =
 
 def _heading(example: ShownExample) -> str:
     label = html.escape(example.label.replace("_", " "))
+    if not example.title:
+        return f"<h3>{label}</h3>"
     return f"<h3>{html.escape(example.title)} <span>{label}</span></h3>"
 
 

@@ -11,6 +11,7 @@ EVALUATION = {
     "examples/train_shards": "my set/train-*",
     "examples/test_shards": "my set/<b>-*",
     "examples/test_digest": "aa",
+    "examples/train_with_captions": 60,
     "examples/test_with_captions": 7,
     "examples/test_seen_in_train": 0,
 }
@@ -28,7 +29,7 @@ def test_figures_are_said_to_be_of_their_step_and_sets():
     assert "step 800" in text
     assert "60 examples of my set/train-*" in text
     assert "20 examples of my set/<b>-*" in text
-    assert "7 of 20 test examples have captions" in text
+    assert "60 of 60 training and 7 of 20 test examples have captions" in text
     assert "To evaluate again" not in text
     assert measured({}, SHOWN, "runs/x") == ""
 
