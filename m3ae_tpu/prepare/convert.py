@@ -168,7 +168,8 @@ def require_fit(summaries: Sequence[Summary], passed_over: Mapping[str, tuple[in
         f"{reason} ({count:,}{f': {first[reason]}' if first[reason] else ''})"
         for reason, count in reasons
     )
-    message = f"--input gave {given:,} examples and none is fit: {found or 'all files are empty'}."
+    examples = "1 example" if given == 1 else f"{given:,} examples"
+    message = f"--input gave {examples} and none is fit: {found or 'all files are empty'}."
     raise UserError("\n".join([message, *passed_over_lines(passed_over)]))
 
 
