@@ -26,7 +26,7 @@ _MAX_TEXTS = define_flag(
     int,
     5_000_000,
     "Texts to learn from at most, drawn at random; limits time and memory.",
-    at_least=1,
+    at_least=101,  # SentencePiece takes no smaller number.
 )
 _OUTPUT = define_flag(
     "output", pathlib.Path, None, "File of the model; replaced if it exists.", required=True

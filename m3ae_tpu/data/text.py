@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import SupportsIndex
 
@@ -10,9 +12,15 @@ import sentencepiece
 from jaxtyping import Bool, Int32
 
 from m3ae_tpu.data.manifest import locate
+from m3ae_tpu.data.visible_text import is_blank
 from m3ae_tpu.errors import UserError, require
 
 PAD_ID = 0
+_LONGEST_PART = 4_192
+"""Bytes of the longest text that SentencePiece learns from. Its limit can be set, but is written
+into the model, whose bytes would change.
+"""
+_UNKNOWN = "\u2585"
 
 
 class Tokenizer:
@@ -93,28 +101,71 @@ def train_tokenizer(texts: Iterator[str], *, vocab_size: int, max_texts: int = 5
     """Trains a SentencePiece model: unigram pieces, and bytes for characters that they lack.
 
     Ids: padding 0, unknown 1, begin 2, end 3. The same texts in the same order give the same bytes.
+    A text of any length is learned from, in parts of up to 4,192 bytes.
 
     Args:
         texts: Taken one by one; need not fit into memory.
         vocab_size: Largest number of pieces; a small corpus gives fewer.
-        max_texts: Largest number of texts to learn from, sampled at random; bounds time and memory.
+        max_texts: Largest number of texts to learn from, more than 100, sampled at random; bounds
+            time and memory. Each part of a long text counts as one.
+
+    Raises:
+        UserError: no text shows anything, or `vocab_size` is less than the texts have characters.
     """
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=texts,
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        pad_id=PAD_ID,
-        unk_id=1,
-        bos_id=2,
-        eos_id=3,
-        input_sentence_size=max_texts,
-        shuffle_input_sentence=True,
-        # The result depends on the number of threads.
-        num_threads=1,
-        minloglevel=2,
-    )
+    parts = (part for text in texts for part in _split(text) if not is_blank(part))
+    first = next(parts, None)
+    if first is None:
+        raise UserError(
+            "shards hold no text that shows anything. Name shards with captions or texts."
+        )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], parts),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            pad_id=PAD_ID,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            input_sentence_size=max_texts,
+            shuffle_input_sentence=True,
+            # The result depends on the number of threads.
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if needed is None:
+            raise UserError(
+                f"SentencePiece does not learn from these texts: {str(error)[:120]}. "
+                "Set another --vocab_size, or leave odd texts out."
+            ) from None
+        raise UserError(
+            f"--vocab_size = {vocab_size} is too small: bytes and characters of these texts are "
+            f"{int(needed[1]):,} pieces already. Set it to {needed[1]} or more."
+        ) from None
     return model.getvalue()
+
+
+def _split(text: str) -> Iterator[str]:
+    """Yields the parts of a text short enough for SentencePiece, which leaves out longer ones.
+
+    Parts end at a space or line break, or else between any two characters.
+    """
+    # A text with this character, which stands for unknown pieces, would be left out too.
+    encoded, start = text.replace(_UNKNOWN, " ").encode(), 0
+    while len(encoded) - start > _LONGEST_PART:
+        end = start + _LONGEST_PART
+        space = max(encoded.rfind(b" ", start + 1, end), encoded.rfind(b"\n", start + 1, end))
+        if space < 0:
+            while encoded[end] & 0xC0 == 0x80:  # Within a character.
+                end -= 1
+        else:
+            end = space
+        yield encoded[start:end].decode()
+        start = end
+    yield encoded[start:].decode()

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
-from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.data.visible_text import is_blank
+from m3ae_tpu.errors import require
 from m3ae_tpu.files import atomic_write
 
 
@@ -16,7 +17,7 @@ def train_tokenizer_on_shards(
 ) -> int:
     """Writes a SentencePiece model of all texts of the shards and returns its number of pieces.
 
-    Damaged records are left out, and counted on stderr.
+    Damaged records and texts that show nothing are left out, and counted on stderr.
 
     Args:
         patterns: Globs of shards.
@@ -25,23 +26,26 @@ def train_tokenizer_on_shards(
         max_texts: Texts to learn from at most, drawn at random.
 
     Raises:
-        UserError: the shards have no text, or too little for `vocab_size`.
+        UserError: the shards have no text, or more characters than `vocab_size`.
     """
     shards = [open_shards(pattern) for pattern in patterns]
     require(
         any(record.captions for record in _records(shards)),
         f"--shards = {','.join(patterns)} hold no captions and no texts. Name shards with text.",
     )
-    texts = (text for record in _records(shards) for text in record.captions if text)
-    try:
-        model = train_tokenizer(texts, vocab_size=vocab_size, max_texts=max_texts)
-    except RuntimeError as error:
-        reason = str(error).rpartition("]")[2].strip()[:120]
-        raise UserError(
-            f"--vocab_size = {vocab_size} does not fit these texts ({reason}). Set it lower."
-        ) from None
+    model = train_tokenizer(_texts(shards), vocab_size=vocab_size, max_texts=max_texts)
     atomic_write(output, model)
     return Tokenizer(str(output)).vocab_size
+
+
+def _texts(shards: Sequence[Shards]) -> Iterator[str]:
+    num_blank = 0
+    for record in _records(shards):
+        visible = [text for text in record.captions if not is_blank(text)]
+        num_blank += len(record.captions) - len(visible)
+        yield from visible
+    if num_blank:
+        print(f"{num_blank:,} texts that show nothing are left out", file=sys.stderr)
 
 
 def _records(shards: Sequence[Shards]) -> Iterator[Record]:

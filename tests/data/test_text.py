@@ -11,10 +11,13 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3ae_tpu.data import text as text_module
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import open_shards, write_shard
 from m3ae_tpu.data.text import Tokenizer, train_tokenizer
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.prepare.convert import STORED
+from m3ae_tpu.prepare.tokenizer import train_tokenizer_on_shards
 
 TOKENIZER = Tokenizer("starter/tokenizer.model")
 
@@ -149,6 +152,62 @@ def test_damaged_records_are_left_out_and_counted(tmp_path):
     assert made.stderr.startswith(f"1 damaged records of {path}")
 
 
+def tokenizer_of(texts, path, vocab_size=400, **options):
+    path.write_bytes(train_tokenizer(iter(texts), vocab_size=vocab_size, **options))
+    return Tokenizer(str(path))
+
+
+WORDS = ["quixotic", "zephyrine", "lambent", "obsidian", "\u732b\u304c\u5ea7\u308b"]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [" ".join(WORDS * 300)] * 3,
+        ["\n".join(WORDS * 300)] * 3,
+        ["\u732b\u304c\u5ea7\u308b" * 1_500, "x" * 20_000, *[" ".join(WORDS)] * 20],
+        [f"{word} \u2585 {word}" for word in WORDS] * 20,
+    ],
+    ids=["long", "lines", "without spaces", "reserved character"],
+)
+def test_the_tokenizer_learns_from_every_text(texts, tmp_path):
+    tokenizer = tokenizer_of(texts, tmp_path / "t.model")
+    for word in WORDS:
+        ids, is_valid, _ = tokenizer.encode([word], 32)
+        pieces = tokenizer.pieces(ids[0][is_valid[0]])
+        assert "".join(pieces).removeprefix("\u2581") == word  # No bytes.
+
+
+def test_long_texts_are_cut_between_characters_and_lose_none():
+    for text in ("word " * 3_000, "\u732b" * 20_000, "\U0001f600a" * 9_000, "x" * 4_192, ""):
+        parts = list(text_module._split(text))
+        assert "".join(parts) == text
+        assert all(len(part.encode()) <= 4_192 for part in parts)
+    assert list(text_module._split("word " * 3_000))[1].startswith(" word")
+
+
+def test_a_vocabulary_that_is_too_small_for_the_characters_is_refused_with_the_smallest():
+    texts = ["".join(chr(0x4E00 + number) for number in range(500))]
+    with pytest.raises(UserError, match=r"vocab_size = 400 .* Set it to (\d+) or more") as caught:
+        train_tokenizer(iter(texts), vocab_size=400)
+    smallest = int(str(caught.value).split()[-3])
+    assert train_tokenizer(iter(texts), vocab_size=smallest)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["\u200b", " "], ["\u2585"]])
+def test_texts_that_show_nothing_make_no_tokenizer(texts):
+    with pytest.raises(UserError, match="no text that shows anything"):
+        train_tokenizer(iter(texts), vocab_size=400)
+
+
+def test_blank_texts_are_counted_aloud(tmp_path, capsys):
+    records = [Record(id=str(number), captions=("a cat", "\u200b")) for number in range(9)]
+    write_shard(tmp_path / "train-00000-of-00001.array_record", records, STORED)
+    shards = [f"{tmp_path}/train-*"]
+    train_tokenizer_on_shards(shards, tmp_path / "t.model", vocab_size=400, max_texts=200)
+    assert "9 texts that show nothing are left out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -161,6 +220,7 @@ def test_damaged_records_are_left_out_and_counted(tmp_path):
             "--output=no/such/folder.model",
             "error: --output = no/such/folder.model is in a folder that does not exist",
         ),
+        ("--max_texts=5", "error: --max_texts = 5 is less than 101."),
         ("--output=tests", "error: --output = tests is a folder. Name a file in it."),
     ],
 )

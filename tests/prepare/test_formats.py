@@ -96,7 +96,7 @@ UNREAD = {
     "7z": b"7z\xbc\xaf\x27\x1c\0\4",
     "RAR": b"Rar!\x1a\x07\1\0",
     "Office document": zipped("[Content_Types].xml"),
-    "Office document, OpenDocument": zipped("mimetype", "application/vnd.oasis.x"),
+    "Office document, OpenDocument": zipped("mimetype", b"application/vnd.oasis.x"),
     "NumPy archive": written(lambda stream: np.savez(stream, a=np.zeros(3))),
     "NumPy array": written(lambda stream: np.save(stream, np.zeros(3))),
     "PyTorch": zipped("archive/data.pkl"),

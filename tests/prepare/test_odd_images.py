@@ -238,6 +238,7 @@ def test_other_color_spaces_of_tiff_give_their_colors(mode):
         image = ImageCms.applyTransform(IMAGE, ImageCms.buildTransform(*profiles, "RGB", "LAB"))
     else:
         image = IMAGE.convert(mode)
+    assert image is not None
     assert_kept(encoded("TIFF", image))
 
 
