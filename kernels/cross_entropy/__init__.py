@@ -55,7 +55,7 @@ def cross_entropy(
     _check(x, kernel, bias, ids, is_counted, implementation)
     if implementation == "xla":
         return reference.cross_entropy(x, kernel, bias, ids, is_counted)
-    rows = x.reshape(ids.size, x.shape[2])
+    rows = x.reshape(-1, x.shape[2])
     order = jnp.argsort(~is_counted.reshape(-1))  # Counted tokens come first.
     inverse = jnp.argsort(order)
     scores = _choose(implementation, (rows.shape[0], rows.shape[1]), x.dtype, kernel.shape[1])(

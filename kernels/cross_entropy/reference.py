@@ -40,7 +40,7 @@ def cross_entropy(
     """
     # As one matrix: on CPUs a gradient that contracts batch and tokens separately takes 1.5 times
     # as long.
-    rows = x.reshape(ids.size, x.shape[2])
+    rows = x.reshape(-1, x.shape[2])
     logits = logits_of(rows, kernel.astype(x.dtype), bias)
     # A masked sum: the gradient of a gather would be a scatter, which is slow on TPUs.
     is_true = jnp.arange(logits.shape[1], dtype=ids.dtype)[None] == ids.reshape(-1)[:, None]

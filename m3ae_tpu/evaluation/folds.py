@@ -26,7 +26,7 @@ def make_folds(
         Indices of the examples outside and inside of each fold.
     """
     _, class_sizes = np.unique(labels, return_counts=True)
-    num_folds = min(NUM_FOLDS, len(np.unique(groups)), class_sizes.max(initial=0))
+    num_folds = min(NUM_FOLDS, len(np.unique(groups)), int(class_sizes.max(initial=0)))
     if num_folds < 2:
         return []
     with warnings.catch_warnings():

@@ -50,8 +50,7 @@ class Linear(eqx.Module):
     ) -> Float[Array, "batch tokens *outputs"]:
         # A product of two matrices. On CPUs a gradient that contracts batch and tokens separately
         # takes 1.5 times as long; on TPUs an output axis of 3 would be padded to a tile.
-        num_rows, num_inputs = math.prod(x.shape[:2]), x.shape[2]
-        rows, kernel = x.reshape(num_rows, num_inputs), self.kernel.reshape(num_inputs, -1)
+        rows, kernel = x.reshape(-1, x.shape[-1]), self.kernel.reshape(x.shape[-1], -1)
         y = rows @ kernel.astype(x.dtype) + self.bias.reshape(-1).astype(x.dtype)[None]
         return y.reshape(*x.shape[:2], *self.bias.shape)
 
