@@ -63,14 +63,14 @@ def require_writable_file(
     Raises:
         UserError: it is a folder, lies in none, or may not be written.
     """
-    require(not path.is_dir(), f"{name} = {path} is a folder. Name a file in it.")
-    require(
-        path.parent.is_dir(),
-        f"{name} = {path} is in a folder that does not exist. "
-        f"Make {path.parent}, or name another file.",
-    )
-    unfinished = _unfinished(path)
     try:
+        require(not path.is_dir(), f"{name} = {path} is a folder. Name a file in it.")
+        require(
+            path.parent.is_dir(),
+            f"{name} = {path} is in a folder that does not exist. "
+            f"Make {path.parent}, or name another file.",
+        )
+        unfinished = _unfinished(path)
         unfinished.touch()
         unfinished.unlink()
     except OSError as error:

@@ -1,9 +1,12 @@
 """Guards the flags of options: a dataclass states each of them once."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import textwrap
+
+from repository import ROOT
 
 from m3ae_tpu.prepare.options import CleaningOptions, PrepareOptions
 
@@ -28,7 +31,8 @@ def program(folder, *flags):
     path = folder / "program.py"
     path.write_text(textwrap.dedent(PROGRAM))
     command = [sys.executable, str(path), *flags]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
 def test_flags_become_the_fields_of_the_dataclass_and_of_those_in_it(tmp_path):

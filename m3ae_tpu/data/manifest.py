@@ -32,8 +32,8 @@ def resolve(pattern: str) -> list[str]:
     paths = sorted(path for path in glob.glob(path) if os.path.isfile(path))
     require(
         bool(paths),
-        f"shards = {pattern} matches no file. Check the path (relative ones start at "
-        f"{os.getcwd()}), or use 'starter/train-*', the set that ships with the package.",
+        f"shards = {pattern} matches no file that you may read. Check the path (relative ones "
+        f"start at {os.getcwd()}), or use 'starter/train-*', the set that ships with the package.",
     )
     _require_whole_set(pattern, os.path.basename(path), paths)
     return paths

@@ -24,8 +24,8 @@ from m3ae_tpu.config import CheckpointConfig
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.run import digests
+from m3ae_tpu.run.workdir import CHECKPOINTS, saved_steps
 
-FOLDER = "checkpoints"
 _LOG = logging.getLogger(__name__)
 ITEMS = ("model", "optimizer", "data", "run")
 
@@ -50,12 +50,12 @@ class CheckpointReader:
     """Reads the checkpoints of a workdir. It never writes: the run may be training."""
 
     def __init__(self, workdir: pathlib.Path):
-        self.folder = workdir.absolute() / FOLDER
+        self.folder = workdir.absolute() / CHECKPOINTS
         self._faults: dict[int, str] = {}
 
     def steps(self) -> list[int]:
         """Returns the steps on disk, damaged ones too, oldest first."""
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+        return saved_steps(self.folder.parent)
 
     def fault(self, step: int) -> str:
         """Returns the damaged file of a step and its damage, or "". Reads every byte once, then

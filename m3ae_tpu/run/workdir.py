@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -17,7 +18,7 @@ from m3ae_tpu.config.tree import differences, from_json, leaves
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_write, require_writable_file
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.model"
+CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.model", "checkpoints"
 # Beginnings of the fields that a resumed run may change; another value elsewhere makes it another
 # run. The tokenizer is compared by content: its file may move.
 _CHANGEABLE = (
@@ -87,6 +88,10 @@ def prepare_workdir(
     """
     with _unwritable_folder_named(path), contextlib.ExitStack() as stack:
         path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / CHECKPOINTS):
+            # Found out now: Orbax would fail in the background, after the first steps.
+            if folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         lock = _lock(path)
         stack.callback(os.close, lock)
         is_new = not _holds_run(path, type(config))
@@ -104,6 +109,19 @@ def _unwritable_folder_named(path: pathlib.Path):
             f"--workdir = {path} cannot be written ({error.strerror}: {error.filename}). "
             "Name a folder that you may write to."
         ) from None
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of which there are checkpoints, damaged ones too, oldest first.
+
+    Raises:
+        OSError: the folder of checkpoints may not be read. It must not count as empty.
+    """
+    try:
+        names = os.listdir(workdir / CHECKPOINTS)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def result_file(workdir: pathlib.Path, output: pathlib.Path | None, name: str) -> pathlib.Path:
@@ -211,7 +229,7 @@ def _holds_run(path: pathlib.Path, config_type: type[RunConfig]) -> bool:
     ours counts as a result: it must not be overwritten.
     """
     metrics = path / "metrics.jsonl"
-    has_steps = any(child.name.isdigit() for child in path.glob("checkpoints/*"))
+    has_steps = bool(saved_steps(path))
     has_metrics = metrics.exists() and metrics.stat().st_size > 0
     is_foreign = (path / CONFIG).exists() and not _is_config(path, config_type)
     return has_steps or has_metrics or is_foreign
@@ -246,8 +264,7 @@ def _compare(
         f"--workdir = {path} holds another run: {'; '.join(refused[:3])}{more}. "
         f"Give another --workdir, or the old {'value' if len(refused) == 1 else 'values'}.",
     )
-    steps = [int(step.name) for step in path.glob("checkpoints/*") if step.name.isdigit()]
-    last_step = max(steps, default=0)
+    last_step = max(saved_steps(path), default=0)
     require(
         config.num_steps >= last_step,
         f"num_steps = {config.num_steps} is less than the {last_step} steps that "

@@ -21,7 +21,7 @@ def make_set(folder: pathlib.Path, num_shards: int, name: str = "train") -> list
 
 def test_a_pattern_without_files_is_refused(tmp_path):
     with pytest.raises(
-        UserError, match=rf"shards = {tmp_path}/no-\* matches no file\. Check the path"
+        UserError, match=rf"shards = {tmp_path}/no-\* matches no file that you may read\. Check"
     ):
         resolve(f"{tmp_path}/no-*")
 

@@ -215,7 +215,10 @@ def test_blank_texts_are_counted_aloud(tmp_path, capsys):
             "--shards=starter/images-*",
             "error: --shards = starter/images-* hold no captions and no texts.",
         ),
-        ("--shards=starter/no-*", "error: shards = starter/no-* matches no file."),
+        (
+            "--shards=starter/no-*",
+            "error: shards = starter/no-* matches no file that you may read.",
+        ),
         (
             "--output=no/such/folder.model",
             "error: --output = no/such/folder.model is in a folder that does not exist",
