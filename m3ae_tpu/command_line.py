@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import local_path
+from m3ae_tpu.files import local_path, printable
 from m3ae_tpu.values import as_typed
 
 _HELP = {"-h", "--h", "-help", "--help"}
@@ -72,19 +72,8 @@ def _plain_errors():
 
 
 def _end_with(message: str, exit_code: int) -> NoReturn:
-    print(printable(message), file=sys.stderr)
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     sys.exit(exit_code)
-
-
-def printable(text: str) -> str:
-    """Returns a text for a terminal: what no terminal shows, but line ends, becomes escapes.
-
-    Names of files may hold control characters, and bytes that are not UTF-8.
-    """
-    return "".join(
-        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
-        for character in text
-    )
 
 
 def _full_disk_message(error: OSError) -> str:

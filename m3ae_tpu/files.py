@@ -1,4 +1,4 @@
-"""Files: paths as users type them, checks before work, atomic writes, and digests.
+"""Files: paths as users type them and read them, checks before work, atomic writes, and digests.
 
 Imports neither JAX nor NumPy.
 """
@@ -38,13 +38,30 @@ def local_path(name: str, text: str) -> pathlib.Path:
             checkpoints and shards take no other.
     """
     path = pathlib.Path(home_expanded(text))
-    try:
-        os.path.abspath(path).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{name} = {text} is not UTF-8, or lies in such a folder. Rename it, or name another."
-        ) from None
+    require(
+        is_unicode(os.path.abspath(path)),
+        f"{name} = {text} is not UTF-8, or lies in such a folder. Rename it, or name another.",
+    )
     return path
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8, unlike one that holds undecoded bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(line: str) -> str:
+    """Returns a line for a terminal: what no terminal shows becomes escapes.
+
+    Names of files may hold control characters, and bytes that are not UTF-8.
+    """
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in line
+    )
 
 
 def require_writable_file(

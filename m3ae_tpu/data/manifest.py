@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import home_expanded
+from m3ae_tpu.files import home_expanded, is_unicode
 
 MANIFEST = "manifest.json"
 STARTER = pathlib.Path(__file__).parent / "starter"
@@ -28,14 +28,16 @@ def resolve(pattern: str) -> list[str]:
     Raises:
         UserError: no file matches, or a shard of a numbered set is missing.
     """
-    path = _as_glob(locate(pattern))
-    paths = sorted(path for path in glob.glob(path) if os.path.isfile(path))
+    path_glob = _as_glob(locate(pattern))
+    paths = sorted(path for path in glob.glob(path_glob) if os.path.isfile(path))
     require(
         bool(paths),
         f"shards = {pattern} matches no file that you may read. Check the path (relative ones "
         f"start at {os.getcwd()}), or use 'starter/train-*', the set that ships with the package.",
     )
-    _require_whole_set(pattern, os.path.basename(path), paths)
+    for path in paths:  # ArrayRecord opens no other names.
+        require(is_unicode(path), f"shards = {path} is not UTF-8. Rename file and folders.")
+    _require_whole_set(pattern, os.path.basename(path_glob), paths)
     return paths
 
 

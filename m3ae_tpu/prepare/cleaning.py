@@ -17,7 +17,8 @@ from m3ae_tpu.data.image_formats import image_format
 from m3ae_tpu.data.images import decode_upright, image_size, is_plain_jpeg
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.visible_text import is_blank, trim
-from m3ae_tpu.prepare.options import CleaningOptions, is_unicode
+from m3ae_tpu.files import is_unicode
+from m3ae_tpu.prepare.options import CleaningOptions
 from m3ae_tpu.prepare.samples import Fault, Sample, first_line
 from m3ae_tpu.prepare.unread_formats import unread_format
 

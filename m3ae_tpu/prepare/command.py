@@ -9,6 +9,7 @@ import rich.progress
 
 from m3ae_tpu.data.manifest import MANIFEST
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import home_expanded, local_path, printable
 from m3ae_tpu.prepare.convert import DROPPED, DROPPED_CAPTIONS, passed_over_lines
 from m3ae_tpu.prepare.local import prepare_locally
 from m3ae_tpu.prepare.opening import is_remote
@@ -47,11 +48,11 @@ def prepare_collection(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
+        folder = _local_output(output, inputs) if runner == "local" else None
         report("looking at the input", 0, None)
         collection = find_pieces(list(inputs), options.cleaning.kind)
         report("looking at the input", 1, 1)
-        if runner == "local":
-            folder = _local_output(output, inputs)
+        if folder is not None:
             manifest = prepare_locally(
                 collection, folder, options, num_workers=num_workers, report=report
             )
@@ -67,16 +68,16 @@ def _local_output(output: str, inputs: Sequence[str]) -> pathlib.Path:
     """Returns the folder `output`.
 
     Raises:
-        UserError: it is remote, or lies in a folder of the input.
+        UserError: it is remote, its name is not UTF-8, or it lies in a folder of the input.
     """
     require(
         not is_remote(output),
         f"--output = {output} is not on this machine. Name a folder, or set --runner=DirectRunner.",
     )
-    folder = pathlib.Path(output).expanduser()
-    for given in map(pathlib.Path, inputs):
+    folder = local_path("--output", output)
+    for given in inputs:
         require(
-            not folder.resolve().is_relative_to(given.expanduser().resolve()),
+            not folder.resolve().is_relative_to(pathlib.Path(home_expanded(given)).resolve()),
             f"--output = {output} lies in --input = {given} and would become part of it. "
             "Name a folder outside.",
         )
@@ -100,16 +101,22 @@ def _print_outcome(manifest: dict[str, Any], collection: Collection, output: str
         f"{manifest['given']:,} given, {manifest['kept']:,} kept in {num_shards:,} "
         f"shard{'s' * (num_shards > 1)}, {manifest['bytes'] / 1e6:,.1f} MB"
     )
+    lines = []
     if classes := manifest["classes"]:
         names = ", ".join(f"{name} ({count:,})" for name, count in list(classes.items())[:5])
         more = ", ..." if len(classes) > 5 else ""
-        print(f"  {len(classes):,} class{'es' * (len(classes) > 1)}: {names}{more}")
+        lines.append(f"{len(classes):,} class{'es' * (len(classes) > 1)}: {names}{more}")
     if manifest["duplicates"] and not manifest["options"]["drop_duplicates"]:
-        print(f"  {manifest['duplicates']:,} are copies of others; --drop_duplicates drops them")
-    for line in passed_over_lines(collection.passed_over):
-        print(f"  {line}")
+        lines.append(
+            f"{manifest['duplicates']:,} are copies of others; --drop_duplicates drops them"
+        )
+    lines += passed_over_lines(collection.passed_over)
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
-        print(f"  dropped {count:,}: {reason}")
+        lines.append(f"dropped {count:,}: {reason}")
     for reason, count in sorted(manifest["left_out_captions"].items(), key=lambda entry: -entry[1]):
-        print(f"  left out {count:,} captions of kept examples, see {DROPPED_CAPTIONS}: {reason}")
+        lines.append(
+            f"left out {count:,} captions of kept examples, see {DROPPED_CAPTIONS}: {reason}"
+        )
+    for line in lines:
+        print(f"  {printable(line)}")
     print(f"{output}/{MANIFEST}; everything dropped is in {output}/{DROPPED}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.files import home_expanded
 from m3ae_tpu.prepare.formats import Format, file_format, unread_file
 from m3ae_tpu.prepare.helper_files import DOCUMENT, helper_file_reason
 from m3ae_tpu.prepare.named_files import find_named_file
@@ -60,7 +61,7 @@ def look_at_input(given: str, kind: str) -> Input:
         UserError: it does not exist or cannot be read, or holds nothing of the kind.
     """
     sizes = list_files(given)
-    root = given if is_remote(given) else os.path.abspath(os.path.expanduser(given))
+    root = given if is_remote(given) else os.path.abspath(home_expanded(given))
     is_folder = root not in sizes
     root = root if is_folder else os.path.dirname(root)
     formats = _find_formats(sizes)
@@ -110,7 +111,7 @@ def list_files(given: str) -> dict[str, int]:
             if not any(folder.startswith(".") for folder in name[len(root) :].split("/"))
         }
     else:
-        path = os.path.abspath(os.path.expanduser(given))
+        path = os.path.abspath(home_expanded(given))
         sizes = dict(sorted(_local_files(path, ()))) if os.path.isdir(path) else {}
         if os.path.isfile(path):
             sizes = {path: os.path.getsize(path)}

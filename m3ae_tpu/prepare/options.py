@@ -5,6 +5,7 @@ import re
 from typing import Literal, get_args
 
 from m3ae_tpu.errors import require
+from m3ae_tpu.files import is_unicode
 
 type SampleKind = Literal["paired", "image", "text", "labelled"]
 
@@ -82,12 +83,3 @@ class PrepareOptions:
             f"--name = {self.name[:60]!a} is not a file name of up to 100 letters, digits, "
             "'_', '.', '-'. Set train.",
         )
-
-
-def is_unicode(text: str) -> bool:
-    """Returns whether a text can be written as UTF-8, unlike one that holds undecoded bytes."""
-    try:
-        text.encode()
-    except UnicodeError:
-        return False
-    return True

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import home_expanded
 from m3ae_tpu.prepare.formats import Format, unread_file
 from m3ae_tpu.prepare.inputs import Input, look_at_input
 from m3ae_tpu.prepare.opening import is_remote
@@ -146,7 +147,7 @@ def find_pieces(inputs: list[str], kind: str) -> Collection:
 def _matches(given: str) -> list[str]:
     """Returns the paths that a glob names, sorted; another input as it is."""
     is_pattern = glob.has_magic(given) and not is_remote(given) and not os.path.exists(given)
-    return (is_pattern and sorted(glob.glob(os.path.expanduser(given)))) or [given]
+    return (is_pattern and sorted(glob.glob(home_expanded(given)))) or [given]
 
 
 def _split_prefix(given: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Guards the names of shards: patterns, the starter set and missing shards."""
 
+import os
 import pathlib
 import re
 
@@ -68,3 +69,9 @@ def test_each_set_of_a_folder_is_whole_by_itself(tmp_path):
     assert resolve(f"{tmp_path}/cc-0*") == one
     with pytest.raises(UserError, match=r"lacks .*cc-12m-00002-of-00003"):
         resolve(f"{tmp_path}/cc-*")
+
+
+def test_a_shard_whose_name_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    with pytest.raises(UserError, match=r"is not UTF-8\. Rename file and folders\."):
+        resolve(f"{tmp_path}/caf*")
