@@ -27,8 +27,7 @@ from m3ae_tpu.prepare.samples import Sample
 DROPPED, PASSED_OVER = "dropped.jsonl", "passed_over.jsonl"
 """Names of the lists of all dropped samples, and of all files of the input that were not read."""
 DROPPED_CAPTIONS = "dropped_captions.jsonl"
-"""Name of the list of captions that kept samples lost; such a file is there only if there are any.
-"""
+"""Name of the list of captions that kept samples lost. Only the first list may be empty."""
 STORED = "group_size:1,uncompressed"
 """ArrayRecord's options: each record can be read alone, and images are compressed already."""
 
@@ -210,11 +209,9 @@ def make_lists(
     """
     of_pieces = (summary.dropped for summary in summaries)
     of_shards = (shards[name]["left_out"]["dropped"] for name in sorted(shards))
-    lists = {
-        DROPPED: _drop_lines(itertools.chain(of_pieces, of_shards)),
-        PASSED_OVER: passed_over_json(passed_over),
-    }
     captions = [summary.left_out_captions for summary in summaries]
+    lists = {DROPPED: _drop_lines(itertools.chain(of_pieces, of_shards))}
+    lists |= {PASSED_OVER: _passed_over_json(passed_over)} if passed_over else {}
     return lists | ({DROPPED_CAPTIONS: _drop_lines(captions)} if any(captions) else {})
 
 
@@ -225,7 +222,7 @@ def _drop_lines(groups: Iterable[Iterable[list[str]]]) -> Iterator[str]:
             yield json.dumps(line) + "\n"
 
 
-def passed_over_json(passed_over: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+def _passed_over_json(passed_over: Mapping[str, tuple[int, str]]) -> Iterator[str]:
     """Yields the lines of `passed_over.jsonl`, in the order of the input."""
     for url, (size, reason) in passed_over.items():
         yield json.dumps({"place": url, "bytes": size, "reason": reason}) + "\n"

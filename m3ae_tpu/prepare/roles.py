@@ -199,7 +199,8 @@ _WITHOUT_NAMES = "a list without column names: add a first line, such as file,ca
 
 def _reason_of_text(url: str, layout: Layout) -> str:
     """Returns why a plain text is not a list of images."""
-    lines = [str(row["text"], "utf-8", "replace") for row in _first_rows(url, layout)[:_NUM_ROWS]]
+    rows = (row for row in _first_rows(url, layout)[:_NUM_ROWS] if isinstance(row, Mapping))
+    lines = [str(row["text"], "utf-8", "replace") for row in rows]
     for separator in "\t,;|":
         fields = [parse_line(line, separator) for line in lines]
         named = [row for row in fields if len(row) > 1 and is_image_name(row[0])]

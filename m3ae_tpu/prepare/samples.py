@@ -89,7 +89,7 @@ def row_sample(
     if isinstance(image, Mapping):
         image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     if is_address(image):
-        return Sample(place=place, fault=Fault("address instead of an image file", image))
+        return Sample(place=place, fault=Fault("address instead of an image file", str(image)))
     label = as_label(first_of(row, LABEL_NAMES))
     if isinstance(image, str) and image.strip():
         folder = os.path.dirname(url)

@@ -54,7 +54,8 @@ def prepare(tmp_path: pathlib.Path, files, kind="paired"):
     manifest = run(given, tmp_path / "set", kind=kind, num_shards=1)
     records = list(open_shards(f"{tmp_path}/set/train-*"))
     passed_over = {}
-    for line in (tmp_path / "set" / "passed_over.jsonl").read_text().splitlines():
+    listed = tmp_path / "set" / "passed_over.jsonl"
+    for line in listed.read_text().splitlines() if listed.exists() else ():
         of_file = json.loads(line)
         name = str(pathlib.Path(of_file["place"]).relative_to(given))
         passed_over.setdefault(of_file["reason"], []).append(name)
