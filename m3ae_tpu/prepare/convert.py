@@ -61,7 +61,8 @@ def clean(
         try:
             record, size, left_out = clean_sample(sample, options)
         except Unfit as unfit:
-            summary.dropped.append([sample.place, *unfit.fault])
+            reason, detail = unfit.fault
+            summary.dropped.append([sample.place, reason, detail or sample.found])
             continue
         data = encode_record(record)
         summary.kept += 1

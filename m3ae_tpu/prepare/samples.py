@@ -63,6 +63,8 @@ class Sample:
     """Class, or nothing."""
     fault: Fault | None = None
     """Reason why it could not be read. The other fields are then empty."""
+    found: str = ""
+    """What it was made of, as the detail of a reason that has none."""
 
 
 def row_sample(
