@@ -64,7 +64,7 @@ class Sample:
     fault: Fault | None = None
     """Reason why it could not be read. The other fields are then empty."""
     found: str = ""
-    """What it was made of, as the detail of a reason that has none."""
+    """Names of what it was made of: the detail of a reason that has none."""
 
 
 def row_sample(

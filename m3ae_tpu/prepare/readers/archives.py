@@ -67,7 +67,9 @@ def _lost_samples(url: str, listing: Listing, groups: list[Group]) -> Iterator[S
     if listing.cut:
         yield Sample(place=f"{url}, (end)", fault=listing.cut)
     elif not listing.members and not listing.damaged:
-        yield Sample(place=url, fault=Fault("archive without files"))
+        yield Sample(
+            place=url, fault=Fault("archive without files", "at most folders and hidden files")
+        )
 
 
 def _unexplained(listing: Listing, groups: list[Group]) -> list[int]:

@@ -3,10 +3,10 @@
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from m3ae_tpu.prepare.readers.tar_members import Listing, Member
+from m3ae_tpu.prepare.readers.tar_members import Listing, Member, show_name
 from m3ae_tpu.prepare.samples import CAPTION_NAMES, IMAGE_NAMES, LABEL_NAMES
 
 IMAGE_ENDINGS = (
@@ -53,9 +53,10 @@ def group_members(listing: Listing) -> Iterator[Group]:
     for member in listing.members:
         stem, part = _split_name(member)
         by_stem.setdefault(stem, []).append(part)
+    damaged = frozenset(listing.damaged)
     for stem, parts in by_stem.items():
         for key, of_key in _by_key(stem, parts).items():
-            yield from _by_sample(key, of_key, bool(listing.damaged))
+            yield from _by_sample(key, of_key, damaged)
 
 
 def _split_name(member: Member) -> tuple[str, _Part]:
@@ -100,7 +101,7 @@ def _by_key(stem: str, parts: list[_Part]) -> dict[str, list[_Part]]:
     return samples
 
 
-def _by_sample(key: str, parts: list[_Part], is_damaged: bool) -> Iterator[Group]:
+def _by_sample(key: str, parts: list[_Part], damaged: Collection[int]) -> Iterator[Group]:
     """Yields the samples of one key: one, unless endings repeat.
 
     A repeated key comes from archives that were appended to each other. Members of the same ending
@@ -111,39 +112,50 @@ def _by_sample(key: str, parts: list[_Part], is_damaged: bool) -> Iterator[Group
     if len(members) == len(parts):
         yield Group(key, members)
         return
-    archives = [list(of) for _, of in itertools.groupby(parts, lambda part: part.member.part)]
-    if len(archives) > 1:
-        for of_archive in archives:
-            yield from _by_sample(key, of_archive, is_damaged)
-        return
-    if len(members) < len({part.member.name for part in parts}):
-        for part in parts:
-            others = [p.member.name for p in parts if p.ending == part.ending]
-            note = f"it is ambiguous beside {', '.join(sorted(set(others)))}"
-            yield Group(key, {part.ending: part.member}, note)
-        return
-    samples = list(_until_repeated(parts, are_neighbours=False))
-    if is_damaged or len({frozenset(sample) for sample in samples}) > 1:
-        samples = list(_until_repeated(parts, are_neighbours=True))
-    for sample in samples:
-        yield Group(key, sample, "its name repeats in the archive")
+    endings = tuple(members)
+    for _, of_archive in itertools.groupby(parts, lambda part: part.member.part):
+        for sample, note in _split_repeated(list(of_archive), endings, damaged):
+            yield Group(key, sample, note)
 
 
-def _until_repeated(parts: Iterable[_Part], *, are_neighbours: bool) -> Iterator[dict[str, Member]]:
-    """Yields stretches of members without a repeated ending.
+def _split_repeated(
+    parts: list[_Part], endings: tuple[str, ...], damaged: Collection[int]
+) -> Iterator[tuple[dict[str, Member], str]]:
+    """Yields the samples of one key and one archive, each with a remark.
+
+    Where a member is missing, the next one of its name must not take its place. So members that
+    are not neighbours are put together only if no sample lacks one, and neighbours only in the
+    order of the first sample.
 
     Args:
-        parts: Members of one key, in the order of the archive.
-        are_neighbours: Whether a member of another key, or a damaged header, ends a stretch.
+        parts: Members in the order of the archive.
+        endings: Endings of all samples of the key, in the order in which they first occurred.
+        damaged: Positions of damaged headers.
+    """
+    names = {part.member.name for part in parts}
+    is_ambiguous = len({part.ending for part in parts}) < len(names)
+    if is_ambiguous or parts[0].member.position - 1 in damaged:
+        note = f"ambiguous: {', '.join(sorted(map(show_name, names)))}" if is_ambiguous else ""
+        yield from (({part.ending: part.member}, note) for part in parts)
+        return
+    samples = list(_until_repeated(parts, {}))
+    if damaged or any(tuple(sample) != endings for sample in samples):
+        ranks = {ending: rank for rank, ending in enumerate(endings)}
+        samples = list(_until_repeated(parts, ranks))
+    yield from ((sample, "its name repeats") for sample in samples)
+
+
+def _until_repeated(parts: list[_Part], ranks: Mapping[str, int]) -> Iterator[dict[str, Member]]:
+    """Yields stretches of members without a repeated ending.
+
+    With `ranks`, a stretch holds neighbours of rising rank only.
     """
     sample: dict[str, Member] = {}
-    position = 0
-    for part in parts:
-        is_apart = are_neighbours and part.member.position != position + 1
-        if sample and (is_apart or part.ending in sample):
+    for before, part in itertools.pairwise([parts[0], *parts]):
+        is_next = part.member.position == before.member.position + 1
+        rises = not ranks or (is_next and ranks[part.ending] > ranks[before.ending])
+        if sample and (not rises or part.ending in sample):
             yield sample
             sample = {}
         sample[part.ending] = part.member
-        position = part.member.position
-    if sample:
-        yield sample
+    yield sample

@@ -46,7 +46,7 @@ class Header:
     link: str
     """Path that a link names."""
     has_full_name: bool
-    """Whether the name has no room left in the header: it may be the start of a longer one."""
+    """True if the name fills its field: it may be the start of a longer one."""
     stored: int
     """Bytes of the content in the archive."""
     size: int
@@ -58,7 +58,7 @@ class Header:
     stretches: Stretches | None = None
     """Content of a sparse file."""
     has_unknown_map: bool = False
-    """Whether it is a sparse file of which it is not known what is stored."""
+    """True for a sparse file whose stretches are not known."""
 
 
 def read_headers(file: Any) -> Iterator[Header | None]:

@@ -50,7 +50,7 @@ class Member:
     size: int
     """Bytes of the content."""
     stretches: Stretches | None
-    """What is stored of a sparse file."""
+    """Stored bytes of a sparse file, None for others."""
     fault: Fault | None
     """Reason why it cannot be read."""
 
