@@ -114,7 +114,8 @@ def parse_launch_flags(argv: list[str], *, module: Any) -> list[str]:
             if isinstance(error.__context__, UserError):  # A parser's own message.
                 raise error.__context__ from None
             _refuse_mistyped(argv)
-            raise UserError(_missing_flags(str(error)) or f"{error}. See --help.") from None
+            message = str(error).removeprefix("ERROR:: ")
+            raise UserError(_missing_flags(str(error)) or f"{message}. See --help.") from None
         flags.FLAGS.mark_as_parsed()  # A required flag may be missing beside --help.
         rest = argv[:1]
     if wants_help:

@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
     is_folder = len(argv) > 1 and not argv[1].startswith("-")
     require(
         is_folder != bool(_CONFIG.value) or "--help" in argv,
-        "Name either a folder or a config: python -m pipelines.inspect_data DIR, or --config=NAME.",
+        "Name either a folder, before other arguments, or a config: "
+        "python -m pipelines.inspect_data DIR, or --config=NAME.",
     )
     if _SHEET.value and not _VERIFY.value:
         require_writable_file("--sheet", _SHEET.value)

@@ -43,7 +43,7 @@ def pretrain(
     allow_changed_data: bool = False,
 ) -> None:
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`."""
-    _keep_compiled_programs()
+    keep_compiled_programs()
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.run.log import start_log
     from m3ae_tpu.run.workdir import prepare_workdir
@@ -83,7 +83,7 @@ def pretrain(
     )
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs, so that the next start of the same run is quick."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

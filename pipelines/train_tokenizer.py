@@ -11,7 +11,7 @@ begin 2, end 3. Name only shards for training, never those of an evaluation.
 import pathlib
 
 from m3ae_tpu.command_line import run_program
-from m3ae_tpu.errors import UserError
+from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import require_writable_file
 from m3ae_tpu.option_flags import define_flag
 
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"argument {argv[1]!r} belongs to no flag. Quote globs: --shards='train-*'."
         )
+    require(bool(_SHARDS.value), "--shards is empty. Name shards with captions or texts.")
     output = _OUTPUT.value
     require_writable_file("--output", output)
     from m3ae_tpu.prepare.tokenizer import train_tokenizer_on_shards

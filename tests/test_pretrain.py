@@ -171,6 +171,19 @@ def test_other_shards_of_the_same_names_and_counts_are_refused_unless_allowed(tm
     assert "going on with other data: the content of sources.0's texts-00000-of-00001" in output
 
 
+@pytest.mark.parametrize("caches", ["/proc/none", ""])
+def test_compiled_programs_are_kept_where_that_is_possible(caches, tmp_path, monkeypatch, capsys):
+    from m3ae_tpu.pipelines.pretrain import keep_compiled_programs
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # So that it is restored, set or not.
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", caches or str(tmp_path))
+    keep_compiled_programs()
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    assert kept == (None if caches else f"{tmp_path}/m3ae-tpu/jax")
+    assert capsys.readouterr().out.startswith("compiled programs are not kept" if caches else "")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

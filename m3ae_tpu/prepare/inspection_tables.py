@@ -7,10 +7,12 @@ from typing import Any
 import rich
 import rich.progress
 import rich.table
+from rich.markup import escape
 
 from m3ae_tpu.data.manifest import read_manifest
 from m3ae_tpu.data.sources import OpenData
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.files import printable
 from m3ae_tpu.prepare.inspection import find_faults, summarise
 
 
@@ -38,7 +40,7 @@ def verify_sets(folders: Sequence[pathlib.Path]) -> None:
 def show_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Prints a manifest as a table."""
     table = rich.table.Table(show_header=False)
-    table.add_row("set", str(folder))
+    table.add_row("set", escape(printable(str(folder))))
     shards = manifest["shards"]
     size = sum(line.get("bytes", 0) for line in shards.values())
     table.add_row("shards", f"{len(shards):,}" + (f", {size / 1e6:,.1f} MB" if size else ""))
@@ -46,9 +48,9 @@ def show_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     for name in ("kind", "given", "kept", "license"):
         if manifest.get(name):
             value = manifest[name]
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else escape(str(value)))
     for reason, count in sorted(manifest.get("dropped", {}).items(), key=lambda entry: -entry[1]):
-        table.add_row("dropped", f"{count:,}: {reason}")
+        table.add_row("dropped", escape(f"{count:,}: {reason}"))
     rich.print(table)
 
 
@@ -68,7 +70,7 @@ def show_mixture(data: OpenData) -> None:
     )
     for summary in summarise(data):
         source = summary.source
-        name = "/".join(pathlib.Path(source.config.shards).parts[-2:])
+        name = escape(printable("/".join(pathlib.Path(source.config.shards).parts[-2:])))
         epochs = summary.epochs_per_thousand_steps
         mixture.add_row(
             name,

@@ -44,10 +44,8 @@ def report_workdir(
     """
     path = result_file(workdir, output, FILE_NAME)
     config, examples, versions = load_run_config(workdir, PretrainConfig), None, {}
-    evaluation, shown = (
-        (read_evaluation(output) if output else {}) or read_evaluation(workdir),
-        None,
-    )
+    evaluation = (read_evaluation(output) if output else {}) or read_evaluation(workdir)
+    shown = None
     test_shards = test_shards or evaluation.get("examples/test_shards", TEST_SHARDS)
     with rich.get_console().status("reconstructing some held-out examples"):
         if has_checkpoint(workdir):

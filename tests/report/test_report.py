@@ -3,6 +3,7 @@ missing.
 """
 
 import html.parser
+import json
 import re
 import shutil
 import types
@@ -238,3 +239,9 @@ def test_the_report_of_a_directory_shows_its_checkpoint_or_does_without(tmp_path
         text = report_workdir(path, "starter/heldout-*").read_text()
         assert ("reconstructed" in text) == (folder == "saved")
         assert f"python -m pipelines.evaluate {path}" in text
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "evaluation.json").write_text(json.dumps(EVALUATION))
+    written = report_workdir(tmp_path / "empty", "starter/heldout-*", output=other)
+    assert written == other / "report.html"
+    assert "python -m pipelines.evaluate" not in written.read_text()
