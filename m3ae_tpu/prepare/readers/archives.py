@@ -16,7 +16,6 @@ from m3ae_tpu.prepare.readers.tar_groups import (
 )
 from m3ae_tpu.prepare.readers.tar_headers import BLOCK
 from m3ae_tpu.prepare.readers.tar_members import (
-    CUT_SHORT,
     Listing,
     Member,
     list_members,
@@ -52,7 +51,7 @@ def read_tar(url: str) -> Iterator[Sample]:
             for group in groups:
                 yield _tar_sample(url, group, file, has_classes)
     except UNREADABLE as error:
-        yield Sample(place=url, fault=Fault(CUT_SHORT, first_line(error)))
+        yield Sample(place=url, fault=Fault("unreadable file", first_line(error)))
         return
     yield from _lost_samples(url, listing, groups)
 
@@ -123,7 +122,7 @@ def _tar_sample(url: str, group: Group, file: Any, has_classes: bool) -> Sample:
         contents[role] = content
     values, remark = _read_json(contents.get(next(iter(data), "")))
     captions = {"own": first_of(contents, texts), "json": first_of(values, CAPTION_NAMES)}
-    labels = {
+    classes = {
         "own": first_of(contents, labels),
         "json": first_of(values, LABEL_NAMES),
         "folder": _folder(image.name) if image and not has_classes else None,
@@ -133,7 +132,7 @@ def _tar_sample(url: str, group: Group, file: Any, has_classes: bool) -> Sample:
         place=place,
         image=contents.get("image"),
         captions=as_captions(first_of(captions, captions)),
-        label=as_label(first_of(labels, labels)),
+        label=as_label(first_of(classes, classes)),
         found="; ".join(filter(None, (f"found {members}", group.note, remark))),
     )
 

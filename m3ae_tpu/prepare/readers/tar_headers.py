@@ -132,16 +132,14 @@ def _parse(block: bytes) -> Header | None:
     """Returns a header as it stands, None if it is damaged or not a header."""
     type = block[156:157]
     try:
-        checksum, stored = tarfile.nti(block[148:156]), tarfile.nti(block[124:136])
-        # The field itself counts as spaces. Some old programs add up signed bytes.
-        unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-        if checksum != unsigned and checksum not in tarfile.calc_chksums(block):
-            return None
-        size = tarfile.nti(block[483:495]) if type == tarfile.GNUTYPE_SPARSE else stored
-    except (tarfile.HeaderError, ValueError):
+        checksum, stored = _number(block[148:156]), _number(block[124:136])
+        size = _number(block[483:495]) if type == tarfile.GNUTYPE_SPARSE else stored
+    except ValueError:
         return None
-    if min(stored, size) < 0:
-        return None
+    # The field of the checksum counts as spaces.
+    unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    if checksum != unsigned and checksum != unsigned - 256 * sum(byte > 127 for byte in block):
+        return None  # Some old programs add up signed bytes.
     name = _text(block[:_NAME_BYTES])
     if block[257:263] == b"ustar\0" and block[345]:  # GNU's headers have times in these bytes.
         name = f"{_text(block[345:500])}/{name}"
@@ -155,6 +153,20 @@ def _parse(block: bytes) -> Header | None:
         stored=stored,
         size=size,
     )
+
+
+def _number(field: bytes) -> int:
+    """Returns a number in octal digits, or in bytes behind a mark, as large ones are written.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:])
+    digits = field.partition(b"\0")[0].strip() or b"0"
+    if not digits.isdigit():
+        raise ValueError(f"{field!r} is not a number")
+    return int(digits, 8)
 
 
 def _text(field: bytes) -> str:
@@ -208,11 +220,11 @@ def _add_map_of_gnu(header: Header, block: bytes, read: Callable[[int], bytes]) 
         header.offset += BLOCK
     try:
         numbers = [
-            tarfile.nti(field[start : start + 12])
+            _number(field[start : start + 12])
             for field in fields
             for start in range(0, len(field), 12)
         ]
-    except (tarfile.HeaderError, ValueError):
+    except ValueError:
         numbers = []
     _set_stretches(header, numbers)
 
