@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from prepare_forms import run
-from tar_files import JPEG, captions, header, pack, read
+from tar_files import JPEG, captions, content_of, header, pack, read
 
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.errors import UserError
@@ -196,6 +196,60 @@ def test_a_full_temporary_folder_ends_with_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_members.tempfile, "TemporaryFile", Full)
     with pytest.raises(UserError, match=r"a.tar does not fit .*No space left.* TMPDIR="):
         read(path)
+
+
+def break_headers(path, *numbers):
+    """Damages the headers of some members, by their numbers in the archive."""
+    with tarfile.open(path) as archive:
+        offsets = [archive.getmembers()[number].offset for number in numbers]
+    data = bytearray(Path(path).read_bytes())
+    for offset in offsets:
+        data[offset + 150] ^= 1
+    Path(path).write_bytes(data)
+    return path
+
+
+def test_a_damaged_header_costs_one_sample_wherever_the_members_stand(tmp_path):
+    names = [f"{number}.{ending}" for ending in ("jpg", "txt") for number in range(5)]
+    found = read(break_headers(pack(tmp_path / "a.tar", *names), 2))
+    assert len(found) == 5
+    assert (None, "2.txt") in found
+
+
+def test_a_text_of_a_repeated_name_stays_with_its_image(tmp_path):
+    members = [(f"same.{e}", content_of(f"{n}.{e}")) for n in range(4) for e in ("jpg", "txt")]
+    found = read(break_headers(pack(tmp_path / "a.tar", *members), 1, 4))
+    whole = [("1.jpg", "1.txt"), ("3.jpg", "3.txt")]
+    assert found == [("0.jpg", None), whole[0], (None, "2.txt"), whole[1]]
+    # The end of one archive lacks a text, the start of the next an image.
+    data = [
+        Path(pack(tmp_path / "b.tar", *members[start:stop])).read_bytes()
+        for start, stop in ((0, 3), (3, 8))
+    ]
+    (tmp_path / "c.tar").write_bytes(b"".join(data))
+    found = read(tmp_path / "c.tar")
+    assert found[:3] == [("0.jpg", "0.txt"), ("1.jpg", None), (None, "1.txt")]
+
+
+def test_a_name_whose_note_is_damaged_is_not_cut_to_another_name(tmp_path):
+    members = [f"{'n' * 100}{number}.{ending}" for number in (1, 2) for ending in ("jpg", "txt")]
+    url = pack(tmp_path / "a.tar", ("n" * 100, b"short"), *members)
+    data = Path(url).read_bytes()
+    first, second = (data.index(b"././@LongLink", start) for start in (0, 3000))
+    del first
+    (tmp_path / "a.tar").write_bytes(data[: second + 150] + b"x" + data[second + 151 :])
+    assert all(image != "short" or text is None for image, text in read(url))
+
+
+def test_all_that_can_be_decompressed_of_a_cut_archive_is_read(tmp_path):
+    numbers = random.Random(0)
+    url = pack(
+        tmp_path / "a.tar", *((f"{n}.jpg", JPEG + numbers.randbytes(997)) for n in range(40))
+    )
+    data = gzip.compress(Path(url).read_bytes())
+    Path(url).write_bytes(data[: len(data) * 3 // 4])
+    images = [sample for sample in read_tar(url) if sample.image]
+    assert len(images) >= 28
 
 
 NAMES = [f"{'n' * (90 + 30 * (n % 2))}{n}.{ending}" for n in range(4) for ending in ("jpg", "txt")]
