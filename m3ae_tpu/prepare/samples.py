@@ -1,6 +1,5 @@
 """A sample, the example that readers yield, and the one way from a row of named values to it."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -49,8 +48,7 @@ class Fault(NamedTuple):
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):
     """One example of a collection, as it was found."""
 
     place: str
@@ -115,8 +113,14 @@ def first_of(row: Mapping[str, Any], names: Iterable[str]) -> Any:
 
     None is not a value. Without any value the result is None.
     """
-    values = [row[name] for name in names if row.get(name) is not None]
-    return next((value for value in values if not _is_empty(value)), values[0] if values else None)
+    first = None
+    for name in names:
+        value = row.get(name)
+        if value is not None:
+            if not _is_empty(value):
+                return value
+            first = value if first is None else first
+    return first
 
 
 def _is_empty(value: Any) -> bool:
@@ -145,6 +149,8 @@ def as_captions(value: Any) -> tuple[bytes | None, ...]:
 
     Numbers become their digits, missing values are left out, lists and structs in a list None.
     """
+    if isinstance(value, str | bytes):
+        return (_as_bytes(value),)
     texts = value if isinstance(value, list | tuple) else [value]
     return tuple(
         None if isinstance(text, Mapping | list | tuple) else _as_bytes(text)
@@ -156,9 +162,8 @@ def as_captions(value: Any) -> tuple[bytes | None, ...]:
 def as_label(value: Any) -> str:
     """Returns a class of any type as text, a missing one as ""."""
     if isinstance(value, float) and value.is_integer():
-        value = int(
-            value
-        )  # pandas writes whole numbers with a missing one among them as fractions.
+        # pandas writes whole numbers with a missing one among them as fractions.
+        value = int(value)
     return "" if _is_missing(value) else _as_bytes(value).decode("utf-8", "replace").strip()
 
 
