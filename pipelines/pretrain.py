@@ -9,6 +9,7 @@ run, bit for bit; a larger --num_steps extends a finished one. SIGTERM or Ctrl-C
 import logging
 import os
 import pathlib
+import time
 
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
@@ -33,6 +34,13 @@ _LOG_RECORD_IDS = define_flag(
 _ALLOW_CHANGED_DATA = define_flag(
     "allow_changed_data", bool, False, "Resume a run although its shards or sources have changed."
 )
+_PROFILE_STEPS = define_flag(
+    "profile_steps",
+    tuple[int, int],
+    None,
+    "First and last step to profile, as 100,110: a trace for xprof and Perfetto in "
+    "WORKDIR/profile.",
+)
 
 
 def pretrain(
@@ -41,8 +49,10 @@ def pretrain(
     *,
     log_record_ids: bool = False,
     allow_changed_data: bool = False,
+    profile_steps: tuple[int, int] | None = None,
 ) -> None:
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`."""
+    start_time = time.time()
     keep_compiled_programs()
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.run.log import start_log
@@ -80,6 +90,8 @@ def pretrain(
         probe=probe,
         log_record_ids=log_record_ids,
         allow_changed_data=allow_changed_data,
+        profile_steps=profile_steps,
+        start_time=start_time,
     )
 
 
@@ -105,6 +117,7 @@ def main(argv: list[str]) -> None:
         _WORKDIR.value,
         log_record_ids=_LOG_RECORD_IDS.value,
         allow_changed_data=_ALLOW_CHANGED_DATA.value,
+        profile_steps=_PROFILE_STEPS.value,
     )
 
 

@@ -64,6 +64,12 @@ _CURVES = (
         starts_at_zero=True,
     ),
     _Curve(
+        title="Model FLOPs utilisation, of the chips' peak",
+        metrics={"time/mfu": "MFU"},
+        show="{:.1%}".format,
+        starts_at_zero=True,
+    ),
+    _Curve(
         title="Share of time spent waiting for data",
         metrics={"time/data_wait_fraction": "waiting"},
         show="{:.1%}".format,
@@ -72,16 +78,19 @@ _CURVES = (
 )
 
 
-def curves(metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]) -> str:
+def curves(
+    metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], *, first: str = ""
+) -> str:
     """Returns a chart for each of the run's metrics that has values.
 
     Args:
         metrics: Lines of `metrics.jsonl`, oldest first; a value that was not finite is None.
         evaluation: The figures of `evaluation.json`; may be empty.
+        first: HTML of a card to show before the charts.
     """
     if not metrics:
         return missing("This run has no metrics.jsonl, or it is empty.")
-    cards = []
+    cards = [first]
     for curve in _CURVES:
         series = [
             Series(name=name, points=points, is_noisy=curve.is_noisy)

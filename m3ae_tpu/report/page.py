@@ -20,6 +20,8 @@ from m3ae_tpu.report import sections
 from m3ae_tpu.report.curves import curves
 from m3ae_tpu.report.examples import ShownExample, show_examples
 from m3ae_tpu.report.measured import Shown, measured
+from m3ae_tpu.report.wall_time import wall_time
+from m3ae_tpu.run import goodput
 from m3ae_tpu.run.metrics import read_metrics
 from m3ae_tpu.run.workdir import load_run_config, result_file
 
@@ -56,6 +58,7 @@ def report_workdir(
         workdir,
         config,
         metrics=read_metrics(workdir),
+        seconds=goodput.wall_time(goodput.read_goodput(workdir)),
         evaluation=evaluation,
         examples=examples,
         versions=versions,
@@ -73,6 +76,7 @@ def write_report(
     examples: Sequence[ShownExample] | None,
     versions: Mapping[str, str],
     shown: Shown | None = None,
+    seconds: Mapping[str, float] | None = None,
     path: pathlib.Path,
 ) -> pathlib.Path:
     """Writes a report and returns its path; an interruption leaves the earlier page.
@@ -85,6 +89,7 @@ def write_report(
         examples: Results of `show_examples`; None for a run without a checkpoint.
         versions: Versions of the packages that trained the run.
         shown: What the examples show; None as for `examples`.
+        seconds: Parts of the run's wall time; None for a run that did not measure it.
         path: The report's file.
     """
     folder = importlib.resources.files(__package__)
@@ -97,7 +102,7 @@ def write_report(
         features=sections.features(evaluation, str(workdir)),
         reconstruction=sections.reconstruction(examples, evaluation, config),
         attention=sections.attention(examples),
-        curves=curves(metrics, evaluation),
+        curves=curves(metrics, evaluation, first=wall_time(seconds or {})),
         data=sections.data(config, metrics),
         settings=sections.settings(config, dict(versions) | {"python": platform.python_version()}),
         workdir=html.escape(str(workdir)),

@@ -58,7 +58,7 @@ def model_card(
     embeddings = [modality.embedding for modality in modalities]
     heads = [modality.head for modality in modalities]
     num_rows = sum(jax.tree.leaves(rows)[0].shape[0] for rows in batch.values())
-    flops = sum(flops_by_scope(loss, reference_model(config), batch).values()) / num_rows
+    flops = count_flops(config, loss, batch) / num_rows
     card = [
         ("parameters", f"{size(model):,}"),
         ("  encoder, embeddings", f"{size(model.encoder):,}, {size(embeddings):,}"),
@@ -76,6 +76,14 @@ def model_card(
         card.append((f"{kind} tokens", f"{encoder} in the encoder, {decoder} in the decoder"))
     dtypes = f"{config.compute_dtype} compute, {config.parameter_dtype} parameters"
     return [*card, ("dtypes", dtypes)]
+
+
+def count_flops(config: ModelConfig, loss: Loss, batch: Batch) -> int:
+    """Returns the FLOPs of a model's matrix products for a batch, forward and backward.
+
+    What remat computes again is not counted.
+    """
+    return sum(flops_by_scope(loss, reference_model(config), batch).values())
 
 
 def reference_model(config: ModelConfig) -> M3AE:

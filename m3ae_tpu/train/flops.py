@@ -10,7 +10,21 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
+from m3ae_tpu.kernels.chips import CHIPS, chip_name
 from m3ae_tpu.train.step import Loss
+
+
+def seconds_at_peak(count_flops: Callable[[], int]) -> float:
+    """Returns the time that the devices here need for some FLOPs at their peak; 0 if it is not
+    known.
+
+    Divided by the time that a step takes it is the model FLOPs utilisation (MFU).
+
+    Args:
+        count_flops: Returns the FLOPs of all devices; only called where the chip is in the table.
+    """
+    chip = chip_name(jax.devices()[0].device_kind)
+    return count_flops() / (CHIPS[chip].flops * jax.device_count()) if chip else 0.0
 
 
 def flops_by_scope(loss: Loss, model: PyTree, batch: dict[Any, Any]) -> dict[str, int]:

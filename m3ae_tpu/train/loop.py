@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,13 +18,17 @@ from m3ae_tpu.data.sources import OpenData, differences
 from m3ae_tpu.errors import require
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, replicated, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.run.checkpoint import Checkpointer
 from m3ae_tpu.run.data_log import DataLog, RecordIdsWriter
+from m3ae_tpu.run.goodput import Goodput, describe
 from m3ae_tpu.run.log import Progress, show_card
 from m3ae_tpu.run.metrics import MetricsWriter
 from m3ae_tpu.run.preemption import Preemption
+from m3ae_tpu.run.profile import Profile
 from m3ae_tpu.run.workdir import Workdir, describe_run, require_tokenizer_fits
 from m3ae_tpu.train.card import run_card
+from m3ae_tpu.train.flops import seconds_at_peak
 from m3ae_tpu.train.monitor import StepMonitor, metrics_line
 from m3ae_tpu.train.objective import Objective
 from m3ae_tpu.train.optimizer import make_optimizer
@@ -49,6 +54,8 @@ def train(
     probe: Probe | None = None,
     log_record_ids: bool = False,
     allow_changed_data: bool = False,
+    profile_steps: tuple[int, int] | None = None,
+    start_time: float | None = None,
 ) -> int:
     """Trains until the last step, or until SIGTERM or Ctrl-C, and saves.
 
@@ -63,6 +70,8 @@ def train(
         probe: Scores the model every so many steps, and at the end.
         log_record_ids: Writes to `record_ids.jsonl` which records each step sees.
         allow_changed_data: Goes on also where the checkpoint was made with other data.
+        profile_steps: First and last step to profile.
+        start_time: Time at which the program started, as `time.time()` gives it; None: now.
 
     Returns:
         The number of finished steps.
@@ -71,6 +80,7 @@ def train(
         UserError: batches that do not divide over the devices, a checkpoint of other data or of
             another model, data that cannot be read, or a loss that is not finite.
     """
+    start_time = time.time() if start_time is None else start_time
     mesh = make_mesh()
     accumulation_steps = config.optimizer.accumulation_steps
     require_even_batches(
@@ -102,6 +112,10 @@ def train(
             )
             return start
 
+        goodput = Goodput(
+            workdir.path if is_leader() else None, resume_step=start, start_time=start_time
+        )
+        stack.callback(goodput.close)
         loader = data.loader(
             start_step=start,
             process_index=jax.process_index(),
@@ -130,9 +144,15 @@ def train(
         )
         preemption = stack.enter_context(Preemption())
         progress = stack.enter_context(Progress(config.num_steps, start))
+        at_peak = 0.0
+        profile = stack.enter_context(
+            Profile(workdir.path, profile_steps if is_leader() else None, start_step=start)
+        )
 
         for step in range(start + 1, config.num_steps + 1):
-            batch, info = next(batches)
+            profile.begin(step, state)
+            with goodput.spent("data_wait"):
+                batch, info = next(batches)
             data_log.add(info)
             if record_ids is not None:
                 record_ids.write(step, info)
@@ -140,8 +160,11 @@ def train(
                 card = objective.describe(state.model, batch)
                 card += run_card(config, data.sources, data.num_records, start_step=start)
                 show_card(card, "run")
+                at_peak = seconds_at_peak(functools.partial(objective.count_flops, batch))
             state, metrics = step_fn(state, batch)
             monitor.dispatched(step, metrics)
+            profile.end(step, metrics)
+            goodput.dispatched(step)
             progress.advance(step)
 
             is_last, stops = step == config.num_steps, preemption.reached(step)
@@ -157,19 +180,28 @@ def train(
                 line = metrics_line(metrics) | {"train/learning_rate": rate}
                 line |= data_log.line(step) | monitor.rates(step)
                 if probe is not None and probes:
-                    line |= probe.score(state.model)
+                    with goodput.spent("probe"):
+                        line |= probe.score(state.model)
+                line |= goodput.line()
+                if at_peak and "time/seconds_per_step" in line:
+                    line["time/mfu"] = at_peak / line["time/seconds_per_step"]
+                goodput.record()
                 writer.write(step, line)
                 progress.report(step, line)
                 monitor.start_window(step)
             if saves:
                 writer.flush()
                 data_state = {"step": step, "fingerprint": fingerprint, "data_log": data_log.state}
-                checkpointer.save(step, state, data_state, description)
+                with goodput.spent("checkpoint"):
+                    checkpointer.save(step, state, data_state, description)
+                goodput.record()
             if stops:
                 break
-        checkpointer.wait()
+        with goodput.spent("checkpoint"):
+            checkpointer.wait()
         done = int(state.step)
     _LOG.info("saved step %d in %s", done, checkpointer.folder)
+    _LOG.info("%s", describe(goodput.parts()))
     return done
 
 

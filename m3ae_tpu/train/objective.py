@@ -18,3 +18,5 @@ class Objective(NamedTuple):
     """Takes that model, a batch, the rows' places and a key; see `train/step.py`."""
     describe: Callable[[PyTree, Any], list[tuple[str, str]]] = lambda model, batch: []
     """Names and values about a model and a batch, for the card that a run shows first."""
+    count_flops: Callable[[Any], int] = lambda batch: 0
+    """FLOPs of a batch, forward and backward, for the utilisation of the chips; 0 if unknown."""

@@ -6,7 +6,7 @@ from m3ae_tpu.config import ModelConfig, PretrainConfig
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.operations import Operations
-from m3ae_tpu.train.card import model_card
+from m3ae_tpu.train.card import count_flops, model_card
 from m3ae_tpu.train.objective import Objective
 from m3ae_tpu.train.reconstruction import reconstruction_loss
 from m3ae_tpu.train.step import model_key
@@ -23,6 +23,7 @@ def pretraining(config: PretrainConfig) -> Objective:
     return Objective(
         init_model=functools.partial(init_model, config.model, config.seed),
         loss=loss,
+        count_flops=lambda batch: count_flops(config.model, loss, batch),
         describe=functools.partial(model_card, config.model, config.masking, loss),
     )
 

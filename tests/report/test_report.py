@@ -56,7 +56,13 @@ EVALUATION = {
 
 
 def page(
-    tmp_path, *, kind: Kind = "paired", metrics=METRICS, evaluation=EVALUATION, examples=(EXAMPLE,)
+    tmp_path,
+    *,
+    kind: Kind = "paired",
+    metrics=METRICS,
+    evaluation=EVALUATION,
+    examples=(EXAMPLE,),
+    seconds=None,
 ):
     config = PretrainConfig(num_steps=400, data=DataConfig(sources=(SourceConfig(kind=kind),)))
     path = write_report(
@@ -66,6 +72,7 @@ def page(
         evaluation=evaluation,
         examples=examples,
         versions={"jax": "0.11.2"},
+        seconds=seconds,
         path=tmp_path / "report.html",
     )
     return path.read_text()
@@ -245,3 +252,12 @@ def test_the_report_of_a_directory_shows_its_checkpoint_or_does_without(tmp_path
     written = report_workdir(tmp_path / "empty", "starter/heldout-*", output=other)
     assert written == other / "report.html"
     assert "python -m pipelines.evaluate" not in written.read_text()
+
+
+def test_the_wall_time_of_a_run_is_split_into_bars(tmp_path):
+    seconds = {"steps": 5400.0, "startup": 600.0, "data_wait": 0.0, "checkpoint": 0.0}
+    seconds |= {"probe": 0.0, "lost": 600.0, "down": 600.0}
+    text = page(tmp_path, seconds=seconds)
+    assert "Wall time since the first start: 2.0 h" in text
+    assert "75.0\u202f%, 90.0 min" in text
+    assert "Wall time since" not in page(tmp_path)
