@@ -29,7 +29,7 @@ PARTS = {
 }
 """Parts of the wall time, and their names for people."""
 _MEASURED = ("startup", "data_wait", "checkpoint", "probe")
-_ZERO = dict.fromkeys(_MEASURED, 0.0)
+_ZERO: dict[str, float] = dict.fromkeys(_MEASURED, 0.0)
 _SECONDS = 10.0
 """Longest time between two lines while steps are taken. A kill leaves no more than that unknown;
 it counts as time in which the run was down."""
@@ -151,7 +151,7 @@ def wall_time(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         first, last = start[0], start[-1]
         if next_start is not None:  # Clocks of two machines may differ.
             seconds["down"] += max(0.0, next_start - first["start"] - last["seconds"])
-        zero = first | _ZERO | {"seconds": 0.0}
+        zero = {**first, **_ZERO, "seconds": 0.0}
         for before, after in itertools.pairwise([zero, *start]):
             spent = {part: after[part] - before[part] for part in _MEASURED}
             rest = after["seconds"] - before["seconds"] - sum(spent.values())
