@@ -1,0 +1,18 @@
+"""Exit codes of a run's processes, by which a scheduler or `launch_tpu` decides to start it again.
+
+Imports no JAX: it is read on machines that only start runs.
+"""
+
+USER_ERROR = 2
+"""A mistake that only the user can correct. Starting again does not help."""
+PREEMPTED = 75
+"""The run was asked to stop, and has saved. The same command goes on. `EX_TEMPFAIL` of sysexits.h.
+"""
+PEER_DIED = 134
+"""Another process of the run died, so JAX ended this one (SIGABRT)."""
+MEANINGS = {
+    PREEMPTED: "it was asked to stop, and has saved",
+    PEER_DIED: "another of its processes died",
+    137: "it was killed; its host may have had too little memory",
+}
+"""The meanings of codes after which starting again may help."""
