@@ -17,7 +17,7 @@ class Generation(NamedTuple):
     accelerator: str
     """Beginning of the accelerator types of gcloud: `v5litepod` of `v5litepod-256`."""
     counts_cores: bool
-    """Whether accelerator types count TensorCores, two a chip, instead of chips."""
+    """True where accelerator types count TensorCores, two a chip; others count chips."""
     dimensions: int
     """Axes of its slices."""
     largest: int
