@@ -80,8 +80,10 @@ def pretrain(
     probe = None
     if config.probe.every_steps:
         from m3ae_tpu.evaluation.running_probe import make_probe
+        from m3ae_tpu.parallel.mesh import make_mesh
 
-        probe = Probe(config.probe.every_steps, make_probe(config.probe, data))
+        score = make_probe(config.probe, data, make_mesh(config.mesh))
+        probe = Probe(config.probe.every_steps, score)
     train(
         config,
         pretraining(config),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from . import chunked, reference, tpu
+from . import chunked, columns, reference, tpu
 from .reference import CrossEntropy
 
 type Implementation = Literal["auto", "tpu", "chunked", "xla"]
@@ -29,6 +29,7 @@ def cross_entropy(
     is_counted: Bool[Array, "batch tokens"],
     *,
     implementation: Implementation = "auto",
+    vocabulary_axis: str | None = None,
 ) -> CrossEntropy:
     """Projects tokens to a vocabulary and averages their cross-entropy with the true ids by row.
 
@@ -46,6 +47,9 @@ def cross_entropy(
         implementation: "auto" takes the Pallas kernel where the program is lowered for a TPU and
             the kernel supports the shape, and "chunked" elsewhere. "xla" holds all logits. "tpu"
             runs on a CPU under `pltpu.force_tpu_interpret_mode()`.
+        vocabulary_axis: Mesh axis over which the vocabulary is cut, in a `jax.shard_map`: each
+            device has its columns of `kernel` and `bias`, and all have the same tokens. "xla" does
+            not support it.
 
     Raises:
         ValueError: shapes or dtypes that do not fit each other, or an unknown `implementation`.
@@ -58,32 +62,37 @@ def cross_entropy(
     rows = x.reshape(-1, x.shape[2])
     order = jnp.argsort(~is_counted.reshape(-1))  # Counted tokens come first.
     inverse = jnp.argsort(order)
-    scores = _choose(implementation, (rows.shape[0], rows.shape[1]), x.dtype, kernel.shape[1])(
+    vocab = kernel.shape[1]
+    scores = _choose(implementation, rows.shape, x.dtype, vocab, vocabulary_axis)(
         _permute(rows, order, inverse),
         kernel,
         bias,
-        ids.reshape(-1)[order],
+        columns.own_ids(ids.reshape(-1)[order], vocab, vocabulary_axis),
         is_counted.sum(dtype=jnp.int32),
     )
     nll, is_right = (_permute(score, inverse, order).reshape(ids.shape) for score in scores)
     return reference.mean_by_row(nll, is_right, is_counted)
 
 
-def _choose(implementation: str, shape: tuple[int, int], dtype: jnp.dtype, vocab: int) -> Callable:
+def _choose(
+    implementation: str, shape: tuple[int, ...], dtype: jnp.dtype, vocab: int, axis: str | None
+) -> Callable:
     """Returns the function that computes the cross-entropy of each token, counted ones first."""
-    reason = tpu.unsupported_reason(*shape, dtype)
+    reason = tpu.unsupported_reason(shape[0], shape[1], dtype)
     if implementation == "tpu":
         if reason is not None:
             raise NotImplementedError(f'{reason}. Use implementation="chunked" or "auto".')
-        return tpu.token_scores
+        return functools.partial(tpu.token_scores, vocabulary_axis=axis)
 
     def in_chunks(logits: int) -> Callable:
         chunk = max(8, logits // vocab // 8 * 8)
-        return functools.partial(chunked.token_scores, chunk=chunk)
+        return functools.partial(chunked.token_scores, chunk=chunk, vocabulary_axis=axis)
 
     branches = {"cpu": in_chunks(_CACHE_LOGITS), "default": in_chunks(_DEVICE_LOGITS)}
     if implementation == "auto" and reason is None:
-        branches["tpu"] = functools.partial(tpu.token_scores, is_interpretable=False)
+        branches["tpu"] = functools.partial(
+            tpu.token_scores, is_interpretable=False, vocabulary_axis=axis
+        )
     return functools.partial(jax.lax.platform_dependent, **branches)
 
 

@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 from ..dispatch import interpret_mode
+from . import columns
 
 LANES = 128
 _TOKENS, _COLUMNS, _TILE = 256, 1280, 256
@@ -48,6 +49,7 @@ def token_scores(
     num_counted: Int[Array, ""],
     *,
     is_interpretable: bool = True,
+    vocabulary_axis: str | None = None,
 ) -> tuple[Float[Array, " tokens"], Bool[Array, " tokens"]]:
     """Computes `chunked.token_scores`; `unsupported_reason` must be None for the inputs.
 
@@ -59,6 +61,7 @@ def token_scores(
         num_counted: As for `chunked.token_scores`.
         is_interpretable: Run on a CPU under `pltpu.force_tpu_interpret_mode()`; if False the mode
             is ignored.
+        vocabulary_axis: As for `chunked.token_scores`.
     """
     (tokens, _), vocab = x.shape, kernel.shape[1]
     more_tokens = -tokens % _TOKENS
@@ -70,16 +73,19 @@ def token_scores(
         jnp.pad(ids.astype(jnp.int32), (0, more_tokens)),
         num_counted,
         is_interpretable,
+        vocabulary_axis,
     )
     return jax.tree.map(lambda score: score[:tokens], scores)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _token_scores(x, kernel, bias, ids, num_counted, is_interpretable: bool) -> tuple[Array, Array]:
-    return _forward(x, kernel, bias, ids, num_counted, is_interpretable)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _token_scores(
+    x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: str | None
+) -> tuple[Array, Array]:
+    return _forward(x, kernel, bias, ids, num_counted, is_interpretable, axis)[0]
 
 
-def _forward(x, kernel, bias, ids, num_counted, is_interpretable: bool):
+def _forward(x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: str | None):
     best, best_id, total, true = _call(
         _forward_kernel,
         "cross_entropy_forward",
@@ -97,14 +103,15 @@ def _forward(x, kernel, bias, ids, num_counted, is_interpretable: bool):
     logsumexp = largest + jnp.log((total * jnp.exp(best - largest[:, None])).sum(axis=1))
     guess = jnp.where(best == largest[:, None], best_id, kernel.shape[1]).min(axis=1)
     is_counted = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
-    nll = jnp.where(is_counted, logsumexp - true.sum(axis=1), 0.0)
-    return (nll, (guess == ids) & is_counted), (x, kernel, bias, ids, num_counted, logsumexp)
+    own = columns.Columns(logsumexp, true.sum(axis=1), largest, guess)
+    scores, logsumexp = columns.token_scores(own, ids, is_counted, axis)
+    return scores, (x, kernel, bias, ids, num_counted, logsumexp)
 
 
-def _backward(is_interpretable: bool, saved, cotangents):
+def _backward(is_interpretable: bool, axis: str | None, saved, cotangents):
     x, kernel, bias, ids, num_counted, logsumexp = saved
     is_counted = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
-    scale = jnp.where(is_counted, cotangents[0], 0.0)
+    scale = jnp.where(is_counted, columns.summed_cotangent(cotangents[0], axis), 0.0)
     dx, dkernel, dbias = _call(
         _backward_kernel,
         "cross_entropy_backward",

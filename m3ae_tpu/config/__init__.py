@@ -6,7 +6,9 @@ from m3ae_tpu.config.model import Dtype, ModelConfig, TransformerConfig
 from m3ae_tpu.config.pretraining import LossConfig, MaskingConfig, PretrainConfig
 from m3ae_tpu.config.training import (
     CheckpointConfig,
+    GradientSums,
     LoggingConfig,
+    MeshConfig,
     OptimizerConfig,
     RunConfig,
 )
@@ -15,10 +17,12 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "Dtype",
+    "GradientSums",
     "Kind",
     "LoggingConfig",
     "LossConfig",
     "MaskingConfig",
+    "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PretrainConfig",

@@ -1,6 +1,7 @@
 """Settings of masked pre-training: the network, what is hidden, and the loss."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from m3ae_tpu.config.checks import FieldError, require_choice, require_field, require_within
@@ -78,6 +79,7 @@ class PretrainConfig(RunConfig):
                 f"Set --data.image_size={max(1, round(size / patch)) * patch}."
             )
         self._require_stored_positions()
+        self._require_even_tensors()
         for number, source in enumerate(self.data.sources):
             if source.kind != "image" and self.model.vocab_size == 0:
                 raise FieldError(
@@ -97,4 +99,19 @@ class PretrainConfig(RunConfig):
                 raise FieldError(
                     f"model.{name} = {stored} are fewer than the {needed} tokens of an example. "
                     f"Set {needed}, or 0 for computed codes."
+                )
+
+    def _require_even_tensors(self) -> None:
+        """Raises `FieldError` unless heads and vocabulary divide over `mesh.tensor`."""
+        sizes = {
+            "model.encoder.num_heads": self.model.encoder.num_heads,
+            "model.decoder.num_heads": self.model.decoder.num_heads,
+            "model.vocab_size": self.model.vocab_size,
+        }
+        for name, size in sizes.items():
+            if self.mesh.tensor > 0 and size % self.mesh.tensor:
+                fits = math.gcd(self.mesh.tensor, *sizes.values())
+                raise FieldError(
+                    f"mesh.tensor = {self.mesh.tensor} does not divide {name} = {size}. "
+                    f"Set --mesh.tensor={fits}."
                 )

@@ -1,9 +1,17 @@
 """Settings that every training run has: its steps, batches, optimizer, data, and what it keeps."""
 
 import dataclasses
+from typing import Literal
 
-from m3ae_tpu.config.checks import require_field, require_positive, require_within
+from m3ae_tpu.config.checks import (
+    require_choice,
+    require_field,
+    require_positive,
+    require_within,
+)
 from m3ae_tpu.config.data import DataConfig
+
+type GradientSums = Literal["compute_dtype", "float32"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,40 @@ class OptimizerConfig:
         require_positive(self, "base_learning_rate", "accumulation_steps")
         require_within(self, "[0, 1)", "warmup_fraction", "beta1", "beta2")
         require_within(self, "[0, inf)", "weight_decay", "clip_norm")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The devices as a mesh: what is split along its axes. It changes results by rounding only.
+
+    One size may be -1: that axis takes the devices that the others leave.
+    """
+
+    data: int = -1
+    """Devices over which examples are spread, with the parameters whole in each."""
+    fsdp: int = 1
+    """Devices over which examples and also all matrices and their moments are spread. A block's
+    matrices are gathered when it is computed: less memory, more traffic.
+    """
+    tensor: int = 1
+    """Devices over which each block's heads and hidden channels, and the vocabulary, are spread.
+    It divides the heads of both stacks.
+    """
+    gradient_sums: GradientSums = "compute_dtype"
+    """Dtype in which devices add up the gradients of matrices: `model.compute_dtype`, or float32,
+    with twice the traffic of gradients.
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            size = getattr(self, name)
+            require_field(self, name, size == -1 or size > 0, "is neither positive nor -1")
+        if self.tensor == -1 or self.fsdp == -1:
+            is_only = [self.data, self.fsdp, self.tensor].count(-1) == 1
+            name = "tensor" if self.tensor == -1 else "fsdp"
+            problem = "is -1 beside another -1, and one axis at most can take the devices left"
+            require_field(self, name, is_only, problem, f"Set {name}, or data, to a number.")
+        require_choice(self, "gradient_sums")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +114,8 @@ class RunConfig:
     """Sources of examples, and their preparation."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW with linear warm-up and cosine decay."""
+    mesh: MeshConfig = MeshConfig()
+    """The devices as a mesh."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Steps that are saved."""
     logging: LoggingConfig = LoggingConfig()

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from m3ae_tpu.parallel.mesh import by_example, replicated
+from m3ae_tpu.parallel.mesh import by_example, num_batch_shards
 
 ROWS_PER_DEVICE = 64
 """Rows that a device computes at a time.
@@ -24,14 +24,14 @@ class RowMap:
         """Jits a function for a mesh.
 
         Args:
-            function: Takes a tree that every device holds whole (a model), and a tree of arrays by
-                row; returns a tree of arrays by row. No row's result may depend on other rows.
+            function: Takes a tree that lies on the mesh in any way (a model), and a tree of arrays
+                by row; returns a tree of arrays by row. No row's result may depend on other rows.
             mesh: The devices that share the rows.
         """
-        self._batch_size = ROWS_PER_DEVICE * mesh.size
+        self._batch_size = ROWS_PER_DEVICE * num_batch_shards(mesh)
         self.run_batch = jax.jit(
             function,
-            in_shardings=(replicated(mesh), by_example(mesh)),
+            in_shardings=(None, by_example(mesh)),
             out_shardings=by_example(mesh),
         )
 

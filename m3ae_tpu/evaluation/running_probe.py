@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+from jax.sharding import Mesh
 
 from m3ae_tpu.config import ProbeConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
@@ -15,10 +16,11 @@ from m3ae_tpu.evaluation.probes import NUM_NEIGHBORS, neighbors_classifier
 from m3ae_tpu.evaluation.row_map import RowMap
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.parallel.mesh import make_mesh
 
 
-def make_probe(probe: ProbeConfig, data: OpenData) -> Callable[[M3AE], dict[str, float]]:
+def make_probe(
+    probe: ProbeConfig, data: OpenData, mesh: Mesh
+) -> Callable[[M3AE], dict[str, float]]:
     """Returns a function that scores a model in training, as metrics.
 
     `probe/knn_accuracy` is the share of the test images whose class ten nearest training images
@@ -27,13 +29,14 @@ def make_probe(probe: ProbeConfig, data: OpenData) -> Callable[[M3AE], dict[str,
     Args:
         probe: Names the labelled examples.
         data: The run's; shards that it has open are not opened again.
+        mesh: The run's.
 
     Raises:
         UserError: shards that cannot be read, have no labels, or hold too few examples.
     """
     train, test = read_probe_examples(probe, data)
     normalizer = Normalizer.of_data(data.config)
-    pool = RowMap(functools.partial(pool_images, normalizer=normalizer), make_mesh())
+    pool = RowMap(functools.partial(pool_images, normalizer=normalizer), mesh)
 
     def score(model: M3AE) -> dict[str, float]:
         features, test_features = (pool(model, each.images)["mean"] for each in (train, test))

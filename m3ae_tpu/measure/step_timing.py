@@ -60,9 +60,9 @@ type _Steps = tuple[Callable[[], None], Callable[[], int | None]]
 
 @contextlib.contextmanager
 def _jax_step(config: PretrainConfig, implementation: Kernels) -> Iterator[_Steps]:
-    mesh = make_mesh()
+    mesh = make_mesh(config.mesh)
     init, step = step_functions(mesh, config, implementation)
-    state = jax.jit(init)()
+    state = init()
     shapes = config_batch_shapes(config)
     batch = random_batch(shapes, vocab_size=max(2, config.model.vocab_size))
     batch = jax.device_put(batch, by_example(mesh))

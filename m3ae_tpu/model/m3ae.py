@@ -1,5 +1,6 @@
 """The multimodal masked autoencoder: one encoder for patches and words, one small decoder."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -79,18 +80,20 @@ class M3AE(eqx.Module):
         Args:
             config: Sizes and dtypes.
             key: Decides every initial value.
-            operations: Attention and cross-entropy of the mesh that the model computes on.
+            operations: Those of the mesh that the model computes on.
         """
         width, num_values = config.encoder.width, config.patch_size**2 * 3
         dtype = jnp.dtype(config.parameter_dtype)
         keys = jax.random.split(key, 6)
+        linear = functools.partial(Linear, dtype=dtype, operations=operations)
         self.cls_token = small_vector(width, key=keys[0], dtype=dtype)
         self.image = Modality(
-            lambda key: Linear(num_values, width, key=key, dtype=dtype),
+            lambda key: linear(num_values, width, key=key),
             num_values,
             config,
             positions=_stored_image_positions(config),
             key=keys[1],
+            operations=operations,
         )
         self.text = None
         if config.vocab_size > 0:
@@ -100,9 +103,10 @@ class M3AE(eqx.Module):
                 config,
                 positions=_stored_text_positions(config),
                 key=keys[2],
+                operations=operations,
             )
         self.encoder = Transformer(config.encoder, config, key=keys[3], operations=operations)
-        self.decoder_input = Linear(width, config.decoder.width, key=keys[4], dtype=dtype)
+        self.decoder_input = linear(width, config.decoder.width, key=keys[4])
         self.decoder = Transformer(config.decoder, config, key=keys[5], operations=operations)
         self.patch_size = config.patch_size
         self.compute_dtype = jnp.dtype(config.compute_dtype)
@@ -169,7 +173,7 @@ class M3AE(eqx.Module):
         ]
         shape = embedded[0][0].shape[0], 1, self.cls_token.shape[0]
         cls = jnp.broadcast_to(as_token(self.cls_token, self.compute_dtype), shape)
-        return _joined(cls, embedded)
+        return self.operations.constrain(_joined(cls, embedded))
 
     def embed_for_decoder(
         self, encoded: Float[Array, "batch tokens width"], inputs: Inputs, masks: Masks
@@ -193,7 +197,7 @@ class M3AE(eqx.Module):
                 self.modality(name).embed_for_decoder(x[:, start:stop], tokens, selection)
             )
             start = stop
-        return _joined(x[:, :1], embedded)
+        return self.operations.constrain(_joined(x[:, :1], embedded))
 
     def tokens(self, inputs: Inputs) -> dict[Literal["image", "text"], Tokens]:
         """Returns the tokens of each modality that the inputs hold, patches first.

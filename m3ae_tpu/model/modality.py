@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from m3ae_tpu.config import ModelConfig
 from m3ae_tpu.model.masking import Selection
 from m3ae_tpu.model.transformer import Linear
+from m3ae_tpu.parallel.operations import Operations
 
 
 class Tokens(NamedTuple):
@@ -58,6 +59,7 @@ class Modality(eqx.Module):
         *,
         positions: np.ndarray | None,
         key: Key[Array, ""],
+        operations: Operations,
     ):
         """Draws the initial values: type and mask vectors with standard deviation 0.02.
 
@@ -67,6 +69,7 @@ class Modality(eqx.Module):
             config: The whole model's settings.
             positions: Initial values of stored position codes; None computes codes.
             key: Decides every initial value.
+            operations: Computes the head.
         """
         dtype, width, decoder_width = (
             config.parameter_dtype,
@@ -78,7 +81,9 @@ class Modality(eqx.Module):
         self.encoder_type = small_vector(width, key=keys[1], dtype=dtype)
         self.decoder_type = small_vector(decoder_width, key=keys[2], dtype=dtype)
         self.mask_token = small_vector(decoder_width, key=keys[3], dtype=dtype)
-        self.head = Linear(decoder_width, num_outputs, key=keys[4], dtype=dtype)
+        self.head = Linear(
+            decoder_width, num_outputs, key=keys[4], dtype=dtype, operations=operations
+        )
         self.positions = None if positions is None else jnp.asarray(positions, dtype)
 
     def embed_visible(

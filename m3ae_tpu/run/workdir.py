@@ -24,6 +24,7 @@ CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.model", "checkpoints"
 _CHANGEABLE = (
     "num_steps",
     "optimizer.",
+    "mesh.",
     "checkpoint.",
     "logging.",
     "probe.",

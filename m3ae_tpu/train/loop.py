@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from m3ae_tpu.config import RunConfig
 from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.data.sources import OpenData, differences
 from m3ae_tpu.errors import require
-from m3ae_tpu.parallel.mesh import by_example, make_mesh, replicated, require_even_batches
+from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.processes import is_leader
+from m3ae_tpu.parallel.rules import placed, state_shardings
 from m3ae_tpu.run.checkpoint import Checkpointer
 from m3ae_tpu.run.data_log import DataLog, RecordIdsWriter
 from m3ae_tpu.run.goodput import Goodput, describe
@@ -81,7 +81,7 @@ def train(
             another model, data that cannot be read, or a loss that is not finite.
     """
     start_time = time.time() if start_time is None else start_time
-    mesh = make_mesh()
+    mesh = make_mesh(config.mesh)
     accumulation_steps = config.optimizer.accumulation_steps
     require_even_batches(
         data.sources,
@@ -99,9 +99,14 @@ def train(
         stack.callback(checkpointer.close)
 
         def init() -> TrainState:
-            return init_state(objective.init_model(Operations(mesh)), optimizer)
+            operations = Operations(mesh, config.mesh.gradient_sums)
+            return init_state(objective.init_model(operations), optimizer)
 
-        state, data_state = _newest_state(init, checkpointer, mesh, config, tokenizer)
+        abstract = jax.eval_shape(init)
+        shardings = state_shardings(abstract, mesh)
+        abstract = placed(abstract, shardings)
+        init = jax.jit(init, out_shardings=shardings)
+        state, data_state = _newest_state(init, abstract, checkpointer, config, tokenizer)
         start = int(state.step)
         changes = differences(fingerprint, data_state["fingerprint"]) if data_state else []
         _require_same_data(changes, allow_changed_data)
@@ -137,6 +142,7 @@ def train(
         )
         step_fn = compile_step(
             mesh,
+            shardings,
             loss=objective.loss,
             optimizer=optimizer,
             key=steps_key(config.seed),
@@ -207,19 +213,14 @@ def train(
 
 def _newest_state(
     init: Callable[[], TrainState],
+    abstract: TrainState,
     checkpointer: Checkpointer,
-    mesh: Mesh,
     config: RunConfig,
     tokenizer: bytes,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns state and data state of the newest checkpoint, or the initial ones."""
-    init = jax.jit(init, out_shardings=replicated(mesh))
     if checkpointer.latest_step() is None:
         return init(), {}
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(init),
-    )
     state, data_state, run = checkpointer.restore(abstract)
     require_tokenizer_fits(run, config.data.tokenizer, tokenizer)
     _LOG.info("going on after step %d", int(state.step))

@@ -92,7 +92,9 @@ def draw_input_masks(
     if inputs.images is not None:
         grid = model.grid(inputs.images)
         num_patches = grid[0] * grid[1]
-    return draw_masks(key, rows, masking, num_patches=num_patches, is_valid=inputs.is_valid)
+    rows = model.operations.constrain(rows)
+    masks = draw_masks(key, rows, masking, num_patches=num_patches, is_valid=inputs.is_valid)
+    return model.operations.constrain(masks)
 
 
 def image_targets(

@@ -67,6 +67,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
     accumulation_steps: int = 1,
+    shardings: PyTree | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on a global batch.
 
@@ -78,6 +79,8 @@ def train_step(
         key: The key that the run's steps share, see `steps_key`; the step's number is folded in.
         accumulation_steps: Micro-batches that the batch is computed in, one after the other, for
             less memory; the mean of their gradients is applied: the same update to rounding.
+        shardings: Places of the model's arrays, and so of their gradients; None leaves the latter
+            to the compiler.
 
     Returns:
         The state after the step, and the loss's metrics with three more means: `loss`; `grad_norm`,
@@ -85,7 +88,13 @@ def train_step(
     """
     key = jax.random.fold_in(key, state.step)
     rows = {kind: jnp.arange(jax.tree.leaves(arrays)[0].shape[0]) for kind, arrays in batch.items()}
-    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def gradient(model: PyTree, *arguments: Any) -> tuple[tuple[Array, Metrics], PyTree]:
+        value_and_metrics, gradients = jax.value_and_grad(loss, has_aux=True)(model, *arguments)
+        if shardings is not None:
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings)
+        return value_and_metrics, gradients
+
     if accumulation_steps == 1:
         value_and_metrics, gradients = gradient(state.model, batch, rows, key)
     else:
@@ -132,15 +141,22 @@ def _accumulate(
 
 def compile_step(
     mesh: Mesh,
+    shardings: TrainState,
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
     accumulation_steps: int = 1,
 ) -> Any:
-    """Returns `train_step` jitted for a mesh: state replicated and donated, rows over the devices.
+    """Returns `train_step` jitted for a mesh: state donated, rows over the devices.
 
-    The other arguments are those of `train_step`.
+    Args:
+        mesh: The devices.
+        shardings: Places of the state's arrays, see `parallel.rules.state_shardings`.
+        loss: As for `train_step`.
+        optimizer: As for `train_step`.
+        key: As for `train_step`.
+        accumulation_steps: As for `train_step`.
     """
     step = functools.partial(
         train_step,
@@ -148,10 +164,11 @@ def compile_step(
         optimizer=optimizer,
         key=key,
         accumulation_steps=accumulation_steps,
+        shardings=shardings.model,
     )
     return jax.jit(
         step,
-        in_shardings=(replicated(mesh), by_example(mesh)),
-        out_shardings=replicated(mesh),
+        in_shardings=(shardings, by_example(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

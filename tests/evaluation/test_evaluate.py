@@ -16,6 +16,7 @@ from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
 from m3ae_tpu.evaluation.evaluate import all_rows, evaluate_run, print_figures
 from m3ae_tpu.evaluation.running_probe import make_probe, read_probe_examples
+from m3ae_tpu.parallel.mesh import make_mesh
 
 HERE = pathlib.Path(__file__).parent
 DATA = open_data(CONFIG.data, batch_size=CONFIG.batch_size, seed=0, vocab_size=4_000)
@@ -124,7 +125,7 @@ def test_the_probe_in_training_scores_a_model(shards):
     probe = dataclasses.replace(
         CONFIG.probe, train_shards=shards[0], test_shards=shards[1], every_steps=1
     )
-    score = make_probe(probe, DATA)
+    score = make_probe(probe, DATA, make_mesh())
     run = trained_run()
     assert 0 <= score(run.model)["probe/knn_accuracy"] <= 1
     assert score(run.model) == score(run.model)

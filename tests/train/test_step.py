@@ -12,8 +12,9 @@ from m3ae_tpu.batch import mixture
 from m3ae_tpu.configs import debug
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.parallel.mesh import by_example, make_mesh, replicated, require_even_batches
+from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.parallel.rules import state_shardings
 from m3ae_tpu.train.card import num_tokens
 from m3ae_tpu.train.flops import matmul_flops
 from m3ae_tpu.train.optimizer import is_matrix, make_optimizer
@@ -70,13 +71,14 @@ def on_one_device(config, batches):
 def test_eight_devices_compute_what_one_does_and_compile_once(batches):
     mesh = make_mesh()
     assert mesh.size == 8
-    step_fn = compile_step(mesh, **arguments(CONFIG))
+    init = functools.partial(initial, CONFIG, Operations(mesh))
+    shardings = state_shardings(jax.eval_shape(init), mesh)
+    step_fn = compile_step(mesh, shardings, **arguments(CONFIG))
     sharded = [jax.device_put(batch, by_example(mesh)) for batch in batches]
     images = sharded[0]["paired"].images
     assert len(images.addressable_shards) == 8
     assert images.addressable_shards[0].data.shape[0] == 2
-    init = functools.partial(initial, CONFIG, Operations(mesh))
-    state, metrics = steps(jax.jit(init, out_shardings=replicated(mesh))(), sharded, step_fn)
+    state, metrics = steps(jax.jit(init, out_shardings=shardings)(), sharded, step_fn)
     assert step_fn._cache_size() == 1
     assert state.model.cls_token.sharding.is_fully_replicated
     _, expected = on_one_device(CONFIG, batches)
