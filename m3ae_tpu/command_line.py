@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import errno
 import os
-import pathlib
 import re
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import local_path, printable
+from m3ae_tpu.files import Place, place, printable
 from m3ae_tpu.values import as_typed
 
 _HELP = {"-h", "--h", "-help", "--help"}
@@ -202,7 +201,7 @@ def _nearest(name: str, valid_names: Iterable[str]) -> str:
     return near[0] if near else ""
 
 
-def one_path(argv: list[str], flag_value: pathlib.Path | None, usage: str) -> pathlib.Path:
+def one_place(argv: list[str], flag_value: Place | None, usage: str) -> Place:
     """Returns the one file or folder that a command line names, by a word or by a flag.
 
     Args:
@@ -216,4 +215,4 @@ def one_path(argv: list[str], flag_value: pathlib.Path | None, usage: str) -> pa
     named = [*argv[1:], *([str(flag_value)] if flag_value else [])]
     given = f", not {len(named)} ({' '.join(named)})" if named else ""
     require(len(named) == 1, f"Name one folder{given}: {usage}.")
-    return local_path(usage.split()[-1], named[0])
+    return place(usage.split()[-1], named[0])

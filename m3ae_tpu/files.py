@@ -7,9 +7,34 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 from m3ae_tpu.errors import UserError, require
+
+REMOTE = "gs://"
+"""Beginning of the address of a file or folder in a bucket of Google Cloud Storage."""
+
+type Place = pathlib.Path | str
+"""Path of a local file or folder, or address of one in a bucket."""
+
+
+def is_remote(place: str | os.PathLike[str]) -> bool:
+    """Returns whether a place lies in a bucket."""
+    return os.fspath(place).startswith(REMOTE)
+
+
+def place(name: str, text: str) -> Place:
+    """Returns the path or address of a file or folder that a user named.
+
+    Args:
+        name: The flag or argument, for messages.
+        text: The path or address as typed.
+
+    Raises:
+        UserError: it is a path that cannot be used, or an address of another storage.
+    """
+    return text.rstrip("/") if is_remote(text) else local_path(name, text)
 
 
 def home_expanded(path: str) -> str:
@@ -34,9 +59,14 @@ def local_path(name: str, text: str) -> pathlib.Path:
         text: The path as typed.
 
     Raises:
-        UserError: the user has no home folder, or the path is not UTF-8: the libraries for
-            checkpoints and shards take no other.
+        UserError: the user has no home folder; the path is not UTF-8: the libraries for
+            checkpoints and shards take no other; or it is an address on another machine.
     """
+    require(
+        not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text),
+        f"{name} = {text} is not on this machine. Name a local path"
+        f"{'' if is_remote(text) else f', or, where buckets are taken, one at {REMOTE}'}.",
+    )
     path = pathlib.Path(home_expanded(text))
     require(
         is_unicode(os.path.abspath(path)),

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.files import local_path
+from m3ae_tpu.files import Place, local_path, place
 from m3ae_tpu.values import as_typed, choices_of, parse_value, type_phrase
 
 # A flag belongs to the module that calls `define_flag` or `define_flags`, whose --help shows it.
@@ -36,7 +36,8 @@ def define_flag(
         name: Its name, with underscores; users may type dashes.
         hint: Type of its value: `bool`, `int`, `float`, `str`, a `Literal`, `list` for texts that
             are separated by commas (a text that holds one goes in double quotes), or
-            `pathlib.Path` for a local file or folder, None if empty.
+            `pathlib.Path` for a local file or folder, None if empty; `Place` for one that may lie
+            in a bucket.
         default: Its value if it is not given.
         doc: Its help.
         at_least: The smallest number.
@@ -68,6 +69,8 @@ class _Parser(flags.ArgumentParser):
             return [part.strip() for part in parts if part.strip()]
         if self._hint is pathlib.Path:
             return local_path(f"--{self._name}", argument) if argument else None
+        if self._hint is Place:
+            return place(f"--{self._name}", argument) if argument else None
         try:
             value = parse_value(self._hint, [argument])
         except (ValueError, OverflowError):

@@ -9,11 +9,15 @@ modules that `m3ae_tpu/evaluation/evaluate.py` lists explain every figure.
 
 import pathlib
 
-from m3ae_tpu.command_line import one_path, run_program
+from m3ae_tpu.command_line import one_place, run_program
+from m3ae_tpu.files import Place
 from m3ae_tpu.option_flags import define_flag
 
 _WORKDIR = define_flag(
-    "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
+    "workdir",
+    Place,
+    None,
+    "Folder of the run, also gs://BUCKET/FOLDER; may be given without the flag's name.",
 )
 _TRAIN = define_flag(
     "train_shards", str, "starter/train-*", "Labelled shards that probes learn from."
@@ -31,10 +35,12 @@ _OUTPUT = define_flag(
 
 def main(argv: list[str]) -> None:
     """Evaluates the run that the command line names."""
-    workdir = one_path(argv, _WORKDIR.value, "python -m pipelines.evaluate WORKDIR")
+    workdir = one_place(argv, _WORKDIR.value, "python -m pipelines.evaluate WORKDIR")
     from m3ae_tpu.evaluation.evaluate import evaluate_workdir
+    from m3ae_tpu.run.claim import files_of
 
-    evaluate_workdir(workdir, _TRAIN.value, _TEST.value, output=_OUTPUT.value)
+    with files_of(workdir) as folder:
+        evaluate_workdir(folder, _TRAIN.value, _TEST.value, output=_OUTPUT.value)
 
 
 def run() -> None:

@@ -13,15 +13,19 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from m3ae_tpu.command_line import one_path, run_program
+from m3ae_tpu.command_line import one_place, run_program
 from m3ae_tpu.errors import require
+from m3ae_tpu.files import Place
 from m3ae_tpu.option_flags import define_flag
 
 if TYPE_CHECKING:
     from m3ae_tpu.run.checkpoint import CheckpointReader
 
 _WORKDIR = define_flag(
-    "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
+    "workdir",
+    Place,
+    None,
+    "Folder of the run, also gs://BUCKET/FOLDER; may be given without the flag's name.",
 )
 _JSON = define_flag(
     "json", bool, False, "Print JSON for programs: a list with one object per kept step."
@@ -97,10 +101,13 @@ def _as_text(description: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Prints the checkpoints of the workdir named on the command line."""
-    workdir = one_path(argv, _WORKDIR.value, "python -m pipelines.inspect_checkpoint WORKDIR")
+    workdir = one_place(argv, _WORKDIR.value, "python -m pipelines.inspect_checkpoint WORKDIR")
     # An accelerator may be held by a run that is training.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    descriptions = inspect(workdir)
+    from m3ae_tpu.run.claim import files_of
+
+    with files_of(workdir) as folder:
+        descriptions = inspect(folder)
     if _JSON.value:
         print(json.dumps(descriptions, indent=2))
     else:

@@ -14,7 +14,7 @@ import time
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import home_expanded
+from m3ae_tpu.files import Place, home_expanded
 from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
 
@@ -22,7 +22,11 @@ _CONFIG = define_flag(
     "config", str, "quickstart", "Named config to start from, or path of a file like it."
 )
 _WORKDIR = define_flag(
-    "workdir", pathlib.Path, None, "Folder of this run, made if missing.", required=True
+    "workdir",
+    Place,
+    None,
+    "Folder of this run, also gs://BUCKET/FOLDER; made if missing.",
+    required=True,
 )
 
 _LOG_RECORD_IDS = define_flag(
@@ -45,7 +49,7 @@ _PROFILE_STEPS = define_flag(
 
 def pretrain(
     config: PretrainConfig,
-    workdir: pathlib.Path,
+    workdir: Place,
     *,
     log_record_ids: bool = False,
     allow_changed_data: bool = False,
@@ -70,31 +74,34 @@ def pretrain(
         tokenizer=data.tokenizer_model,
         allow_changed_data=allow_changed_data,
     )
-    # After what may be refused: these take seconds to import.
-    from m3ae_tpu.train.loop import Probe, train
-    from m3ae_tpu.train.pretraining import pretraining
+    try:
+        # After what may be refused: these take seconds to import.
+        from m3ae_tpu.train.loop import Probe, train
+        from m3ae_tpu.train.pretraining import pretraining
 
-    start_log(workdir)
-    for change in prepared.changes:
-        logging.getLogger("m3ae_tpu").info("changed: %s", change)
-    probe = None
-    if config.probe.every_steps:
-        from m3ae_tpu.evaluation.running_probe import make_probe
-        from m3ae_tpu.parallel.mesh import make_mesh
+        start_log(prepared.path)
+        for change in prepared.changes:
+            logging.getLogger("m3ae_tpu").info("changed: %s", change)
+        probe = None
+        if config.probe.every_steps:
+            from m3ae_tpu.evaluation.running_probe import make_probe
+            from m3ae_tpu.parallel.mesh import make_mesh
 
-        score = make_probe(config.probe, data, make_mesh(config.mesh))
-        probe = Probe(config.probe.every_steps, score)
-    train(
-        config,
-        pretraining(config),
-        data,
-        prepared,
-        probe=probe,
-        log_record_ids=log_record_ids,
-        allow_changed_data=allow_changed_data,
-        profile_steps=profile_steps,
-        start_time=start_time,
-    )
+            score = make_probe(config.probe, data, make_mesh(config.mesh))
+            probe = Probe(config.probe.every_steps, score)
+        train(
+            config,
+            pretraining(config),
+            data,
+            prepared,
+            probe=probe,
+            log_record_ids=log_record_ids,
+            allow_changed_data=allow_changed_data,
+            profile_steps=profile_steps,
+            start_time=start_time,
+        )
+    finally:
+        prepared.unlock()
 
 
 def keep_compiled_programs() -> None:

@@ -8,11 +8,15 @@ For the results of probes run `python -m pipelines.evaluate` first.
 
 import pathlib
 
-from m3ae_tpu.command_line import one_path, run_program
+from m3ae_tpu.command_line import one_place, run_program
+from m3ae_tpu.files import Place
 from m3ae_tpu.option_flags import define_flag
 
 _WORKDIR = define_flag(
-    "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
+    "workdir",
+    Place,
+    None,
+    "Folder of the run, also gs://BUCKET/FOLDER; may be given without the flag's name.",
 )
 _TEST = define_flag(
     "test_shards",
@@ -32,10 +36,14 @@ _OUTPUT = define_flag(
 
 def main(argv: list[str]) -> None:
     """Reports on the run that the command line names."""
-    workdir = one_path(argv, _WORKDIR.value, "python -m pipelines.report WORKDIR")
+    workdir = one_place(argv, _WORKDIR.value, "python -m pipelines.report WORKDIR")
     from m3ae_tpu.report.page import report_workdir
+    from m3ae_tpu.run.claim import files_of
+    from m3ae_tpu.storage.mirror import address_of
 
-    print(f"report: {report_workdir(workdir, _TEST.value, output=_OUTPUT.value)}")
+    with files_of(workdir) as folder:
+        page = report_workdir(folder, _TEST.value, output=_OUTPUT.value)
+        print(f"report: {address_of(page.parent)}/{page.name}")
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ from repository import ROOT, tracked_files
 LAYERS = [
     "kernels errors scopes",
     "files charts",
+    "storage",
     "config",
     "batch",
     "parallel",
@@ -23,10 +24,10 @@ BESIDE = {
     "values": "",
     "command_line": "errors files values",
     "option_flags": "errors files values",
-    "overrides": "errors files values config command_line",
+    "overrides": "errors files values storage config command_line",
     "configs": "config",
-    "prepare": "errors files config batch data",
-    "measure": "kernels errors scopes files charts config batch parallel model data train",
+    "prepare": "errors files storage config batch data",
+    "measure": "kernels errors scopes files charts storage config batch parallel model data train",
 }
 # Second copies of modules that already have a name below m3ae_tpu.
 SECOND_NAMES = {"configs", "kernels", "pipelines"}

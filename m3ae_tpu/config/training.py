@@ -80,10 +80,13 @@ class CheckpointConfig:
     every_steps: int = 1_000
     """Steps between two checkpoints."""
     keep: int = 3
-    """Newest checkpoints that stay on disk."""
+    """Newest checkpoints that stay."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this stay for ever; 0: none."""
 
     def __post_init__(self) -> None:
         require_positive(self, "every_steps", "keep")
+        require_within(self, "[0, inf)", "keep_every")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,15 @@
 Alone, a process is the leader and its sums are its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from m3ae_tpu.errors import UserError
+
+_NOTHING, _FAILED = -1, -2
 
 
 def is_alone() -> bool:
@@ -31,6 +35,35 @@ def total(values: Sequence[int]) -> list[int]:
         return list(values)
     gathered = multihost_utils.process_allgather(np.array(values, np.int64))
     return np.asarray(gathered).sum(axis=0).tolist()
+
+
+def from_leader(find: Callable[[], int | None]) -> int | None:
+    """Returns in every process what `find` returns in the leader: nothing, or a number from 0 on.
+
+    All must call this together.
+
+    Raises:
+        UserError: the leader's `find` raised it.
+    """
+    if is_alone():
+        return find()
+    number, refusal = _NOTHING, None
+    if is_leader():
+        try:
+            found = find()
+            number = _NOTHING if found is None else found
+        except UserError as error:
+            number, refusal = _FAILED, error
+    number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    if number == _FAILED:
+        raise refusal or UserError("process 0 cannot go on; its messages say why.")
+    return None if number == _NOTHING else number
+
+
+def wait_for_all(place: str) -> None:
+    """Waits until every process has come to this place, which has a name of its own."""
+    if not is_alone():
+        multihost_utils.sync_global_devices(place)
 
 
 def is_preempted(step: int) -> bool:

@@ -24,6 +24,7 @@ from m3ae_tpu.report.wall_time import wall_time
 from m3ae_tpu.run import goodput
 from m3ae_tpu.run.metrics import read_metrics
 from m3ae_tpu.run.workdir import load_run_config, result_file
+from m3ae_tpu.storage.mirror import address_of
 
 FILE_NAME = "report.html"
 
@@ -98,14 +99,14 @@ def write_report(
         style=f"{charts.STYLE}\n{(folder / 'report.css').read_text().strip()}",
         lead=_lead(config, metrics, evaluation),
         tiles=sections.tiles(evaluation, metrics),
-        measured=measured(evaluation, shown, str(workdir)),
-        features=sections.features(evaluation, str(workdir)),
+        measured=measured(evaluation, shown, address_of(workdir)),
+        features=sections.features(evaluation, address_of(workdir)),
         reconstruction=sections.reconstruction(examples, evaluation, config),
         attention=sections.attention(examples),
         curves=curves(metrics, evaluation, first=wall_time(seconds or {})),
         data=sections.data(config, metrics),
         settings=sections.settings(config, dict(versions) | {"python": platform.python_version()}),
-        workdir=html.escape(str(workdir)),
+        workdir=html.escape(address_of(workdir)),
     )
     atomic_write(path, page)
     return path

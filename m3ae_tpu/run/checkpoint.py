@@ -1,9 +1,9 @@
 """Checkpoints: the whole state of a run, written in the background, complete or absent.
 
-A step is a folder `WORKDIR/checkpoints/STEP` with the items `model`, `optimizer` (with the number
-of steps), `data` (state of the data) and `run` (config and versions), and the digests of their
-files. Arrays are stored under dotted names (`encoder.blocks.mlp_in.kernel`), so that reading them
-needs only Orbax.
+A step is a folder `WORKDIR/checkpoints/STEP`, on a disk or in a bucket, with the items `model`,
+`optimizer` (with the number of steps), `data` (state of the data) and `run` (config and versions),
+and the digests of their files. Arrays are stored under dotted names
+(`encoder.blocks.mlp_in.kernel`), so that reading them needs only Orbax.
 """
 
 import contextlib
@@ -12,7 +12,8 @@ import errno
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -22,9 +23,10 @@ from jaxtyping import PyTree
 
 from m3ae_tpu.config import CheckpointConfig
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.parallel.processes import is_leader
+from m3ae_tpu.parallel import processes
 from m3ae_tpu.run import digests
-from m3ae_tpu.run.workdir import CHECKPOINTS, saved_steps
+from m3ae_tpu.run.steps import steps_of
+from m3ae_tpu.storage.mirror import address_of
 
 _LOG = logging.getLogger(__name__)
 ITEMS = ("model", "optimizer", "data", "run")
@@ -50,31 +52,46 @@ class CheckpointReader:
     """Reads the checkpoints of a workdir. It never writes: the run may be training."""
 
     def __init__(self, workdir: pathlib.Path):
-        self.folder = workdir.absolute() / CHECKPOINTS
+        """Takes a workdir, or the mirror of one in a bucket."""
+        self._stored = steps_of(workdir)
+        self.folder = self._stored.address
+        self._workdir = address_of(workdir)
         self._faults: dict[int, str] = {}
 
     def steps(self) -> list[int]:
-        """Returns the steps on disk, damaged ones too, oldest first."""
-        return saved_steps(self.folder.parent)
+        """Returns the saved steps, damaged ones too, oldest first."""
+        return self._stored.committed()
 
     def fault(self, step: int) -> str:
-        """Returns the damaged file of a step and its damage, or "". Reads every byte once, then
-        remembers the answer.
+        """Returns the damaged file of a step and its damage, or "", and remembers the answer.
+
+        Reads every byte on a disk; a bucket tells the digests of its objects.
         """
         if step not in self._faults:
-            self._faults[step] = digests.find_damage(self.folder / str(step))
+            self._faults[step] = digests.find_damage(
+                self._stored.files(step),
+                lambda name: self._stored.read(step, name),
+                f"{self.folder}/{step}",
+            )
         return self._faults[step]
 
     def latest_step(self) -> int | None:
         """Returns the newest undamaged step, None if there are no steps at all.
 
         Damaged newer ones are named in a warning and skipped: the run computes those steps again,
-        with the same bits.
+        with the same bits. Of several processes the leader looks, and all get its answer.
 
         Raises:
             UserError: there are steps, and all of them are damaged. Only the user may decide to
                 start from scratch.
         """
+        return processes.from_leader(self._find_latest_step)
+
+    def _find_latest_step(self) -> int | None:
+        for step in self._stored.uncommitted():
+            _LOG.warning(
+                "checkpoint %d is skipped: %s/%d was not saved to its end", step, self.folder, step
+            )
         steps = self.steps()
         for step in reversed(steps):
             is_unchecked = step not in self._faults
@@ -168,12 +185,12 @@ class CheckpointReader:
         plain = {item: ocp.args.JsonRestore() for item in ("data", "run")}
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
             return dict(
-                reader.restore(self.folder / str(step), args=ocp.args.Composite(**arrays, **plain))
+                reader.restore(self._stored.path(step), args=ocp.args.Composite(**arrays, **plain))
             )
 
     def _metadata(self, step: int) -> dict[str, Any]:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as reader:
-            return dict(reader.metadata(self.folder / str(step)).item_metadata)
+            return dict(reader.metadata(self._stored.path(step)).item_metadata)
 
     def _require_fit(self, step: int, wanted: dict[str, Arrays]) -> None:
         """Raises `UserError` unless the step's arrays have the names, shapes and dtypes of
@@ -194,8 +211,8 @@ class CheckpointReader:
         more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
         require(
             not faults,
-            f"{self.folder / str(step)} does not fit the config: {'; '.join(faults[:2])}{more}. "
-            f"Set the values of {self.folder.parent / 'config.json'}, or another --workdir.",
+            f"{self.folder}/{step} does not fit the config: {'; '.join(faults[:2])}{more}. "
+            f"Set the values of {self._workdir}/config.json, or another --workdir.",
         )
 
 
@@ -205,26 +222,38 @@ class Checkpointer(CheckpointReader):
     One run at a time may use a workdir.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: CheckpointConfig,
+        *,
+        before_commit: Callable[[], None] = lambda: None,
+    ):
+        """Removes what unfinished saves left.
+
+        Args:
+            workdir: Folder of the run, or the mirror of one in a bucket.
+            config: Steps to keep.
+            before_commit: Called in the background when all of a step is written, before it
+                counts. Its error is raised by `wait`, and the step does not count then.
+        """
         super().__init__(workdir)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._saving: int | None = None
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_names=ITEMS,
-            item_handlers=_handlers(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
-            ),
+        self._config, self._before_commit = config, before_commit
+        self._saving = 0
+        self._remover = ThreadPoolExecutor(1, "remove-checkpoints")
+        self._removal: Future[None] | None = None
+        if processes.is_leader():
+            self._stored.make()
+        self._writer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(**_handlers()),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
         )
 
     def save(self, step: int, state: Any, data_state: dict[str, Any], run: dict[str, Any]) -> None:
         """Starts to save a step; the arrays may be donated as soon as this returns.
 
-        Steps from `step` on that are still there (damaged ones, which `restore` skipped) are
-        removed first. Raises the error of an earlier step's write in the background.
+        Steps from `step` on that are still there at the first save (damaged ones, which `restore`
+        skipped) are removed first. Raises the error of an earlier step's write in the background.
 
         Args:
             step: Number of finished steps.
@@ -233,16 +262,13 @@ class Checkpointer(CheckpointReader):
             run: JSON of config and versions, see `workdir.describe_run`.
         """
         self.wait()  # `_saving` must not change while an earlier save is being written.
-        for stale in self.steps():
-            if stale >= step:
-                # Orbax refuses to save a step that is not newer than all others.
-                _LOG.warning("checkpoint %d is removed: the run resumed before it", stale)
-                self._manager.delete(stale)
-        self._saving = step
-        self._faults.pop(step, None)
         with self._full_disk_error():
-            is_saved = self._manager.save(
-                step,
+            if not self._saving:
+                self._remove_from(step)
+            self._saving = step
+            self._faults.pop(step, None)
+            self._writer.save(
+                self._stored.path(step),
                 args=ocp.args.Composite(
                     model=ocp.args.PyTreeSave(_by_name(state.model)),
                     optimizer=ocp.args.PyTreeSave(_by_name(_optimizer_item(state))),
@@ -250,24 +276,48 @@ class Checkpointer(CheckpointReader):
                     run=ocp.args.JsonSave(run),
                 ),
             )
-        if not is_saved:
-            raise RuntimeError(
-                f"Orbax did not save step {step} in {self.folder}, which has {self.steps()}."
-            )
 
     def _write_digests(self) -> None:
-        """Writes the digests when all files of a step are written, before its folder is renamed.
+        """Writes the digests when all files of a step are written, before it is committed.
 
-        Orbax calls it in the background.
+        Orbax calls it in the background, in the leader only.
         """
-        if is_leader():
-            unfinished = list(self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
-            digests.write_digests(max(unfinished, key=lambda path: path.stat().st_mtime), ITEMS)
+        step = self._saving
+        files = {
+            name: file
+            for name, file in self._stored.unfinished_files(step).items()
+            if name.partition("/")[0] in ITEMS
+        }
+        content = digests.list_of_digests(files, self._stored.algorithm)
+        self._stored.write_unfinished(step, digests.FILE_NAME, content)
+        self._before_commit()
 
     def wait(self) -> None:
-        """Waits until the step that `save` started is on disk. Raises the error of its write."""
+        """Waits until the step that `save` started is committed. Raises the error of its write."""
         with self._full_disk_error():
-            self._manager.wait_until_finished()
+            self._writer.wait_until_finished()
+            if self._removal is not None:
+                self._removal.result()
+                self._removal = None
+            if processes.is_leader() and self._saving:
+                self._removal = self._remover.submit(self._remove_old, self._saving)
+
+    def _remove_from(self, step: int) -> None:
+        """Removes the steps from `step` on."""
+        if processes.is_leader():
+            for stale in [*self.steps(), *self._stored.uncommitted()]:
+                if stale >= step:
+                    _LOG.warning("checkpoint %d is removed: the run resumed before it", stale)
+                    self._stored.remove(stale)
+        processes.wait_for_all("checkpoints are removed")
+
+    def _remove_old(self, newest: int) -> None:
+        """Removes what the config does not keep of the steps up to a committed one."""
+        every = self._config.keep_every
+        steps = [step for step in self.steps() if step <= newest]
+        for step in steps[: -self._config.keep]:
+            if not every or step % every:
+                self._stored.remove(step)
 
     @contextlib.contextmanager
     def _full_disk_error(self) -> Iterator[None]:
@@ -277,12 +327,17 @@ class Checkpointer(CheckpointReader):
         except Exception as error:
             if "No space left on device" not in str(error):
                 raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.folder) from error
 
     def close(self) -> None:
         """Waits like `wait`, then frees the threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._remover.shutdown()
+            self._writer.close()
+        if self._removal is not None:
+            self._removal.result()
 
 
 def _handlers() -> dict[str, Any]:

@@ -1,53 +1,75 @@
-"""SHA-256 digests: of a checkpoint's files, to find damage, and of its arrays, to compare runs.
+"""Digests: of a checkpoint's files, to find damage, and of its arrays, to compare runs.
 
 Orbax restores array data with flipped bits silently, so each step carries the digests of its files.
 """
 
+import abc
 import hashlib
 import json
-import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from m3ae_tpu.files import file_sha256
-
 FILE_NAME = "digests.json"
 
 
-def write_digests(folder: pathlib.Path, items: Iterable[str]) -> None:
-    """Writes size and SHA-256 of every file in the subfolders `items` to `FILE_NAME` in `folder`.
+class StoredFile(abc.ABC):
+    """A file or object whose digest can be told."""
 
-    Called before `folder` is renamed to its final name: files and digests appear at once.
-    """
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for item in items
-        for path in sorted((folder / item).rglob("*"))
-        if path.is_file()
+    num_bytes: int
+
+    @abc.abstractmethod
+    def digest(self, algorithm: str) -> str:
+        """Returns the hexadecimal digest by `sha256` or `md5`."""
+
+
+def list_of_digests(files: Mapping[str, StoredFile], algorithm: str) -> bytes:
+    """Returns the content of `FILE_NAME`: size and digest of each file."""
+    listed = {
+        name: {"bytes": file.num_bytes, algorithm: file.digest(algorithm)}
+        for name, file in files.items()
     }
-    (folder / FILE_NAME).write_text(json.dumps(files, indent=1))
+    return json.dumps(listed, indent=1).encode()
 
 
-def find_damage(folder: pathlib.Path) -> str:
-    """Returns the first file that differs from its digest and how, or "" if all agree."""
+def find_damage(files: Mapping[str, StoredFile], read: Callable[[str], bytes], folder: str) -> str:
+    """Returns the first file that differs from its digest and how, or "" if all agree.
+
+    Args:
+        files: The files that are there, by their path in a folder.
+        read: Returns the content of one of them.
+        folder: The folder's name, for messages.
+    """
     try:
-        files = json.loads((folder / FILE_NAME).read_bytes())
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        listed = json.loads(read(FILE_NAME))
+        expected = {name: _sum_of(entry) for name, entry in listed.items()}
     except FileNotFoundError:
-        return f"{folder / FILE_NAME} is missing"
+        return f"{folder}/{FILE_NAME} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{folder / FILE_NAME} is not a list of digests"
-    for name, (num_bytes, sha256) in expected.items():
-        path = folder / name
-        if not path.is_file():
+        return f"{folder}/{FILE_NAME} is not a list of digests"
+    for name, (num_bytes, algorithm, digest) in expected.items():
+        path, file = f"{folder}/{name}", files.get(name)
+        if file is None:
             return f"{path} is missing"
-        if path.stat().st_size != num_bytes:
-            return f"{path} has {path.stat().st_size} bytes, {num_bytes} were written"
-        if file_sha256(path) != sha256:
-            return f"{path} has another SHA-256 than when it was written"
+        if file.num_bytes != num_bytes:
+            return f"{path} has {file.num_bytes} bytes, {num_bytes} were written"
+        if file.digest(algorithm) != digest:
+            return f"{path} has another {_NAMES[algorithm]} than when it was written"
     return ""
+
+
+_NAMES = {"sha256": "SHA-256", "md5": "MD5"}
+
+
+def _sum_of(entry: Mapping[str, Any]) -> tuple[int, str, str]:
+    """Returns size, algorithm and digest in a file's entry.
+
+    Raises:
+        KeyError: it has none of them.
+    """
+    algorithm = next((name for name in _NAMES if name in entry), "sha256")
+    return entry["bytes"], algorithm, entry[algorithm]
 
 
 def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:

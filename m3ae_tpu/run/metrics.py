@@ -10,6 +10,7 @@ from typing import Any
 
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.storage.mirror import address_of
 
 FILE_NAME = "metrics.jsonl"
 
@@ -148,5 +149,5 @@ def _start_wandb(workdir: pathlib.Path, project: str) -> Any:
             "Install it: pip install 'm3ae-tpu[wandb]'; or leave the project empty."
         ) from None
     # The id comes from the folder, so that a resumed run continues its wandb run.
-    name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(address_of(workdir.absolute()).encode()).hexdigest()[:16]
     return wandb.init(project=project, name=workdir.name, id=name, dir=str(workdir), resume="allow")

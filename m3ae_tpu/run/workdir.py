@@ -1,13 +1,10 @@
-"""A run's directory: which run it holds, which config changes may resume it, and its lock."""
+"""A run's directory: which run it holds, and which config changes may resume it."""
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import re
 from typing import Any
@@ -16,9 +13,12 @@ import m3ae_tpu
 from m3ae_tpu.config import RunConfig
 from m3ae_tpu.config.tree import differences, from_json, leaves
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import atomic_write, require_writable_file
+from m3ae_tpu.files import Place, atomic_write, is_remote, require_writable_file
+from m3ae_tpu.run.claim import Claim, claim_workdir
+from m3ae_tpu.run.steps import steps_of
+from m3ae_tpu.storage.mirror import address_of
 
-CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.model", "checkpoints"
+CONFIG, TOKENIZER = "config.json", "tokenizer.model"
 # Beginnings of the fields that a resumed run may change; another value elsewhere makes it another
 # run. The tokenizer is compared by content: its file may move.
 _CHANGEABLE = (
@@ -40,17 +40,23 @@ _PACKAGES = ("equinox", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workdir:
-    """A run's directory, locked until `unlock` or the end of the process."""
+    """A run's directory, claimed until `unlock` or the end of the process."""
 
     path: pathlib.Path
+    """Folder of its small files on this machine; a mirror where the run's directory is remote."""
     is_new: bool
     """True for a first start. Otherwise the run resumes from its newest checkpoint or, without one,
     from step 0.
     """
     changes: list[str]
     """Fields that the config changes in a resumed run, each as a phrase to show."""
-    lock: int
-    """File descriptor that holds the lock. A plain number does not close it when collected."""
+    claim: Claim
+    """Keeps other runs out."""
+
+    @property
+    def address(self) -> str:
+        """Path or address of the directory as the user knows it."""
+        return address_of(self.path)
 
     def record(self, config: RunConfig, *, tokenizer: bytes = b"") -> None:
         """Writes `config.json` and `tokenizer.model`. Called after all checks of the run."""
@@ -64,21 +70,21 @@ class Workdir:
                 (self.path / TOKENIZER).unlink(missing_ok=True)
 
     def unlock(self) -> None:
-        """Lets other processes use the directory."""
-        os.close(self.lock)
+        """Stores the small files, and lets other processes use the directory."""
+        self.claim.release()
 
 
 def prepare_workdir(
-    path: pathlib.Path,
+    address: Place,
     config: RunConfig,
     *,
     tokenizer: bytes = b"",
     allow_changed_data: bool = False,
 ) -> Workdir:
-    """Makes or checks the directory of a run, and locks it.
+    """Makes or checks the directory of a run, and claims it.
 
     Args:
-        path: The directory; made if missing.
+        address: The directory, also in a bucket; made if missing.
         config: The run's, all overrides applied.
         tokenizer: The content of `config.data.tokenizer`; empty for a run without text.
         allow_changed_data: Lets all of `data.sources` change.
@@ -87,27 +93,25 @@ def prepare_workdir(
         UserError: the directory cannot be written, holds another run, a run with another tokenizer
             or a `config.json` that cannot be read, or another process uses it.
     """
-    with _unwritable_folder_named(path), contextlib.ExitStack() as stack:
-        path.mkdir(parents=True, exist_ok=True)
-        for folder in (path, path / CHECKPOINTS):
-            # Found out now: Orbax would fail in the background, after the first steps.
-            if folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        lock = _lock(path)
-        stack.callback(os.close, lock)
+    with _unwritable_folder_named(address), contextlib.ExitStack() as stack:
+        claim = claim_workdir(address)
+        stack.callback(claim.release)
+        path = claim.path
         is_new = not _holds_run(path, type(config))
         changes = [] if is_new else _compare(path, config, tokenizer, allow_changed_data)
-        stack.pop_all()  # Keeps the lock: nothing was refused.
-    return Workdir(path=path, is_new=is_new, changes=changes, lock=lock)
+        stack.pop_all()  # Keeps the claim: nothing was refused.
+    return Workdir(path=path, is_new=is_new, changes=changes, claim=claim)
 
 
 @contextlib.contextmanager
-def _unwritable_folder_named(path: pathlib.Path):
+def _unwritable_folder_named(address: Place):
     try:
         yield
     except OSError as error:
+        if is_remote(address):  # Its errors name the address already.
+            raise
         raise UserError(
-            f"--workdir = {path} cannot be written ({error.strerror}: {error.filename}). "
+            f"--workdir = {address} cannot be written ({error.strerror}: {error.filename}). "
             "Name a folder that you may write to."
         ) from None
 
@@ -118,11 +122,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     Raises:
         OSError: the folder of checkpoints may not be read. It must not count as empty.
     """
-    try:
-        names = os.listdir(workdir / CHECKPOINTS)
-    except FileNotFoundError:
-        return []
-    return sorted(int(name) for name in names if name.isdigit())
+    return steps_of(workdir).committed()
 
 
 def result_file(workdir: pathlib.Path, output: pathlib.Path | None, name: str) -> pathlib.Path:
@@ -208,21 +208,6 @@ def load_run_config[Config: RunConfig](workdir: pathlib.Path, config_type: type[
         raise UserError(f"{path}: {error}") from None
 
 
-def _lock(path: pathlib.Path) -> int:
-    """Takes the directory's lock, which the system frees when the process ends, however it ends."""
-    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        # lockf, not flock: child processes that outlive a killed run do not hold it.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UserError(
-            f"--workdir = {path} is in use by another process. "
-            "Wait for it, stop it, or give another --workdir."
-        ) from None
-    return lock
-
-
 def _holds_run(path: pathlib.Path, config_type: type[RunConfig]) -> bool:
     """Returns whether a run left results here.
 
@@ -262,18 +247,18 @@ def _compare(
     more = f" (and {len(refused) - 3} more)" if len(refused) > 3 else ""
     require(
         not refused,
-        f"--workdir = {path} holds another run: {'; '.join(refused[:3])}{more}. "
+        f"--workdir = {address_of(path)} holds another run: {'; '.join(refused[:3])}{more}. "
         f"Give another --workdir, or the old {'value' if len(refused) == 1 else 'values'}.",
     )
     last_step = max(saved_steps(path), default=0)
     require(
         config.num_steps >= last_step,
         f"num_steps = {config.num_steps} is less than the {last_step} steps that "
-        f"--workdir = {path} has finished. Set more, or give another --workdir.",
+        f"--workdir = {address_of(path)} has finished. Set more, or give another --workdir.",
     )
     copy = path / TOKENIZER
     if copy.exists():
-        sha256, fix = _sha256(copy.read_bytes()), f"--data.tokenizer={copy}"
+        sha256, fix = _sha256(copy.read_bytes()), f"--data.tokenizer={address_of(path)}/{TOKENIZER}"
         _require_same_tokenizer(sha256, config.data.tokenizer, tokenizer, fix)
     return list(changes.values())
 

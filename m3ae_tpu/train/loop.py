@@ -95,7 +95,9 @@ def train(
         config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
     )
     with contextlib.ExitStack() as stack:
-        checkpointer = Checkpointer(workdir.path, config.checkpoint)
+        checkpointer = Checkpointer(
+            workdir.path, config.checkpoint, before_commit=workdir.claim.before_commit
+        )
         stack.callback(checkpointer.close)
 
         def init() -> TrainState:
@@ -113,7 +115,7 @@ def train(
         workdir.record(config, tokenizer=tokenizer)
         if start >= config.num_steps:
             _LOG.info(
-                "%s has finished its %d steps; raise --num_steps to go on", workdir.path, start
+                "%s has finished its %d steps; raise --num_steps to go on", workdir.address, start
             )
             return start
 
@@ -230,7 +232,7 @@ def _newest_state(
 def _describe_latest(checkpointer: Checkpointer) -> str:
     checkpointer.wait()
     step = checkpointer.latest_step()
-    return "does not exist" if step is None else f"is {checkpointer.folder / str(step)}"
+    return "does not exist" if step is None else f"is {checkpointer.folder}/{step}"
 
 
 def _require_same_data(changes: list[str], allows: bool) -> None:
