@@ -57,6 +57,18 @@ class BarGroup:
     bars: Sequence[Bar]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stack:
+    """One bar of parts, one behind the other."""
+
+    name: str
+    parts: Sequence[float]
+    label: str
+    """Text below the bar."""
+    limit: float
+    """Where a dashed line stands."""
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -212,6 +224,43 @@ def bar_chart(title: str, groups: Sequence[BarGroup]) -> str:
             y += 20
         y += 22
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {y - 16}" role="img">'
+    return "".join([head, *elements, "</svg>"])
+
+
+def stack_chart(part_names: Sequence[str], stacks: Sequence[Stack]) -> str:
+    """Returns an SVG element of horizontal bars in parts, on one scale, each with its limit.
+
+    Args:
+        part_names: Names of the parts, at most four.
+        stacks: One below the other.
+    """
+    left, room, y = 4, WIDTH - 12, 30
+    longest = max(max(sum(stack.parts), stack.limit) for stack in stacks) or 1.0
+    names = "".join(
+        f'<tspan class="part-{number}" dx="{14 * (number > 0)}">{html.escape(name)}</tspan>'
+        for number, name in enumerate(part_names)
+    )
+    elements = [f'<text class="legend" x="{left}" y="14">{names}</text>']
+    for stack in stacks:
+        elements.append(
+            f'<text class="title" x="{left}" y="{y + 12}">{html.escape(stack.name)}</text>'
+        )
+        x, top = float(left), y + 20
+        for number, (name, part) in enumerate(zip(part_names, stack.parts, strict=True)):
+            width = room * part / longest
+            elements.append(
+                f'<rect class="part-{number}" x="{x:.1f}" y="{top}" width="{width:.1f}" '
+                f'height="18"><title>{html.escape(name)}</title></rect>'
+            )
+            x += width
+        limit = left + room * stack.limit / longest
+        elements += [
+            f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="{top - 5}" '
+            f'y2="{top + 23}"/>',
+            f'<text x="{left}" y="{top + 34}">{html.escape(stack.label)}</text>',
+        ]
+        y += 70
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {y}" role="img">'
     return "".join([head, *elements, "</svg>"])
 
 

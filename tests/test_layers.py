@@ -28,6 +28,7 @@ BESIDE = {
     "configs": "config",
     "prepare": "errors files storage config batch data",
     "measure": "kernels errors scopes files charts storage config batch parallel model data train",
+    "rehearsal": "kernels errors files charts config batch parallel model train measure",
 }
 # Second copies of modules that already have a name below m3ae_tpu.
 SECOND_NAMES = {"configs", "kernels", "pipelines"}

@@ -66,21 +66,33 @@ _WIDTH = {
     "s32": 4,
     "u32": 4,
     "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
 }
 
 
-def operations(text: str) -> list[Operation]:
+def operations(text: str, *, unknown_iterations: int | None = None) -> list[Operation]:
     """Lists the operations of a compiled program, given as its text; a loop multiplies their runs.
+
+    Args:
+        text: The compiled program.
+        unknown_iterations: Counted for a loop whose length is decided as it runs; None refuses it.
 
     Raises:
         NotCountedError: the program has a loop of unknown length, or a branch.
     """
-    computations: Computations = {}
+    return _operations_of(*read_program(text), 1, unknown_iterations)
+
+
+def read_program(text: str) -> tuple[Computations, str]:
+    """Returns the instructions of a compiled program by computation, and the entry's name."""
+    found: Computations = {}
     entry = name = ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
             name = head.group(2)
-            computations[name] = []
+            found[name] = []
             entry = name if head.group(1) else entry
         elif name and (match := _INSTRUCTION.match(line)):
             root, label, shape, kind, rest = match.groups()
@@ -88,13 +100,13 @@ def operations(text: str) -> list[Operation]:
             operands = tuple(re.findall(r"%([\w.\-]+)", inside))
             if kind == "parameter" or kind == "constant":
                 after = inside
-            computations[name].append(
-                Instruction(label, shape, kind, operands, after, root is not None)
-            )
-    return _operations_of(computations, entry, 1)
+            found[name].append(Instruction(label, shape, kind, operands, after, root is not None))
+    return found, entry
 
 
-def _operations_of(computations: Computations, name: str, times: int) -> list[Operation]:
+def _operations_of(
+    computations: Computations, name: str, times: int, unknown_iterations: int | None
+) -> list[Operation]:
     shapes, found = {}, []
     for line in computations[name]:
         shapes[line.name] = line.shape
@@ -105,11 +117,13 @@ def _operations_of(computations: Computations, name: str, times: int) -> list[Op
         if line.kind == "conditional":
             raise NotCountedError(f"{line.name}: the branch that runs is not known.")
         if line.kind in ("while", "call"):
-            iterations = _iterations(computations, line.rest) if line.kind == "while" else 1
-            body = _called(line.rest, "body|to_apply")
+            iterations = 1
+            if line.kind == "while":
+                iterations = loop_iterations(computations, line.rest) or unknown_iterations
+            body = called_computation(line.rest, "body|to_apply")
             if body is None or iterations is None:
                 raise NotCountedError(f"{line.name}: the number of iterations is not known.")
-            found += _operations_of(computations, body, times * iterations)
+            found += _operations_of(computations, body, times * iterations, unknown_iterations)
             continue
         if line.kind.endswith("-start"):
             cycles, estimate, hbm_bytes = 0, None, _moved(line.shape)
@@ -123,18 +137,18 @@ def _operations_of(computations: Computations, name: str, times: int) -> list[Op
     return found
 
 
-def _called(rest: str, attribute: str) -> str | None:
+def called_computation(rest: str, attribute: str) -> str | None:
     found = re.search(rf"(?:{attribute})=%([\w.\-]+)", rest)
     return found.group(1) if found else None
 
 
-def _iterations(computations: Computations, loop: str) -> int | None:
+def loop_iterations(computations: Computations, loop: str) -> int | None:
     """Returns a loop's iterations: as annotated by the compiler, or the limit of its counter, which
     starts at 0 in JAX's loops.
     """
     if annotated := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
         return int(annotated.group(1))
-    lines = {line.name: line for line in computations[_called(loop, "condition") or ""]}
+    lines = {line.name: line for line in computations[called_computation(loop, "condition") or ""]}
     (root,) = (line for line in lines.values() if line.is_root)
     if root.kind != "compare" or "direction=LT" not in root.rest:
         return None
@@ -150,7 +164,7 @@ def _cycles(text: str, field: str) -> int | None:
 def _traffic(computations: Computations, line: Instruction, operands: list[str]) -> int:
     """Returns the bytes that an operation reads and writes; of a sliced array only the slice."""
     reads, writes = [1.0] * len(operands), [1.0] * len(_arrays(line.shape))
-    called = _called(line.rest, "calls") if line.kind == "fusion" else None
+    called = called_computation(line.rest, "calls") if line.kind == "fusion" else None
     if called is not None:
         shares = _shares(computations, called)
         reads = [shares.get(number, 1.0) for number in range(len(operands))]
@@ -197,7 +211,7 @@ def _shares(computations: Computations, fusion: str) -> dict[int, float]:
                 )
             elif place == 0 and line.kind == "dynamic-update-slice":
                 touched.setdefault(parameter, []).append(0.0)
-            elif (inner := _called(line.rest, "calls")) is not None:
+            elif (inner := called_computation(line.rest, "calls")) is not None:
                 touched.setdefault(parameter, []).append(
                     _shares(computations, inner).get(place, 0.0)
                 )
