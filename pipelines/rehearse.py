@@ -45,6 +45,12 @@ _SIZES = define_flag(
     ["m3ae_small", "m3ae_base", "m3ae_large", "m3ae_huge"],
     "Configs that --target compares, small ones first.",
 )
+_CHIPS = define_flag(
+    "chips",
+    list,
+    [],
+    "Numbers of chips, as 1000,10000: what loaders, bucket and failures mean there.",
+)
 _JSON = define_flag("json", pathlib.Path, None, "File that gets the figures too; none if empty.")
 _HTML = define_flag("html", pathlib.Path, None, "Report to write as well; none if empty.")
 
@@ -61,10 +67,18 @@ def main(argv: list[str]) -> None:
         if path:
             require_writable_file(flag, path)
     _check_flags()
+    chips = [_number_of_chips(text) for text in _CHIPS.value]
     _require_compiler()
     import rich
 
-    from m3ae_tpu.rehearsal.rehearse import Rehearser, parse_grant, rehearse, sizes_for, sweep
+    from m3ae_tpu.rehearsal.rehearse import (
+        Rehearser,
+        grown,
+        parse_grant,
+        rehearse,
+        sizes_for,
+        sweep,
+    )
     from m3ae_tpu.rehearsal.slices import parse_slice
 
     with rich.get_console().status("starting the TPU compiler") as status:
@@ -78,6 +92,9 @@ def main(argv: list[str]) -> None:
                 results = [sweep(named[0][1], on, rehearser) for on in slices]
             else:
                 results = [rehearse(named[0][1], on, rehearser) for on in slices]
+                for result in results:
+                    if result["fits"]:
+                        result["growth"] = [row._asdict() for row in grown(result, chips)]
         finally:
             rehearser.close()
     _show(results, named[0][0])
@@ -96,7 +113,19 @@ def _check_flags() -> None:
         not (_TARGET.value and _SWEEP.value),
         "--sweep compares settings on --topology; --target compares sizes. Leave one of them out.",
     )
+    require(
+        not _CHIPS.value or not (_TARGET.value or _SWEEP.value),
+        "--chips goes with --topology alone. Leave out --sweep and --target.",
+    )
     require(not _TARGET.value or bool(_SIZES.value), "--sizes names no config. Leave it out.")
+
+
+def _number_of_chips(text: str) -> int:
+    require(
+        text.isascii() and text.isdecimal() and int(text) > 0,
+        f"--chips = {text} is not a number of chips. Write it as --chips=1000,10000.",
+    )
+    return int(text)
 
 
 def _require_compiler() -> None:
@@ -110,6 +139,7 @@ def _require_compiler() -> None:
 def _show(results: Any, name: str) -> None:
     """Prints the results, and writes them as the flags say."""
     from m3ae_tpu.rehearsal import printed
+    from m3ae_tpu.rehearsal.growth import Growth
     from m3ae_tpu.rehearsal.page import write_page
 
     if _TARGET.value:
@@ -120,6 +150,8 @@ def _show(results: Any, name: str) -> None:
     else:
         for result in results:
             printed.print_rehearsal(result, name)
+            if result.get("growth"):
+                printed.print_growth([Growth(**row) for row in result["growth"]], name)
     if _JSON.value:
         # One slice, one object: its keys are at the top.
         whole = results if _TARGET.value or len(results) != 1 else results[0]

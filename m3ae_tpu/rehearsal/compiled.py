@@ -20,6 +20,7 @@ from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.rules import state_shardings
 from m3ae_tpu.rehearsal.collectives import Collective, collectives
 from m3ae_tpu.rehearsal.slices import GENERATIONS, Slice
+from m3ae_tpu.train.card import size
 from m3ae_tpu.train.flops import matmul_flops
 from m3ae_tpu.train.pretraining import pretraining
 
@@ -34,6 +35,8 @@ class Compiled:
     mesh: dict[str, int]
     """Sizes of the mesh axes."""
     num_hosts: int
+    num_parameters: int
+    """Of the whole model."""
     parameter_bytes: int
     optimizer_bytes: int
     batch_bytes: int
@@ -81,6 +84,7 @@ def compile_step_for(config: PretrainConfig, described: Slice) -> Compiled:
     facts: dict[str, Any] = {
         "mesh": dict(mesh.shape),
         "num_hosts": len({device.process_index for device in devices}),
+        "num_parameters": size(state.model),
         "parameter_bytes": _bytes_per_chip(state.model, shardings.model),
         "optimizer_bytes": _bytes_per_chip(state.optimizer_state, shardings.optimizer_state),
         "batch_bytes": _bytes_per_chip(batch, jax.tree.map(lambda _: by_example(mesh), batch)),

@@ -28,6 +28,7 @@ def figures(config: PretrainConfig, on: Slice, compiled: Compiled) -> Figures:
         "remat": config.model.remat,
         "accumulation_steps": config.optimizer.accumulation_steps,
         "num_steps": config.num_steps,
+        "num_parameters": compiled.num_parameters,
     }
     by_compiler = {
         "fits": compiled.fits,

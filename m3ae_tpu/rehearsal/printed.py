@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from m3ae_tpu.rehearsal.estimates import Figures
+from m3ae_tpu.rehearsal.growth import Growth
 
 
 def size(num_bytes: float | int) -> str:
@@ -200,3 +201,30 @@ def print_target(rows: Sequence[Figures]) -> None:
     else:
         print(f"None of them ends its run in {first['grant_days']:g} days.")
     print("Times are estimated from the compiler's schedule: leave room for what it leaves out.")
+
+
+def print_growth(rows: Sequence[Growth], name: str) -> None:
+    """Prints what a config needs on many chips."""
+    title = f"{name} on more chips, each at its rate above: all estimated"
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("what")
+    for row in rows:
+        table.add_column(f"{row.chips:,} chips", justify="right")
+    lines = {
+        "hosts": [f"{row.hosts:,}" for row in rows],
+        "examples": [f"{row.examples_per_second:,.0f}/s" for row in rows],
+        "loader of each host": [
+            f"{row.loader_examples_per_second_per_host:,.0f} examples/s" for row in rows
+        ],
+        "  cores for it": [f"{row.host_cores:.1f}" for row in rows],
+        "requests to the bucket": [f"{row.bucket_reads_per_second:,.0f}/s" for row in rows],
+        "  bytes": [f"{row.bucket_bytes_per_second / 1e9:,.1f} GB/s" for row in rows],
+        "checkpoint": [f"{row.checkpoint_bytes / 1e9:,.1f} GB" for row in rows],
+        "  written in": [duration(row.checkpoint_seconds) for row in rows],
+        "a host fails every": [days(row.seconds_between_failures / 86_400) for row in rows],
+        "checkpoint every": [duration(row.seconds_between_checkpoints) for row in rows],
+        "goodput": [f"{row.goodput:.1%}" for row in rows],
+    }
+    for what, cells in lines.items():
+        table.add_row(what, *cells)
+    rich.print(table)

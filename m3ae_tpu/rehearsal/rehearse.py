@@ -11,6 +11,7 @@ from m3ae_tpu.measure.compiler_process import CompilerProcess, ReplayFailedError
 from m3ae_tpu.rehearsal.changes import fitting_changes, flags_of, grid_of_sweep
 from m3ae_tpu.rehearsal.compiled import compile_step_for
 from m3ae_tpu.rehearsal.estimates import Figures, figures
+from m3ae_tpu.rehearsal.growth import Assumptions, Growth, growth
 from m3ae_tpu.rehearsal.slices import Slice, parse_slice
 
 type Say = Callable[[str], None]
@@ -116,3 +117,18 @@ def sizes_for(
             }
         rows.append(row)
     return rows
+
+
+def grown(result: Figures, chips: Sequence[int]) -> list[Growth]:
+    """Returns what a rehearsed config that fits needs on other numbers of chips."""
+    rate = result["examples_per_second"] / result["chips"]
+    assumed = Assumptions(chips_per_host=max(1, result["chips"] // result["hosts"]))
+    return [
+        growth(
+            count,
+            num_parameters=result["num_parameters"],
+            examples_per_second_per_chip=rate,
+            assumed=assumed,
+        )
+        for count in chips
+    ]

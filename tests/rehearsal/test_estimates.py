@@ -20,6 +20,7 @@ SUM = Collective("all-reduce", "data", "f32", 100 * 2**20, 1, False, False, "tra
 COMPILED = Compiled(
     mesh=MESH,
     num_hosts=64,
+    num_parameters=25,
     parameter_bytes=100,
     optimizer_bytes=200,
     batch_bytes=10,
@@ -76,8 +77,9 @@ def test_rates_and_lengths_follow_from_the_step():
 
 def test_every_figure_says_whose_it_is():
     result = figures(m3ae_base.CONFIG, V5E, COMPILED)
-    settings = "topology chips hosts mesh batch_size remat accumulation_steps num_steps sources"
-    assert set(result) - set(settings.split()) == set(result["sources"])
+    settings = "topology chips hosts mesh batch_size remat accumulation_steps num_steps"
+    others = {*settings.split(), "num_parameters", "sources"}
+    assert set(result) - others == set(result["sources"])
     assert set(result["sources"].values()) == {"compiler", "estimate"}
     assert result["sources"]["peak_bytes_per_chip"] == "compiler"
     assert result["sources"]["step_seconds"] == "estimate"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from m3ae_tpu.rehearsal.growth import Cluster, best_interval, goodput, growth
+from m3ae_tpu.rehearsal.growth import Assumptions, best_interval, goodput, growth
 
 
 def simulated_goodput(interval, stall, restart, mean, intervals=4_000):
@@ -46,12 +46,24 @@ def test_the_best_interval_loses_less_than_its_neighbours():
 
 def test_more_hosts_fail_more_often_and_serve_the_same_rate_each():
     small, large = (
-        growth(Cluster(chips), num_parameters=1e9, examples_per_second_per_chip=500.0)
+        growth(
+            chips,
+            num_parameters=10**9,
+            examples_per_second_per_chip=500.0,
+            assumed=Assumptions(),
+        )
         for chips in (1_000, 10_000)
     )
+    assert (small.hosts, large.hosts) == (250, 2_500)
     assert small.loader_examples_per_second_per_host == 2_000.0
     assert large.loader_examples_per_second_per_host == 2_000.0
     assert large.examples_per_second == 10 * small.examples_per_second
     assert large.goodput < small.goodput < 1
     assert small.checkpoint_bytes == large.checkpoint_bytes == 12e9
-    assert Cluster(1_000).seconds_between_failures == 4 * 86_400.0
+    assert small.seconds_between_failures == 10 * large.seconds_between_failures
+
+
+def test_no_interval_is_shorter_than_the_write_of_a_checkpoint():
+    slow = Assumptions(host_bytes_per_second=1e3)
+    grown = growth(8, num_parameters=10**9, examples_per_second_per_chip=500.0, assumed=slow)
+    assert grown.seconds_between_checkpoints == grown.checkpoint_seconds == 12e9 / 2e3
