@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
         sizes_for,
         sweep,
     )
-    from m3ae_tpu.rehearsal.slices import parse_slice
+    from m3ae_tpu.rehearsal.topologies import parse_slice
 
     with rich.get_console().status("starting the TPU compiler") as status:
         grant = parse_grant(_TARGET.value) if _TARGET.value else None

@@ -8,7 +8,7 @@ from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.config.tree import replaced
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.rehearsal.estimates import Figures, collective_seconds
-from m3ae_tpu.rehearsal.slices import Slice
+from m3ae_tpu.rehearsal.topologies import Slice
 
 type Fields = Mapping[str, Any]
 """Values of fields by dotted name."""

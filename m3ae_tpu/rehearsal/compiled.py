@@ -19,13 +19,10 @@ from m3ae_tpu.measure.tpu_schedule import not_kept
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.rules import state_shardings
 from m3ae_tpu.rehearsal.collectives import Collective, collectives
-from m3ae_tpu.rehearsal.slices import GENERATIONS, Slice
+from m3ae_tpu.rehearsal.topologies import HARDWARE, Slice
 from m3ae_tpu.train.card import size
 from m3ae_tpu.train.flops import matmul_flops
 from m3ae_tpu.train.pretraining import pretraining
-
-_MATRIX_UNIT = 128
-"""Rows of a matrix unit: a head of fewer channels leaves the rest of them idle."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +85,7 @@ def compile_step_for(config: PretrainConfig, described: Slice) -> Compiled:
         "parameter_bytes": _bytes_per_chip(state.model, shardings.model),
         "optimizer_bytes": _bytes_per_chip(state.optimizer_state, shardings.optimizer_state),
         "batch_bytes": _bytes_per_chip(batch, jax.tree.map(lambda _: by_example(mesh), batch)),
-        "capacity_bytes": GENERATIONS[described.generation].capacity_bytes,
+        "capacity_bytes": HARDWARE[described.generation].capacity_bytes,
     }
     components = flops_by_component(config)
     facts["model_flops"] = sum(components.values()) / mesh.size
@@ -106,9 +103,10 @@ def compile_step_for(config: PretrainConfig, described: Slice) -> Compiled:
     assert analysis is not None
     axes = dict(mesh.shape) | {"data": mesh.shape["data"] // described.num_slices}
     found = operations(text, unknown_iterations=1)
+    matrix_unit = HARDWARE[described.generation].matrix_unit
     kernels = {
         component: flops / mesh.size
-        for component, flops in _kernel_flops(config, components).items()
+        for component, flops in _kernel_flops(config, components, matrix_unit).items()
     }
     facts["hbm_bytes"] = float(sum(line.times * line.hbm_bytes for line in found))
     facts["compute_seconds"] = _compute_seconds(found, kernels, described)
@@ -167,7 +165,9 @@ def _executed_flops(config: PretrainConfig) -> int:
     return sum(matmul_flops(gradient, model, batch, rows, key).values())
 
 
-def _kernel_flops(config: PretrainConfig, components: dict[str, int]) -> dict[str, float]:
+def _kernel_flops(
+    config: PretrainConfig, components: dict[str, int], matrix_unit: int
+) -> dict[str, float]:
     """Returns the work of our kernels by component, in FLOPs of a matrix unit that is full.
 
     Attention computes its weights again in the backward pass, 7 products for 6; the text head its
@@ -175,7 +175,7 @@ def _kernel_flops(config: PretrainConfig, components: dict[str, int]) -> dict[st
     """
     work = dict.fromkeys(COMPONENTS, 0.0)
     for name, stack in (("encoder", config.model.encoder), ("decoder", config.model.decoder)):
-        narrow = max(1.0, _MATRIX_UNIT * stack.num_heads / stack.width)
+        narrow = max(1.0, matrix_unit * stack.num_heads / stack.width)
         again = 7 / 6 + (1 / 3 if config.model.remat else 0.0)
         component = f"{name}: attention"
         work[component] = components[component] * again * narrow
@@ -187,7 +187,7 @@ def _compute_seconds(
     found: list[Operation], kernel_flops: dict[str, float], described: Slice
 ) -> float:
     chip: Chip = described.chip
-    clock = GENERATIONS[described.generation].clock_hz
+    clock = HARDWARE[described.generation].clock_hz
     seconds, kernel_traffic = 0.0, dict[str, float]()
     for line in found:
         traffic = line.hbm_bytes / chip.bytes_per_second

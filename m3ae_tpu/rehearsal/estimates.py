@@ -7,7 +7,7 @@ from m3ae_tpu.batch import mixture
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.rehearsal.collectives import BETWEEN_SLICES, Collective
 from m3ae_tpu.rehearsal.compiled import Compiled
-from m3ae_tpu.rehearsal.slices import GENERATIONS, Slice
+from m3ae_tpu.rehearsal.topologies import HARDWARE, Slice
 
 type Figures = dict[str, Any]
 """Figures of a rehearsal by name, ready for JSON; `sources` says where each comes from."""
@@ -102,7 +102,7 @@ def collective_seconds(
         on: The slice.
     """
     if axis == BETWEEN_SLICES:
-        return num_bytes / GENERATIONS[on.generation].slice_bytes_per_second
+        return num_bytes / HARDWARE[on.generation].slice_bytes_per_second
     num_devices = 1
     for name in mesh if axis == "?" else axis.split("+"):
         num_devices *= mesh[name] // (on.num_slices if name == "data" else 1)

@@ -12,7 +12,7 @@ from m3ae_tpu.rehearsal.changes import fitting_changes, flags_of, grid_of_sweep
 from m3ae_tpu.rehearsal.compiled import compile_step_for
 from m3ae_tpu.rehearsal.estimates import Figures, figures
 from m3ae_tpu.rehearsal.growth import Assumptions, Growth, growth
-from m3ae_tpu.rehearsal.slices import Slice, parse_slice
+from m3ae_tpu.rehearsal.topologies import Slice, parse_slice
 
 type Say = Callable[[str], None]
 """Tells the user what is being compiled."""

@@ -6,7 +6,7 @@ import pytest
 
 from m3ae_tpu.configs import m3ae_huge
 from m3ae_tpu.rehearsal.changes import fitting_changes, flags_of, grid_of_sweep
-from m3ae_tpu.rehearsal.slices import parse_slice
+from m3ae_tpu.rehearsal.topologies import parse_slice
 
 GIB = 2**30
 SLICE = parse_slice("v5e:16x16")

@@ -9,7 +9,7 @@ from m3ae_tpu.configs import m3ae_base
 from m3ae_tpu.rehearsal.collectives import BETWEEN_SLICES, Collective
 from m3ae_tpu.rehearsal.compiled import Compiled
 from m3ae_tpu.rehearsal.estimates import collective_seconds, figures, grouped
-from m3ae_tpu.rehearsal.slices import GENERATIONS, parse_slice
+from m3ae_tpu.rehearsal.topologies import HARDWARE, parse_slice
 
 V5E = parse_slice("v5e:16x16")
 MESH = {"data": 16, "fsdp": 16, "tensor": 1}
@@ -39,7 +39,7 @@ COMPILED = Compiled(
 
 
 def test_a_gather_takes_its_bytes_over_both_links_of_a_ring():
-    link = GENERATIONS["v5e"].link_bytes_per_second
+    link = HARDWARE["v5e"].link_bytes_per_second
     seconds = collective_seconds("all-gather", "fsdp", 2**30, MESH, V5E)
     assert seconds == pytest.approx(2**30 * 15 / 16 / (2 * link))
     assert collective_seconds("all-reduce", "fsdp", 2**30, MESH, V5E) == 2 * seconds
@@ -52,7 +52,7 @@ def test_one_device_exchanges_nothing():
 def test_what_leaves_a_slice_takes_the_slower_way():
     two = parse_slice("v5e:16x16x2slices")
     seconds = collective_seconds("all-reduce", BETWEEN_SLICES, 2**30, MESH, two)
-    assert seconds == 2**30 / GENERATIONS["v5e"].slice_bytes_per_second
+    assert seconds == 2**30 / HARDWARE["v5e"].slice_bytes_per_second
 
 
 def test_collectives_behind_work_cost_nothing_and_others_are_waited_for():

@@ -19,7 +19,7 @@ from m3ae_tpu.rehearsal.estimates import figures
 from m3ae_tpu.rehearsal.page import write_page
 from m3ae_tpu.rehearsal.printed import print_rehearsal, print_sweep, print_target
 from m3ae_tpu.rehearsal.rehearse import parse_grant
-from m3ae_tpu.rehearsal.slices import parse_slice
+from m3ae_tpu.rehearsal.topologies import parse_slice
 from m3ae_tpu.train.card import size
 from m3ae_tpu.train.pretraining import pretraining
 

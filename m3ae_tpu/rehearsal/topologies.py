@@ -1,4 +1,4 @@
-"""Slices of TPUs by name, such as `v5e:16x16` or `v4:4x4x8x2slices`, and what is known of them."""
+"""Slices of TPUs by the compiler's names, such as `v5e:16x16`, and what is known of them."""
 
 import math
 import re
@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.kernels.chips import CHIPS, Chip
+from m3ae_tpu.parallel.slices import GENERATIONS, find_slice
 
 _GIB = 2**30
 
 
-class Generation(NamedTuple):
-    """What a generation of TPUs has beyond the table of chips."""
+class Hardware(NamedTuple):
+    """What a generation of TPUs has beyond the tables of chips and of slices."""
 
     largest: tuple[int, ...]
     """Chips of the largest slice along each axis of the network."""
@@ -25,19 +26,16 @@ class Generation(NamedTuple):
     """An axis whose number of chips is a multiple of this one closes to a ring."""
     clock_hz: float
     """Cycles/s: peak FLOP/s over the work of a core's matrix units in a cycle."""
-    compiler_options: dict[str, Any]
-    """Options of the description: v4 is two devices a chip without them."""
+    matrix_unit: int
+    """Side of a matrix unit: a head of fewer channels leaves the rest of it idle."""
 
 
-GENERATIONS = {
-    "v4": Generation(
-        (16, 16, 16), round(30.75 * _GIB), 45e9, 6.25e9, 4, 1.05e9,
-        {"chip_config_name": "megacore"},
-    ),
-    "v5e": Generation((16, 16), round(15.75 * _GIB), 45e9, 3.125e9, 16, 1.50e9, {}),
-    "v5p": Generation((16, 20, 28), round(95.73 * _GIB), 90e9, 6.25e9, 4, 1.75e9, {}),
-    "v6e": Generation((16, 16), round(31.24 * _GIB), 90e9, 12.5e9, 16, 1.75e9, {}),
-}  # fmt: skip
+HARDWARE = {
+    "v4": Hardware((16, 16, 16), round(30.75 * _GIB), 45e9, 6.25e9, 4, 1.05e9, 128),
+    "v5e": Hardware((16, 16), round(15.75 * _GIB), 45e9, 3.125e9, 16, 1.50e9, 128),
+    "v5p": Hardware((16, 20, 28), round(95.73 * _GIB), 90e9, 6.25e9, 4, 1.75e9, 128),
+    "v6e": Hardware((16, 16), round(31.24 * _GIB), 90e9, 12.5e9, 16, 1.75e9, 256),
+}
 """Bandwidths: "How to Scale Your Model" (jax-ml.github.io/scaling-book), chapter on TPUs."""
 
 ROUTE = "Write it as v5e:16x16 or v4:4x4x8; v5e:16x16x2slices for several slices."
@@ -69,7 +67,7 @@ class Slice(NamedTuple):
         The axis takes as few axes of the network as hold it, the longest first. One that closes to
         a ring sends both ways at once.
         """
-        facts, held, total = GENERATIONS[self.generation], 1, 0.0
+        facts, held, total = HARDWARE[self.generation], 1, 0.0
         for length in sorted(self.shape, reverse=True):
             is_ring = length % facts.ring == 0 and num_devices >= length
             total += facts.link_bytes_per_second * (2 if is_ring else 1)
@@ -87,7 +85,8 @@ class Slice(NamedTuple):
         import jax
         from jax.experimental import topologies
 
-        options = dict(GENERATIONS[self.generation].compiler_options)
+        chip_config = GENERATIONS[self.generation].chip_config
+        options: dict[str, Any] = {"chip_config_name": chip_config} if chip_config else {}
         shape = self.shape
         if self.num_slices > 1:
             options["num_slices"] = self.num_slices
@@ -113,15 +112,15 @@ def parse_slice(text: str) -> Slice:
     """
     match = re.fullmatch(r"(\w+)[:=]([\dx]+?)(?:x(\d+)slices?)?", text.strip())
     if match is None:
-        raise UserError(f"--topology = {text} is not a slice of TPUs. {ROUTE}")
+        raise UserError(f"--topology = {text} is not a slice of TPUs. {_rented(text) or ROUTE}")
     generation, sides, slices = match.groups()
-    known = ", ".join(GENERATIONS)
+    known = ", ".join(HARDWARE)
     require(
-        generation in GENERATIONS,
+        generation in HARDWARE,
         f"--topology = {text}: {generation!r} is not one of {known}. {ROUTE}",
     )
     shape = tuple(int(side) for side in sides.split("x") if side)
-    largest = GENERATIONS[generation].largest
+    largest = HARDWARE[generation].largest
     is_shape = len(shape) == len(largest) and all(
         1 <= side <= most for side, most in zip(sorted(shape), sorted(largest), strict=True)
     )
@@ -135,3 +134,11 @@ def parse_slice(text: str) -> Slice:
         1 <= num_slices <= 64, f"--topology = {text}: {num_slices} slices are not 1 to 64. {ROUTE}"
     )
     return Slice(generation, shape, num_slices)
+
+
+def _rented(text: str) -> str:
+    """Returns the name to write for a slice that is named as it is rented, or ""."""
+    try:
+        return f"Did you mean {find_slice(text).topology}?"
+    except UserError:
+        return ""

@@ -3,7 +3,7 @@
 import pytest
 
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.rehearsal.slices import GENERATIONS, Slice, parse_slice
+from m3ae_tpu.rehearsal.topologies import HARDWARE, Slice, parse_slice
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_name_is_read_and_written_alike(name, chips):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e-256", "v5e-256 is not a slice of TPUs. Write it as v5e:16x16"),
+        ("v5e256", "v5e256 is not a slice of TPUs. Write it as v5e:16x16"),
         ("v7:2x2", "'v7' is not one of v4, v5e, v5p, v6e"),
         ("v5e:2x2x2", "a slice of v5e has 2 sides, at most 16x16"),
         ("v5e:32x16", "a slice of v5e has 2 sides, at most 16x16"),
@@ -35,8 +35,13 @@ def test_another_name_is_refused_with_the_way_to_write_it(name, message):
     assert "Write it as v5e:16x16" in str(error.value)
 
 
+def test_the_name_by_which_a_slice_is_rented_leads_to_the_compilers():
+    with pytest.raises(UserError, match=r"v5litepod-256 is not .* Did you mean v5e:16x16\?"):
+        parse_slice("v5litepod-256")
+
+
 def test_an_axis_that_closes_to_a_ring_sends_both_ways():
-    link = GENERATIONS["v5e"].link_bytes_per_second
+    link = HARDWARE["v5e"].link_bytes_per_second
     assert parse_slice("v5e:16x16").axis_bytes_per_second(16) == 2 * link
     assert parse_slice("v5e:8x16").axis_bytes_per_second(8) == link
     assert parse_slice("v5e:4x4").axis_bytes_per_second(4) == link
