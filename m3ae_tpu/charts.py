@@ -66,7 +66,7 @@ class Stack:
     label: str
     """Text below the bar."""
     limit: float
-    """Where a dashed line stands."""
+    """Place of a dashed line."""
 
 
 def line_chart(

@@ -35,13 +35,13 @@ class Collective(NamedTuple):
     """Runs in one call of the program, that is a step."""
     is_in_loop: bool
     is_asynchronous: bool
-    """Whether the compiler's schedule computes something else meanwhile."""
+    """True if the compiler's schedule computes something else meanwhile."""
     source: str
     """Scope that JAX gave the operation."""
 
 
 class _Place(NamedTuple):
-    """Where an instruction is run from."""
+    """Place that an instruction is run from."""
 
     times: int = 1
     is_in_loop: bool = False

@@ -27,13 +27,13 @@ from m3ae_tpu.train.pretraining import pretraining
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What the compiler says of one step, for one chip; and the work that the step was given."""
+    """Facts of one compiled step, for one chip, and the work that the step was given."""
 
     mesh: dict[str, int]
     """Sizes of the mesh axes."""
     num_hosts: int
     num_parameters: int
-    """Of the whole model."""
+    """Parameters of the whole model."""
     parameter_bytes: int
     optimizer_bytes: int
     batch_bytes: int

@@ -1,4 +1,4 @@
-"""What a run would need on a slice: figures of the compiler, and what is estimated from them."""
+"""Figures of a run on a slice: those of the compiler, and what is estimated from them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run needs on many chips beside memory: loaders, a bucket, checkpoints, and failures."""
+"""Needs of a run on many chips beside memory: loaders, a bucket, checkpoints, and failures."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ DAY = 86_400.0
 
 
 class Assumptions(NamedTuple):
-    """What a rehearsal cannot say."""
+    """Facts about hosts, records and a bucket, which no rehearsal can say."""
 
     chips_per_host: int = 4
     host_days_between_failures: float = 264.0
@@ -17,17 +17,17 @@ class Assumptions(NamedTuple):
     stall_seconds: float = 2.0
     """For which a checkpoint stops the training: the copy to the hosts' memories."""
     example_bytes: float = 60e3
-    """Of one record in the shards."""
+    """Bytes of one record in the shards."""
     example_cpu_seconds: float = 1.45e-3
-    """Of the loader, one core: `docs/results/data.md`."""
+    """Time of the loader on one core: `docs/results/data.md`."""
     read_bytes: float = 2**20
-    """Of one request to the bucket."""
+    """Bytes of one request to the bucket."""
     host_bytes_per_second: float = 1e9
     """Between one host and the bucket."""
 
 
 class Growth(NamedTuple):
-    """What one run needs on so many chips."""
+    """Needs of one run on so many chips."""
 
     chips: int
     hosts: int
@@ -62,7 +62,7 @@ def growth(
 
     Args:
         num_chips: Chips of the run.
-        num_parameters: Of the model; each is 12 bytes of a checkpoint with its moments.
+        num_parameters: Size of the model; each is 12 bytes of a checkpoint with its moments.
         examples_per_second_per_chip: The step's rate.
         assumed: Failures, records, the bucket.
     """

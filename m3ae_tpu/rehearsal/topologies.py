@@ -12,7 +12,7 @@ _GIB = 2**30
 
 
 class Hardware(NamedTuple):
-    """What a generation of TPUs has beyond the tables of chips and of slices."""
+    """Facts of a generation of TPUs beyond the tables of chips and of slices."""
 
     largest: tuple[int, ...]
     """Chips of the largest slice along each axis of the network."""
