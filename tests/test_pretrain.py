@@ -172,16 +172,22 @@ def test_other_shards_of_the_same_names_and_counts_are_refused_unless_allowed(tm
 
 
 @pytest.mark.parametrize("caches", ["/proc/none", ""])
-def test_compiled_programs_are_kept_where_that_is_possible(caches, tmp_path, monkeypatch, capsys):
-    from m3ae_tpu.pipelines.pretrain import keep_compiled_programs
-
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # So that it is restored, set or not.
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", caches or str(tmp_path))
-    keep_compiled_programs()
-    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    assert kept == (None if caches else f"{tmp_path}/m3ae-tpu/jax")
-    assert capsys.readouterr().out.startswith("compiled programs are not kept" if caches else "")
+def test_compiled_programs_are_kept_where_that_is_possible(caches, tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": caches or str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    # A process of its own: the modules of two programs define the same flags.
+    code = """
+import os
+from m3ae_tpu.pipelines.pretrain import keep_compiled_programs
+keep_compiled_programs()
+print(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+"""
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    *remarks, kept = ended.stdout.splitlines()
+    assert kept == ("None" if caches else f"{tmp_path}/m3ae-tpu/jax")
+    assert len(remarks) == (1 if caches else 0)
+    assert all(line.startswith("compiled programs are not kept") for line in remarks)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,18 @@ def is_plain_jpeg(data: bytes) -> bool:
     return colors in ("RGB", "YCbCr", "Gray") and exif_orientation(jpeg_exif(data)) == 1
 
 
+def num_pages(data: bytes) -> int:
+    """Returns the number of images in a TIFF; 1 for another format.
+
+    Raises:
+        ValueError: a damaged TIFF.
+    """
+    if image_format(data) != "TIFF":
+        return 1
+    with damage_as_value_error(), _open(data, is_checked=False) as image:
+        return getattr(image, "n_frames", 1)
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """Returns an image's width and height, before it is turned upright, without decoding it.
 

@@ -77,9 +77,7 @@ def find_slice(accelerator_type: str) -> TpuSlice:
     if found is None or chip is None:
         near = re.sub(r"^v5(e|lite)\b", "v5litepod", accelerator_type)
         hint = f"Did you mean {near}?" if near != accelerator_type else "Write v5litepod-256."
-        raise UserError(
-            f"--accelerator = {accelerator_type} is not of {', '.join(names)}. {hint}"
-        )
+        raise UserError(f"--accelerator = {accelerator_type} is not of {', '.join(names)}. {hint}")
     generation, count = GENERATIONS[chip], int(found[2])
     sizes = _sizes(generation)
     per_chip = 2 if generation.counts_cores else 1

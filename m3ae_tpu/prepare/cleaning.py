@@ -14,7 +14,7 @@ from PIL import Image
 
 from m3ae_tpu.data.image_errors import ColorError, ImageSizeError
 from m3ae_tpu.data.image_formats import image_format
-from m3ae_tpu.data.images import decode_upright, image_size, is_plain_jpeg
+from m3ae_tpu.data.images import decode_upright, image_size, is_plain_jpeg, num_pages
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.visible_text import is_blank, trim
 from m3ae_tpu.files import is_unicode
@@ -47,6 +47,8 @@ class Cleaned(NamedTuple):
     """Width and height of the image; (0, 0) without one."""
     left_out: tuple[Fault, ...]
     """Faults of the captions that are not in the record."""
+    left_out_pages: int
+    """Images of the file behind its first one."""
 
 
 def clean_sample(sample: Sample, options: CleaningOptions) -> Cleaned:
@@ -60,11 +62,13 @@ def clean_sample(sample: Sample, options: CleaningOptions) -> Cleaned:
     """
     if sample.fault:
         raise Unfit(*sample.fault)
-    image, size, captions, left_out, label = b"", (0, 0), (), (), ""
+    image, size, captions, left_out, label, pages = b"", (0, 0), (), (), "", 1
     if options.kind != "text":
         if sample.image is None:
             raise Unfit("no image")
         image, size = clean_image(sample.image, options)
+        with _unfit_images():
+            pages = num_pages(sample.image)
     if options.kind != "image":
         captions, left_out = clean_captions(sample.captions, options)
     if options.kind in ("paired", "text") and not captions:
@@ -82,7 +86,7 @@ def clean_sample(sample: Sample, options: CleaningOptions) -> Cleaned:
     record = Record(
         id=name, image=image, captions=captions, label_name=label, license=options.license
     )
-    return Cleaned(record, size, left_out)
+    return Cleaned(record, size, left_out, pages - 1)
 
 
 def clean_captions(

@@ -113,6 +113,8 @@ def _print_outcome(manifest: dict[str, Any], collection: Collection, output: str
     lines += passed_over_lines(collection.passed_over)
     for reason, count in sorted(manifest["dropped"].items(), key=lambda entry: -entry[1]):
         lines.append(f"dropped {count:,}: {reason}")
+    if manifest["left_out_pages"]:
+        print(f"  left out {manifest['left_out_pages']:,} pages of TIFFs: only the first is kept")
     for reason, count in sorted(manifest["left_out_captions"].items(), key=lambda entry: -entry[1]):
         lines.append(
             f"left out {count:,} captions of kept examples, see {DROPPED_CAPTIONS}: {reason}"

@@ -48,6 +48,8 @@ class Summary:
     """Number of examples of each class, of labelled ones."""
     dropped: list[list[str]] = dataclasses.field(default_factory=list)
     """Place, reason and detail of each dropped sample."""
+    left_out_pages: int = 0
+    """Pages of TIFFs behind the first one."""
     left_out_captions: list[list[str]] = dataclasses.field(default_factory=list)
     """The same of each caption that a kept sample lost."""
 
@@ -59,7 +61,7 @@ def clean(
     for sample in samples:
         summary.given += 1
         try:
-            record, size, left_out = clean_sample(sample, options)
+            record, size, left_out, left_out_pages = clean_sample(sample, options)
         except Unfit as unfit:
             reason, detail = unfit.fault
             summary.dropped.append([sample.place, reason, detail or sample.found])
@@ -68,6 +70,7 @@ def clean(
         summary.kept += 1
         summary.bytes += len(data)
         _count(summary, record, size)
+        summary.left_out_pages += left_out_pages
         summary.left_out_captions += [[sample.place, *fault] for fault in left_out]
         yield shuffle_key(record.id, seed), data
 
@@ -252,6 +255,7 @@ def make_manifest(
         "dropped": dict(sorted(dropped.items())),
         "dropped_list": DROPPED,
         "left_out_captions": dict(sorted(captions.items())),
+        "left_out_pages": sum(summary.left_out_pages for summary in summaries),
         "duplicates": sum(line["duplicates"] for line in shards.values()),
         "bytes": sum(line["bytes"] for line in shards.values()),
         "inputs": inputs,

@@ -7,7 +7,7 @@ _SYSTEM_FOLDERS = {
     *("_temporary", "_delta_log", "_spark_metadata", "__pycache__"),
 }
 _SYSTEM = re.compile(
-    r"thumbs\.db|ehthumbs\w*\.db|desktop\.ini|icon\r|.*\.crc"
+    r"thumbs\.db|ehthumbs\w*\.db|desktop\.ini|icon\r|.*\.(?:crc|aae|xmp|thm)"
     r"|_success|_metadata|_common_metadata|_committed_.*|_started_.*|.*_stats\.json",
     re.IGNORECASE,
 )

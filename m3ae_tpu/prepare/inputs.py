@@ -112,14 +112,17 @@ def list_files(given: str) -> dict[str, int]:
         }
     else:
         path = os.path.abspath(home_expanded(given))
-        sizes = dict(sorted(_local_files(path, ()))) if os.path.isdir(path) else {}
-        if os.path.isfile(path):
-            sizes = {path: os.path.getsize(path)}
+        try:
+            sizes = {path: os.stat(path).st_size}
+        except OSError as error:
+            hint = " Put a path that holds a comma in double quotes." if "," in given else ""
+            raise UserError(
+                f"--input = {given} cannot be read ({error.strerror}). Check the path.{hint}"
+            ) from None
+        if os.path.isdir(path):
+            sizes = dict(sorted(_local_files(path, ())))
     if not sizes:
-        hint = " Put a path that holds a comma in double quotes." if "," in given else ""
-        raise UserError(
-            f"--input = {given} does not exist or is an empty folder. Check the path.{hint}"
-        )
+        raise UserError(f"--input = {given} does not exist or is an empty folder. Check the path.")
     return sizes
 
 

@@ -1,9 +1,11 @@
 """Guards the cleaning of captions: good ones are kept as they were meant, others are counted."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from prepare_forms import jpeg, run
 
 from m3ae_tpu.data.examples import Example, Examples
@@ -166,3 +168,13 @@ def test_a_labelled_record_keeps_its_good_captions():
     assert cleaned().record.captions == ()
     assert cleaned().record.id != cleaned("a cat").record.id
     assert cleaned(" ").left_out == (Fault("empty text", "' '"),)
+
+
+def test_further_pages_of_a_scan_are_counted(tmp_path):
+    pages = [Image.new("1", (200, 100), color) for color in (0, 1, 0)]
+    stream = io.BytesIO()
+    pages[0].save(stream, "TIFF", compression="group4", save_all=True, append_images=pages[1:])
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "scan.tif").write_bytes(stream.getvalue())
+    manifest = run(tmp_path / "given", tmp_path / "set", kind="image", num_shards=1)
+    assert (manifest["kept"], manifest["left_out_pages"]) == (1, 2)

@@ -8,7 +8,6 @@ from typing import Any
 
 from m3ae_tpu.prepare.opening import UNREADABLE, read_whole
 from m3ae_tpu.prepare.samples import (
-    CAPTION_NAMES,
     Fault,
     Sample,
     as_captions,
@@ -17,6 +16,8 @@ from m3ae_tpu.prepare.samples import (
 )
 
 _TEXT_ENDINGS, _JSON_ENDINGS = (".txt", ".TXT", ".caption"), (".json",)
+_JSON_NAMES = ("captions", "caption", "text", "txt", "description")
+"""Names of the caption in a JSON file. A `title` is often the image's own name there."""
 SIDECAR_ENDINGS = (*_TEXT_ENDINGS, *_JSON_ENDINGS)
 """Endings of the text beside an image."""
 
@@ -42,7 +43,7 @@ def _captions_beside(url: str) -> tuple[bytes | None, ...]:
     if text is not None:
         return (text,)
     content = _content_beside(url, _JSON_ENDINGS)
-    return as_captions(first_of(_object(content), CAPTION_NAMES)) if content else ()
+    return as_captions(first_of(_object(content), _JSON_NAMES)) if content else ()
 
 
 def _content_beside(url: str, endings: Iterable[str]) -> bytes | None:
