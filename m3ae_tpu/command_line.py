@@ -21,12 +21,17 @@ from m3ae_tpu.values import as_typed
 _HELP = {"-h", "--h", "-help", "--help"}
 
 
-def run_program(main: Callable[[list[str]], None]) -> NoReturn:
+def run_program(main: Callable[[list[str]], None], *, command: list[str] | None = None) -> NoReturn:
     """Runs `main` as a program: parses its launch flags, then calls it with the other arguments.
 
     A `UserError` ends the program with one message on stderr and exit code 2, Ctrl-C with 130, both
     without a traceback. A program that defines a flag `config` also accepts fields of the config
     (`--seed=1`), which `main` gets as they are. Any other program refuses unknown flags.
+
+    Args:
+        main: Takes the program's name and the words that belong to no flag.
+        command: A list that gets the words after `--`, which are no flags of this program. None:
+            the program takes no such words.
     """
 
     for stream in (sys.stdout, sys.stderr):
@@ -34,6 +39,9 @@ def run_program(main: Callable[[list[str]], None]) -> NoReturn:
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore
 
     def parse(argv: list[str]) -> list[str]:
+        if command is not None and "--" in argv:
+            place = argv.index("--")
+            argv, command[:] = argv[:place], argv[place + 1 :]
         with _plain_errors():
             return parse_launch_flags(argv, module=sys.modules[main.__module__])
 

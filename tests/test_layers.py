@@ -26,6 +26,7 @@ BESIDE = {
     "option_flags": "errors files values",
     "overrides": "errors files values storage config command_line",
     "configs": "config",
+    "launch": "errors parallel",
     "prepare": "errors files storage config batch data",
     "measure": "kernels errors scopes files charts storage config batch parallel model data train",
     "rehearsal": "kernels errors files charts config batch parallel model train measure",

@@ -1,0 +1,1 @@
+"""Runs on rented TPU slices: created, installed, started, watched and deleted by `gcloud`."""
