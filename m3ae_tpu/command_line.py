@@ -30,8 +30,8 @@ def run_program(main: Callable[[list[str]], None], *, command: list[str] | None 
 
     Args:
         main: Takes the program's name and the words that belong to no flag.
-        command: A list that gets the words after `--`, which are no flags of this program. None:
-            the program takes no such words.
+        command: A list that gets the words after `--`, another program's. None: this program takes
+            no such words.
     """
 
     for stream in (sys.stdout, sys.stderr):

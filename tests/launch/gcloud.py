@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -84,7 +83,7 @@ def run(play, node, flags):
             stdout=subprocess.PIPE,
             text=True,
         )
-        for line in process.stdout:
+        for line in process.stdout or ():
             print(line, end="", flush=True)
             for name in ("preempted_at", "broken_at"):
                 if play[name] and play[name][0] in line:
@@ -145,7 +144,7 @@ def main():
             play["state"] = ""
             play["states"] = play["states"][1:] or play["states"]
         case "scp":
-            node, path = re.fullmatch(r"([\w-]+):(.*)", words[1]).groups()
+            node, _, path = words[1].partition(":")
             for worker in workers(play, flags):
                 shutil.copy(words[0], host(node, worker) / path)
         case "ssh":

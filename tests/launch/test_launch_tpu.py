@@ -63,7 +63,7 @@ class Play:
     def launch(self, *command, flags=FLAGS):
         """Returns exit code and output of a launch of a program."""
         process = self.start(*command, flags=flags)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
     def calls(self, verb=""):
