@@ -1,10 +1,12 @@
 """Named configs, and the values of their fields that a command line replaces."""
 
+import contextlib
 import difflib
 import pathlib
 import re
 import runpy
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +17,8 @@ from absl import flags
 from m3ae_tpu.command_line import flag_name, refuse_flag, typed_name
 from m3ae_tpu.config.tree import leaf_types, leaves, replaced
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.files import local_path
+from m3ae_tpu.files import is_remote, local_path
+from m3ae_tpu.storage.places import read_bytes
 from m3ae_tpu.values import as_typed, parse_value, type_phrase
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -30,16 +33,28 @@ def load_named_config[Config](name_or_path: str, config_type: type[Config]) -> C
     """Returns the config `CONFIG` of a named run, or of a user's own Python file of the same form.
 
     Args:
-        name_or_path: A file of `configs/` without its `.py`, or the path of a `.py` file.
+        name_or_path: A file of `configs/` without its `.py`, or the path of a `.py` file, also in a
+            bucket.
         config_type: Type that `CONFIG` must have.
 
     Raises:
         UserError: there is no such config; the file raises, or has no `CONFIG` of this type.
     """
-    names = config_names()
+    if is_remote(name_or_path):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = pathlib.Path(folder) / name_or_path.rpartition("/")[2]
+            with contextlib.suppress(FileNotFoundError):  # Then the copy is missing too.
+                copy.write_bytes(read_bytes(name_or_path))
+            return _load(name_or_path, copy, config_type)
     path = _CONFIGS / f"{name_or_path}.py"
-    if name_or_path not in names:
+    if name_or_path not in config_names():
         path = local_path("--config", name_or_path)
+    return _load(name_or_path, path, config_type)
+
+
+def _load[Config](name_or_path: str, path: pathlib.Path, config_type: type[Config]) -> Config:
+    """Returns the config in a local file, which is called `name_or_path` in messages."""
+    names = config_names()
     if not path.is_file():
         near = difflib.get_close_matches(path.stem, names, n=1)
         fix = f"Did you mean {near[0]}?" if near else "Give a name, or the path of a .py file."

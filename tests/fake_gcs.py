@@ -139,6 +139,9 @@ class FakeGcs(socketserver.ThreadingTCPServer):
         """Lists of method, pattern of the path, status, and how often to fail."""
         self.requests = []
         """Method, path and status of each request."""
+        self.most_at_once = 0
+        """Requests that were being answered at the same time."""
+        self._num_now = 0
         self._turn, self._uploads, self._ids = threading.Lock(), {}, itertools.count(1)
         self._stack = contextlib.ExitStack()
 
@@ -146,6 +149,7 @@ class FakeGcs(socketserver.ThreadingTCPServer):
         """Forgets everything, and has these empty buckets."""
         self.buckets = {name: Bucket(name, self.url) for name in buckets}
         self.latency_seconds, self.failures, self.requests = 0.0, [], []
+        self.most_at_once = 0
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):  # A client that hung up.
@@ -164,8 +168,12 @@ class FakeGcs(socketserver.ThreadingTCPServer):
     def answer(self, method, target, headers, body):
         path, _, text = target.partition("?")
         query = dict(urllib.parse.parse_qsl(text, keep_blank_values=True))
+        with self._turn:
+            self._num_now += 1
+            self.most_at_once = max(self.most_at_once, self._num_now)
         time.sleep(self.latency_seconds)
         with self._turn:
+            self._num_now -= 1
             try:
                 self._fail(method, target)
                 answer = self._answer(method, path, query, headers, body)

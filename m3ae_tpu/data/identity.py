@@ -11,12 +11,12 @@ import collections
 import concurrent.futures
 import hashlib
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from m3ae_tpu.data.manifest import read_manifest
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.storage.places import num_bytes, read_parts
 
 _NUM_THREADS = 32
 """Shards read at once: where files are remote, most of the time is waiting."""
@@ -96,17 +96,14 @@ def _is_same_content(now: ShardIdentity, was: ShardIdentity) -> bool:
 
 def _content_digest(path: str, num_records: int) -> str:
     """Returns a digest of size, number of records, end and some blocks of a shard."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(f"{size} {num_records} ".encode())
-        parts = [(0, size)]
-        if size > _WHOLE_BYTES:
-            end = size - _END_BYTES
-            starts = (number * end // _NUM_BLOCKS for number in range(_NUM_BLOCKS))
-            parts = [(end, _END_BYTES), *((start, _BLOCK_BYTES) for start in starts)]
-        for start, count in parts:
-            file.seek(start)
-            digest.update(file.read(count))
+    size = num_bytes(path)
+    parts = [(0, size)]
+    if size > _WHOLE_BYTES:
+        end = size - _END_BYTES
+        starts = (number * end // _NUM_BLOCKS for number in range(_NUM_BLOCKS))
+        parts = [(end, _END_BYTES), *((start, _BLOCK_BYTES) for start in starts)]
+    digest = hashlib.sha256(f"{size} {num_records} ".encode())
+    digest.update(read_parts(path, parts))
     return digest.hexdigest()[:_NUM_DIGITS]
 
 
@@ -115,7 +112,7 @@ def _manifest_digests(paths: Sequence[str], counts: Sequence[int]) -> list[str]:
     lines = {}
     for folder in dict.fromkeys(map(os.path.dirname, paths)):
         try:
-            lines[folder] = read_manifest(pathlib.Path(folder))["shards"]
+            lines[folder] = read_manifest(folder or os.curdir)["shards"]
         except UserError:  # A set needs no manifest to be trained on.
             lines[folder] = {}
     return [
@@ -128,6 +125,6 @@ def _fitting_sha256(line: object, path: str, num_records: int) -> str:
     """Returns the SHA-256 in a shard's line of the manifest if the line is about this file."""
     if not isinstance(line, dict):
         return ""
-    size = os.path.getsize(path)
+    size = num_bytes(path)
     fits = line.get("records") == num_records and line.get("bytes", size) == size
     return str(line.get("sha256", ""))[:_NUM_DIGITS] if fits else ""

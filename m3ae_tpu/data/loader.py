@@ -4,10 +4,14 @@ Batch s is a pure function of (config, seed, s): workers, threads, processes and
 change a bit of it, and a run resumes by requesting the batches from its step on.
 """
 
+import collections
+import contextlib
 import dataclasses
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import grain
 import numpy as np
@@ -17,7 +21,7 @@ from m3ae_tpu.batch import Batch, Rows, Source
 from m3ae_tpu.config import DataConfig, Kind
 from m3ae_tpu.data.broken import BrokenRow
 from m3ae_tpu.data.crops import random_resized_crop
-from m3ae_tpu.data.examples import Example, Examples
+from m3ae_tpu.data.examples import Example, Examples, Fault
 from m3ae_tpu.data.mirroring import may_mirror
 from m3ae_tpu.data.rows import DrawRows, Row
 from m3ae_tpu.data.text import Tokenizer
@@ -28,6 +32,8 @@ type Counts = dict[str, int]
 
 _ENDLESS = 2**40
 """Steps after which the stream ends: at a thousand a second, in 35 years."""
+NUM_READERS = 64
+"""Records of remote shards that a process reads at once."""
 _READ_AHEAD = 64
 """Records read per burst. Alternating reads with decodes evicts the reader from the CPU cache.
 Bounds memory for large images."""
@@ -110,23 +116,41 @@ class MakeBatch:
         """Returns the examples of rows of one kind, and their crops."""
         size, examples = self._data.image_size, []
         images = np.empty((len(rows), size, size, 3), np.uint8) if kind != "text" else None
-        row = rows[0]
-        try:
+        for number, (row, stored) in enumerate(zip(rows, self._stored(rows), strict=True)):
+            with self._errors_placed(row):
+                example, image = self._examples[row.source].decode(row.record, stored)
+                examples.append(example)
+                if images is not None and image is not None:
+                    random_resized_crop(
+                        image, images[number], area=self._data.crop_area, draws=row.crop_draws
+                    )
+                del image  # The next one takes its memory, which is in the CPU cache.
+        return examples, images
+
+    def _stored(self, rows: Sequence[Row]) -> Iterator[Example | Fault]:
+        """Yields what is stored for each row, read a little ahead."""
+        if not any(examples.shards.is_remote for examples in self._examples):
             for start in range(0, len(rows), _READ_AHEAD):
-                burst, stored = rows[start : start + _READ_AHEAD], []
-                for row in burst:
-                    stored.append(self._examples[row.source].read(row.record))
-                for number, row in enumerate(burst):
-                    example, image = self._examples[row.source].decode(row.record, stored[number])
-                    examples.append(example)
-                    if images is not None and image is not None:
-                        random_resized_crop(
-                            image,
-                            images[start + number],
-                            area=self._data.crop_area,
-                            draws=row.crop_draws,
-                        )
-                    del image  # The next one takes its memory, which is in the CPU cache.
+                yield from [self._read_record(row) for row in rows[start : start + _READ_AHEAD]]
+            return
+        # A read waits for the bucket: many do so together, while the first ones are decoded.
+        ahead: collections.deque[Future[Example | Fault]] = collections.deque()
+        for row in rows:
+            ahead.append(_readers().submit(self._read_record, row))
+            if len(ahead) > 2 * NUM_READERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _read_record(self, row: Row) -> Example | Fault:
+        with self._errors_placed(row):
+            return self._examples[row.source].read(row.record)
+
+    @contextlib.contextmanager
+    def _errors_placed(self, row: Row) -> Iterator[None]:
+        """Raises `DataError` with the place of the record in place of other errors."""
+        try:
+            yield
         except DataError:
             raise
         except Exception as error:
@@ -137,7 +161,12 @@ class MakeBatch:
                 f"{place} cannot be used ({type(error).__name__}: {error}). Start again. If the "
                 "same record fails, make its shard again, or take it out of data.sources."
             ) from error
-        return examples, images
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    """Returns the threads in which this process reads remote records."""
+    return ThreadPoolExecutor(NUM_READERS, "read-records")
 
 
 def _pick_caption(row: Row, example: Example) -> str:
@@ -159,6 +188,7 @@ class Loader(Iterator[tuple[Batch, BatchInfo]]):
         *,
         start_step: int = 0,
         num_workers: int = 0,
+        num_threads: int | None = None,
     ):
         """Threads and workers start with the first batch.
 
@@ -167,9 +197,11 @@ class Loader(Iterator[tuple[Batch, BatchInfo]]):
             start_step: Finished steps; the first batch is that of step `start_step`, counted from
                 0.
             num_workers: Worker processes; 0 makes the batches in threads of this process.
+            num_threads: Batches that each process makes at once; None: two, or one in a worker.
         """
         self._make_batch, self._start_step = make_batch, start_step
         self._num_workers = num_workers
+        self._num_threads = num_threads or (1 if num_workers else 2)
         self._iterator: grain.DatasetIterator | None = None
         self._is_closed = False
 
@@ -204,9 +236,10 @@ class Loader(Iterator[tuple[Batch, BatchInfo]]):
 
     def _start(self) -> grain.DatasetIterator:
         dataset = grain.MapDataset.range(_ENDLESS).map(self._make_batch)[self._start_step :]
-        num_threads = 1 if self._num_workers else 2
         stream = dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2)
+            grain.ReadOptions(
+                num_threads=self._num_threads, prefetch_buffer_size=max(2, self._num_threads)
+            )
         )
         if not self._num_workers:
             return iter(stream)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import home_expanded, is_unicode
+from m3ae_tpu.files import Place, home_expanded, is_remote, is_unicode
+from m3ae_tpu.storage.folder import matching_objects
+from m3ae_tpu.storage.places import read_bytes
 
 MANIFEST = "manifest.json"
 STARTER = pathlib.Path(__file__).parent / "starter"
@@ -23,13 +25,17 @@ def locate(path: str) -> str:
 
 
 def resolve(pattern: str) -> list[str]:
-    """Returns the files that a glob names, sorted; `starter/...` names the set in the package.
+    """Returns the files or objects that a glob names, sorted; `starter/...` names the package's.
 
     Raises:
         UserError: no file matches, or a shard of a numbered set is missing.
     """
-    path_glob = _as_glob(locate(pattern))
-    paths = sorted(path for path in glob.glob(path_glob) if os.path.isfile(path))
+    if is_remote(pattern):
+        path_glob, paths = pattern, list(matching_objects(pattern))
+        require(bool(paths), f"shards = {pattern} matches no object. Check the address.")
+    else:
+        path_glob = _as_glob(locate(pattern))
+        paths = sorted(path for path in glob.glob(path_glob) if os.path.isfile(path))
     require(
         bool(paths),
         f"shards = {pattern} matches no file that you may read. Check the path (relative ones "
@@ -74,15 +80,15 @@ def _require_whole_set(pattern: str, name_glob: str, paths: Sequence[str]) -> No
             )
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a set's `manifest.json`.
+def read_manifest(folder: Place) -> dict[str, Any]:
+    """Returns the `manifest.json` of a set, on a disk or in a bucket.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    path = folder / MANIFEST
+    path = f"{folder}/{MANIFEST}"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_bytes(path).decode())
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}). "

@@ -4,11 +4,11 @@ Shards are written with `group_size:1`: one record is read without decompressing
 """
 
 import bisect
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
 import itertools
-import os
 import pathlib
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +20,11 @@ from m3ae_tpu.data.identity import ShardIdentity, identify
 from m3ae_tpu.data.manifest import resolve, shard_name
 from m3ae_tpu.data.records import Record, decode_record, encode_record
 from m3ae_tpu.errors import DataError, UserError
-from m3ae_tpu.files import atomic_path
+from m3ae_tpu.files import atomic_path, is_remote
+from m3ae_tpu.storage.places import num_bytes
 
+_NUM_THREADS = 32
+"""Shards opened at once: where they are remote, most of the time is waiting."""
 _NUM_CHECKED = 8
 """Records of a shard that are tried when it is opened, until one is good."""
 
@@ -42,7 +45,8 @@ class Shards:
         self.paths, self._files = tuple(paths), tuple(files)
         self.counts = tuple(len(file) for file in files)
         self._ends = tuple(itertools.accumulate(self.counts))
-        self._sizes = tuple(os.path.getsize(path) for path in paths)
+        with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+            self._sizes = tuple(pool.map(num_bytes, self.paths))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -90,6 +94,11 @@ class Shards:
         contents = " ".join(shard.content for shard in self.identities)
         return hashlib.sha256(contents.encode()).hexdigest()[:16]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a read waits for a bucket."""
+        return any(map(is_remote, self.paths))
+
     def starts(self) -> list[int]:
         """Returns the index of each shard's first record."""
         return [0, *self._ends[:-1]]
@@ -109,7 +118,7 @@ class Shards:
         """Raises `DataError` unless a failed read comes from damaged bytes alone."""
         path, size = self.paths[shard], self._sizes[shard]
         try:
-            now = os.path.getsize(path)
+            now = num_bytes(path)
         except OSError as cause:
             raise DataError(
                 f"{path} is gone ({cause.strerror}); it was there at the start. "
@@ -125,7 +134,8 @@ class Shards:
         # with these words.
         if isinstance(error, RuntimeError) and not str(error).startswith(("Corrupted", "Invalid")):
             raise DataError(
-                f"{path} cannot be read ({str(error)[:120]}). Check the disk, and start again."
+                f"{path} cannot be read ({str(error)[:120]}). Check the disk or bucket, and start "
+                "again."
             )
 
 
@@ -137,31 +147,34 @@ def open_shards(pattern: str) -> Shards:
             record version. Names them.
     """
     paths = resolve(pattern)
-    files, faults = [], []
-    for path in paths:
-        try:
-            file = ArrayRecordDataSource([path])
-            files.append(file)
-            if len(file) == 0:
-                faults.append(f"{path} holds no records. Remove it, or make it again.")
-            else:
-                _require_records(file)
-        except UserError as error:
-            faults.append(f"{path}: {error}")
-        except (RuntimeError, ValueError) as error:
-            # ArrayRecord cannot tell these cases apart; some of its messages are empty.
-            reason = (
-                str(error).partition("\n")[0].partition(";")[0] or "no readable index at its end"
-            )
-            reason = textwrap.shorten(reason, 80, placeholder=" ...")
-            faults.append(
-                f"{path} is not an ArrayRecord shard, or was cut short ({reason}). "
-                "Copy it or make it again, or point the pattern at shards only."
-            )
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+        opened = list(pool.map(_open, paths))
+    files = [file for file in opened if not isinstance(file, str)]
+    faults = [fault for fault in opened if isinstance(fault, str)]
     if faults:
         more = f"... and {len(faults) - 2} more of the {len(paths)} files of {pattern}"
         raise UserError("\n".join(faults[:2] + [more] * (len(faults) > 2)))
     return Shards(pattern, paths, files)
+
+
+def _open(path: str) -> ArrayRecordDataSource | str:
+    """Returns a shard, opened, or the reason why it cannot be used."""
+    try:
+        file = ArrayRecordDataSource([path])
+        if len(file) == 0:
+            return f"{path} holds no records. Remove it, or make it again."
+        _require_records(file)
+    except UserError as error:
+        return f"{path}: {error}"
+    except (RuntimeError, ValueError) as error:
+        # ArrayRecord cannot tell these cases apart; some of its messages are empty.
+        reason = str(error).partition("\n")[0].partition(";")[0] or "no readable index at its end"
+        reason = textwrap.shorten(reason, 80, placeholder=" ...")
+        return (
+            f"{path} is not an ArrayRecord shard, or was cut short ({reason}). "
+            "Copy it or make it again, or point the pattern at shards only."
+        )
+    return file
 
 
 def _require_records(file: ArrayRecordDataSource) -> None:

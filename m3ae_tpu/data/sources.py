@@ -3,6 +3,7 @@
 A run opens every set of shards and its tokenizer once, here, before its first step.
 """
 
+import concurrent.futures
 import dataclasses
 import itertools
 import math
@@ -13,10 +14,10 @@ from m3ae_tpu.config import DataConfig, SourceConfig, tree
 from m3ae_tpu.data import identity
 from m3ae_tpu.data.examples import Examples
 from m3ae_tpu.data.identity import ShardIdentity
-from m3ae_tpu.data.loader import Loader, MakeBatch
+from m3ae_tpu.data.loader import NUM_READERS, Loader, MakeBatch
 from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.data.rows import DRAWS_VERSION, DrawRows
-from m3ae_tpu.data.shards import DamagedRecordError, Shards, open_shards
+from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import require
 
@@ -96,7 +97,23 @@ class OpenData:
         ]
         rows = DrawRows(plan, self.splits, self.seed)
         make_batch = MakeBatch(self.config, self.sources, examples, rows, self.tokenizer)
-        return Loader(make_batch, start_step=start_step, num_workers=self.config.num_workers)
+        return Loader(
+            make_batch,
+            start_step=start_step,
+            num_workers=self.config.num_workers,
+            num_threads=self._num_threads(process_count),
+        )
+
+    def _num_threads(self, process_count: int) -> int | None:
+        """Returns how many batches each loader process makes at once, None for its default.
+
+        Reads of remote shards wait: so many small batches are made at once that enough are waited
+        for together.
+        """
+        if not any(shards.is_remote for shards in self.shards):
+            return None
+        rows = sum(source.rows for source in self.sources) // process_count
+        return min(8, 1 + -(-NUM_READERS // rows))
 
 
 def open_data(config: DataConfig, *, batch_size: int, seed: int, vocab_size: int) -> OpenData:
@@ -153,10 +170,12 @@ def records_of_split(source: SourceConfig, count: int) -> range:
 
 def _require_kind(source: SourceConfig, shards: Shards) -> None:
     """Raises unless the first record of each shard has the image and captions of the kind."""
-    for index in shards.starts():
-        try:
-            first = shards[index]
-        except DamagedRecordError:
+    with concurrent.futures.ThreadPoolExecutor(NUM_READERS) as pool:
+        firsts = list(
+            pool.map(lambda start: next(shards.undamaged([start]), None), shards.starts())
+        )
+    for index, first in zip(shards.starts(), firsts, strict=True):
+        if first is None:
             continue
         lacks = "images" if source.kind != "text" and not first.image else ""
         lacks = lacks or ("captions" if source.kind != "image" and not first.captions else "")

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int32
 from m3ae_tpu.data.manifest import locate
 from m3ae_tpu.data.visible_text import is_blank
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.storage.places import read_bytes
 
 PAD_ID = 0
 _LONGEST_PART = 4_192
@@ -30,15 +31,14 @@ class Tokenizer:
     """
 
     def __init__(self, path: str):
-        """Reads a SentencePiece model; `starter/...` names a file of the package.
+        """Reads a SentencePiece model, also in a bucket; `starter/...` names one of the package.
 
         Raises:
             UserError: the file is missing, is not a SentencePiece model, or pads with an id other
                 than 0.
         """
         try:
-            with open(locate(path), "rb") as file:
-                model = file.read()
+            model = read_bytes(locate(path))
         except OSError as error:
             raise UserError(
                 f"data.tokenizer = {path} cannot be read ({error.strerror}). Check the path, "

@@ -232,16 +232,6 @@ def _below(folder: RemoteFolder, pattern: str) -> dict[str, StoredObject]:
     return folder.files() if is_flat else folder.objects()
 
 
-def read_object(address: str) -> bytes:
-    """Returns the content of an object.
-
-    Raises:
-        FileNotFoundError: there is no such object.
-    """
-    folder, name = split_address(address)
-    return RemoteFolder(folder).read(name)
-
-
 def _described(blob: Any) -> StoredObject:
     md5 = base64.b64decode(blob.md5_hash).hex() if blob.md5_hash else ""
     return StoredObject(int(blob.size), md5, int(blob.generation), blob.updated)
