@@ -96,7 +96,7 @@ class Shards:
 
     @property
     def is_remote(self) -> bool:
-        """Whether a read waits for a bucket."""
+        """True where a read waits for a bucket."""
         return any(map(is_remote, self.paths))
 
     def starts(self) -> list[int]:

@@ -82,7 +82,7 @@ def test_globs_of_objects_match_as_those_of_files_do(server):
     assert resolve(names[1]) == names[1:]
     with pytest.raises(UserError, match=r"gs://bucket/none-\* matches no object"):
         resolve("gs://bucket/none-*")
-    with pytest.raises(UserError, match="lacks .*a-00001-of-00002"):
+    with pytest.raises(UserError, match=r"lacks .*a-00001-of-00002"):
         resolve("gs://bucket/other/*")
 
 
