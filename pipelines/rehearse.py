@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
                 results = [rehearse(named[0][1], on, rehearser) for on in slices]
                 for result in results:
                     if result["fits"]:
-                        result["growth"] = [row._asdict() for row in grown(result, chips)]
+                        result["growth"] = grown(result, chips)
         finally:
             rehearser.close()
     _show(results, named[0][0])
@@ -139,7 +139,6 @@ def _require_compiler() -> None:
 def _show(results: Any, name: str) -> None:
     """Prints the results, and writes them as the flags say."""
     from m3ae_tpu.rehearsal import printed
-    from m3ae_tpu.rehearsal.growth import Growth
     from m3ae_tpu.rehearsal.page import write_page
 
     if _TARGET.value:
@@ -151,7 +150,7 @@ def _show(results: Any, name: str) -> None:
         for result in results:
             printed.print_rehearsal(result, name)
             if result.get("growth"):
-                printed.print_growth([Growth(**row) for row in result["growth"]], name)
+                printed.print_growth(result["growth"], name)
     if _JSON.value:
         # One slice, one object: its keys are at the top.
         whole = results if _TARGET.value or len(results) != 1 else results[0]

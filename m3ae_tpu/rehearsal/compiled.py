@@ -95,7 +95,7 @@ def compile_step_for(config: PretrainConfig, described: Slice) -> Compiled:
         with not_kept():
             compiled = step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
-        needed, capacity = _refusal(error)
+        needed, capacity = refusal(error)
         facts |= {"fits": False, "peak_bytes": needed, "capacity_bytes": capacity}
         return Compiled(**facts, **_costs_of_compiling(start))
     facts |= _costs_of_compiling(start)
@@ -137,7 +137,7 @@ def _bytes_per_chip(tree: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def _refusal(error: Exception) -> tuple[int, int]:
+def refusal(error: Exception) -> tuple[int, int]:
     """Returns the bytes that a refused program needs and those that there are.
 
     Raises any other error.

@@ -72,10 +72,12 @@ def _tile(figures: Figures) -> str:
     peak, unit = printed.size(figures["peak_bytes_per_chip"]).split()
     capacity = printed.size(figures["capacity_bytes_per_chip"])
     verdict = "fits" if figures["fits"] else "does not fit"
+    flags = [change["flags"] for change in figures.get("changes", [])]
+    verdict += f", but does with {' or '.join(flags)}" if flags else ""
     return (
         f'<div class="card tile"><p class="name">{html.escape(title(figures))}</p>'
         f'<p class="value">{peak}<small> {unit}</small></p>'
-        f'<p class="baselines">of {capacity}: {verdict}</p></div>'
+        f'<p class="baselines">of {capacity}: {html.escape(verdict)}</p></div>'
     )
 
 

@@ -1,6 +1,6 @@
 """Rehearsals as tables in a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rich
@@ -8,7 +8,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from m3ae_tpu.rehearsal.estimates import Figures
-from m3ae_tpu.rehearsal.growth import Growth
 
 
 def size(num_bytes: float | int) -> str:
@@ -21,6 +20,8 @@ def size(num_bytes: float | int) -> str:
 
 def duration(seconds: float | int) -> str:
     """Formats a time in the unit that suits it."""
+    if seconds == 0:
+        return "0"
     for unit, seconds_of_unit in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= seconds_of_unit:
             return f"{seconds / seconds_of_unit:.3g} {unit}"
@@ -203,28 +204,30 @@ def print_target(rows: Sequence[Figures]) -> None:
     print("Times are estimated from the compiler's schedule: leave room for what it leaves out.")
 
 
-def print_growth(rows: Sequence[Growth], name: str) -> None:
-    """Prints what a config needs on many chips."""
-    title = f"{name} on more chips, each at its rate above: all estimated"
+def print_growth(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Prints what a config needs on other numbers of chips, from `rehearse.grown`."""
+    title = f"{name} on other numbers of chips, each with its rows of above: all estimated"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("what")
     for row in rows:
-        table.add_column(f"{row.chips:,} chips", justify="right")
-    lines = {
-        "hosts": [f"{row.hosts:,}" for row in rows],
-        "examples": [f"{row.examples_per_second:,.0f}/s" for row in rows],
-        "loader of each host": [
-            f"{row.loader_examples_per_second_per_host:,.0f} examples/s" for row in rows
-        ],
-        "  cores for it": [f"{row.host_cores:.1f}" for row in rows],
-        "requests to the bucket": [f"{row.bucket_reads_per_second:,.0f}/s" for row in rows],
-        "  bytes": [f"{row.bucket_bytes_per_second / 1e9:,.1f} GB/s" for row in rows],
-        "checkpoint": [f"{row.checkpoint_bytes / 1e9:,.1f} GB" for row in rows],
-        "  written in": [duration(row.checkpoint_seconds) for row in rows],
-        "a host fails every": [days(row.seconds_between_failures / 86_400) for row in rows],
-        "checkpoint every": [duration(row.seconds_between_checkpoints) for row in rows],
-        "goodput": [f"{row.goodput:.1%}" for row in rows],
-    }
-    for what, cells in lines.items():
-        table.add_row(what, *cells)
+        table.add_column(f"{row['chips']:,} chips", justify="right")
+
+    def line(what: str, key: str, show: Callable[[Any], str]) -> None:
+        table.add_row(what, *[show(row[key]) for row in rows])
+
+    line("slices", "on", str)
+    line("hosts", "hosts", "{:,}".format)
+    line("step", "step_seconds", duration)
+    line("  efficiency", "efficiency", "{:.1%}".format)
+    line("  a chip sends to other slices", "between_slices_bytes", size)
+    line("examples/s", "examples_per_second", "{:,.0f}".format)
+    line("loader of a host, examples/s", "loader_examples_per_second_per_host", "{:,.0f}".format)
+    line("  cores for it", "host_cores", "{:.1f}".format)
+    line("reads from the bucket, 1/s", "bucket_reads_per_second", "{:,.0f}".format)
+    line("  bytes, 1/s", "bucket_bytes_per_second", size)
+    line("checkpoint", "checkpoint_bytes", size)
+    line("  written in", "checkpoint_seconds", duration)
+    line("  every", "seconds_between_checkpoints", duration)
+    line("a host fails every", "seconds_between_failures", duration)
+    line("goodput", "goodput", "{:.1%}".format)
     rich.print(table)

@@ -11,7 +11,8 @@ from m3ae_tpu.measure.compiler_process import CompilerProcess, ReplayFailedError
 from m3ae_tpu.rehearsal.changes import fitting_changes, flags_of, grid_of_sweep
 from m3ae_tpu.rehearsal.compiled import compile_step_for
 from m3ae_tpu.rehearsal.estimates import Figures, figures
-from m3ae_tpu.rehearsal.growth import Assumptions, Growth, growth
+from m3ae_tpu.rehearsal.growth import Assumptions, growth
+from m3ae_tpu.rehearsal.scaling import scaled
 from m3ae_tpu.rehearsal.topologies import Slice, parse_slice
 
 type Say = Callable[[str], None]
@@ -119,16 +120,19 @@ def sizes_for(
     return rows
 
 
-def grown(result: Figures, chips: Sequence[int]) -> list[Growth]:
-    """Returns what a rehearsed config that fits needs on other numbers of chips."""
-    rate = result["examples_per_second"] / result["chips"]
-    assumed = Assumptions(chips_per_host=max(1, result["chips"] // result["hosts"]))
-    return [
-        growth(
+def grown(result: Figures, chips: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns what a rehearsed config that fits needs on other numbers of chips, as figures of
+    `Scaled` and `Growth`; each chip keeps its rows.
+    """
+    rows_of_chip = result["batch_size"] / result["chips"]
+    rows = []
+    for count in chips:
+        step = scaled(result, count)
+        needs = growth(
             count,
             num_parameters=result["num_parameters"],
-            examples_per_second_per_chip=rate,
-            assumed=assumed,
+            examples_per_second_per_chip=rows_of_chip / step.step_seconds,
+            assumed=Assumptions(),
         )
-        for count in chips
-    ]
+        rows.append(step._asdict() | {"on": step.on.name} | needs._asdict())
+    return rows

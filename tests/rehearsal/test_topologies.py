@@ -68,3 +68,25 @@ def test_a_shape_that_no_hosts_make_up_is_refused():
     tpu_schedule.prepare(replay=False)
     with pytest.raises(UserError, match="v5e:3x3 is not a slice that the TPU compiler describes"):
         Slice("v5e", (3, 3), 1).devices()
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize("generation", sorted(HARDWARE))
+def test_a_chips_capacity_is_the_one_that_a_refusal_names(generation):
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import SingleDeviceSharding
+
+    from m3ae_tpu.measure import tpu_schedule
+    from m3ae_tpu.rehearsal.compiled import refusal
+
+    tpu_schedule.prepare(replay=False)
+    (device, *_) = parse_slice(
+        f"{generation}:{'2x2' if generation in ('v5e', 'v6e') else '2x2x1'}"
+    ).devices()
+    large = jax.ShapeDtypeStruct((2**36,), jnp.float32, sharding=SingleDeviceSharding(device))
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        jax.jit(jnp.negative).lower(large).compile()
+    needed, capacity = refusal(error.value)
+    assert needed >= 2 * 4 * 2**36
+    assert capacity == HARDWARE[generation].capacity_bytes
