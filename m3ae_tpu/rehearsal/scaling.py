@@ -1,4 +1,4 @@
-"""A rehearsed step on other numbers of chips, estimated from its collectives."""
+"""Estimates of a rehearsed step on other numbers of chips, from its collectives."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Scaled(NamedTuple):
     efficiency: float
     """Share of the step that computes: its rate a chip, of that of a chip without collectives."""
     between_slices_bytes: float
-    """What a chip sends to other slices in a step."""
+    """Bytes that a chip sends to other slices in a step."""
 
 
 def scaled(result: Figures, num_chips: int) -> Scaled:
