@@ -7,23 +7,28 @@ The parts add up to the time since the run's first start. The run may be trainin
 """
 
 import json
-import pathlib
 
-from m3ae_tpu.command_line import one_path, run_program
+from m3ae_tpu.command_line import one_place, run_program
+from m3ae_tpu.files import Place
 from m3ae_tpu.option_flags import define_flag
 
 _WORKDIR = define_flag(
-    "workdir", pathlib.Path, None, "Folder of the run; may also be given without the flag's name."
+    "workdir",
+    Place,
+    None,
+    "Folder of the run, also gs://BUCKET/FOLDER; may be given without the flag's name.",
 )
 _JSON = define_flag("json", bool, False, "Print JSON for programs: the seconds of each part.")
 
 
 def main(argv: list[str]) -> None:
     """Prints the parts of the wall time of the workdir named on the command line."""
-    workdir = one_path(argv, _WORKDIR.value, "python -m pipelines.goodput WORKDIR")
+    workdir = one_place(argv, _WORKDIR.value, "python -m pipelines.goodput WORKDIR")
+    from m3ae_tpu.run.claim import files_of
     from m3ae_tpu.run.goodput import PARTS, duration, figures
 
-    found = figures(workdir)
+    with files_of(workdir) as folder:
+        found = figures(folder)
     if _JSON.value:
         print(json.dumps(found, indent=2))
         return

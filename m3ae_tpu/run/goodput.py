@@ -16,6 +16,7 @@ from typing import Any
 
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.storage.mirror import address_of
 
 FILE_NAME = "goodput.jsonl"
 PARTS = {
@@ -175,7 +176,8 @@ def figures(workdir: pathlib.Path) -> dict[str, float]:
     lines = read_goodput(workdir)
     require(
         bool(lines),
-        f"{workdir / FILE_NAME} does not exist or is empty. Name the workdir of a run that began.",
+        f"{address_of(workdir)}/{FILE_NAME} does not exist or is empty. "
+        "Name the workdir of a run that began.",
     )
     parts = wall_time(lines)
     wall = sum(parts.values())

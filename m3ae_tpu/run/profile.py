@@ -7,6 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from m3ae_tpu.errors import require
+from m3ae_tpu.storage.mirror import address_of
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "profile"
@@ -76,12 +77,13 @@ class Profile:
     def _stop(self) -> None:
         jax.profiler.stop_trace()
         self._is_tracing = False
+        address = f"{address_of(self._folder.parent)}/{FOLDER}"
         _LOG.info(
             "profile of steps %d to %d: %s\n"
             "  see it: pip install xprof, then xprof --logdir=%s\n"
             "  or open its perfetto_trace.json.gz at ui.perfetto.dev",
             self._first,
             self._last,
-            self._folder,
-            self._folder,
+            address,
+            address,
         )
