@@ -9,10 +9,11 @@ compressed, or lie at `gs://` or `s3://`. Formats are recognised by content, not
 Every image is decoded once. Good JPEGs keep their bytes; other images become upright RGB JPEGs;
 damaged ones are dropped. OUTPUT gets the shards, `manifest.json` (what was given, kept and dropped,
 and a digest of each shard) and `dropped.jsonl` (each dropped sample with its reason). After an
-interruption the same command continues. The same input and seed give the same bytes.
+interruption the same command continues. The same input and seed give the same bytes. OUTPUT may be
+a `gs://` address: the set is made in TMPDIR and then sent there, the manifest last.
 
 A collection that outgrows a machine is prepared by Apache Beam (pip install 'm3ae-tpu[beam]'), to
-the same bytes. OUTPUT may then be a `gs://` address too:
+the same bytes:
 
     python -m pipelines.prepare_data --input=gs://B/cc12m --output=gs://B/set \\
         --runner=DataflowRunner \\

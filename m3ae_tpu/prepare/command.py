@@ -9,7 +9,8 @@ import rich.progress
 
 from m3ae_tpu.data.manifest import MANIFEST
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.files import home_expanded, local_path, printable
+from m3ae_tpu.files import REMOTE, home_expanded, local_path, printable
+from m3ae_tpu.prepare.bucket import prepare_to_bucket
 from m3ae_tpu.prepare.convert import DROPPED, DROPPED_CAPTIONS, passed_over_lines
 from m3ae_tpu.prepare.local import prepare_locally
 from m3ae_tpu.prepare.opening import is_remote
@@ -30,7 +31,8 @@ def prepare_collection(
 
     Args:
         inputs: Files and folders.
-        output: Folder of the set, remote only with a runner of Beam.
+        output: Folder of the set; `gs://BUCKET/FOLDER` or, with a runner of Beam, any that all its
+            workers reach.
         options: Form of the set.
         runner: `local`, or the name of a Beam runner.
         runner_options: Options of Beam and its runner.
@@ -48,13 +50,20 @@ def prepare_collection(
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)
 
-        folder = _local_output(output, inputs) if runner == "local" else None
+        in_bucket = output.startswith(REMOTE)
+        if runner == "local" and in_bucket:
+            _require_outside(output, inputs)
+        folder = _local_output(output, inputs) if runner == "local" and not in_bucket else None
         report("looking at the input", 0, None)
         collection = find_pieces(list(inputs), options.cleaning.kind)
         report("looking at the input", 1, 1)
         if folder is not None:
             manifest = prepare_locally(
                 collection, folder, options, num_workers=num_workers, report=report
+            )
+        elif runner == "local":
+            manifest = prepare_to_bucket(
+                collection, output, options, num_workers=num_workers, report=report
             )
         else:
             report(f"running on {runner}", 0, None)
@@ -72,7 +81,8 @@ def _local_output(output: str, inputs: Sequence[str]) -> pathlib.Path:
     """
     require(
         not is_remote(output),
-        f"--output = {output} is not on this machine. Name a folder, or set --runner=DirectRunner.",
+        f"--output = {output} is not on this machine. Name a folder, one at {REMOTE}, or set "
+        "--runner=DirectRunner.",
     )
     folder = local_path("--output", output)
     for given in inputs:
@@ -82,6 +92,16 @@ def _local_output(output: str, inputs: Sequence[str]) -> pathlib.Path:
             "Name a folder outside.",
         )
     return folder
+
+
+def _require_outside(output: str, inputs: Sequence[str]) -> None:
+    """Refuses an output in a bucket that lies in a folder of the input."""
+    for given in inputs:
+        require(
+            not f"{output}/".startswith(f"{given.rstrip('/')}/"),
+            f"--output = {output} lies in --input = {given} and would become part of it. "
+            "Name a folder outside.",
+        )
 
 
 def _beam(runner: str) -> Callable[..., dict[str, Any]]:

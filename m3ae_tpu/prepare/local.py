@@ -79,10 +79,7 @@ def prepare_locally(
         raise UserError(
             f"--output = {output} cannot be made ({error.strerror}). Name another folder."
         ) from None
-    # The number of shards does not change the cleaned pieces.
-    task = dataclasses.asdict(dataclasses.replace(options, num_shards=0, shard_megabytes=1))
-    keys = [piece.key() for piece in pieces]
-    _require_same(work / "task", json.dumps({"pieces": keys, "options": task}))
+    _require_same(work / "task", task_of(collection, options))
     with _pool(num_workers) as each:
         clean_one = functools.partial(
             clean_piece, options=options.cleaning, seed=options.seed, folder=work
@@ -116,6 +113,12 @@ def prepare_locally(
     atomic_write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.rmtree(work)
     return manifest
+
+
+def task_of(collection: Collection, options: PrepareOptions) -> str:
+    """Returns what decides the cleaned pieces. The number of shards does not change them."""
+    task = dataclasses.asdict(dataclasses.replace(options, num_shards=0, shard_megabytes=1))
+    return json.dumps({"pieces": [piece.key() for piece in collection.pieces], "options": task})
 
 
 def _require_no_set_files(output: pathlib.Path, name: str) -> None:
