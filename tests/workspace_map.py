@@ -34,6 +34,7 @@ DESCRIPTIONS = {
     "constraints.txt": "The exact versions that `make install` takes.",
     "pyproject.toml": "The package: dependencies, commands, settings of pytest, ruff and pyright.",
     "docs": "Pages on one topic.",
+    "docs/buckets.md": "Runs, shards and prepared sets in a bucket: commands, promises, costs.",
     "docs/data.md": "From a download, a folder or texts to sets of shards, and to a run on them.",
     "docs/pods.md": "From an empty project to a finished run on a TPU pod; GKE, Slurm, GPUs.",
     "docs/reconstruction.png": "Part of a report of `starter_long`, for the README.",
