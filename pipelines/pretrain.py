@@ -9,6 +9,7 @@ run, bit for bit; a larger --num_steps extends a finished one. SIGTERM or Ctrl-C
 import logging
 import os
 import pathlib
+import sys
 import time
 
 from m3ae_tpu.command_line import run_program
@@ -17,6 +18,8 @@ from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import Place, home_expanded
 from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
+from m3ae_tpu.parallel.exit_codes import PREEMPTED
+from m3ae_tpu.parallel.joining import join_processes, require_consistent
 
 _CONFIG = define_flag(
     "config", str, "quickstart", "Named config to start from, or path of a file like it."
@@ -38,6 +41,24 @@ _LOG_RECORD_IDS = define_flag(
 _ALLOW_CHANGED_DATA = define_flag(
     "allow_changed_data", bool, False, "Resume a run although its shards or sources have changed."
 )
+_COORDINATOR_ADDRESS = define_flag(
+    "coordinator_address", str, None, "HOST:PORT of process 0, for a run of several processes."
+)
+_NUM_PROCESSES = define_flag("num_processes", int, None, "Processes of the run, over all machines.")
+_PROCESS_ID = define_flag(
+    "process_id",
+    int,
+    None,
+    "Number of this process, from 0. On TPU slices and under Slurm the three are found out.",
+)
+_HANG_SECONDS = define_flag(
+    "hang_seconds",
+    float,
+    600.0,
+    "End the run, with the stacks of all threads, when no step has ended for so long, and for 20 "
+    "times the usual time of a step. 0: never. Compiling, saving and probes do not count.",
+    at_least=0,
+)
 _PROFILE_STEPS = define_flag(
     "profile_steps",
     tuple[int, int],
@@ -54,11 +75,17 @@ def pretrain(
     log_record_ids: bool = False,
     allow_changed_data: bool = False,
     profile_steps: tuple[int, int] | None = None,
-) -> None:
-    """Runs `config` to its last step, writing metrics and checkpoints to `workdir`."""
+    hang_seconds: float = 0.0,
+) -> int:
+    """Runs `config` to its last step, writing metrics and checkpoints to `workdir`.
+
+    Returns:
+        The number of finished steps: fewer than the config's if the run was asked to stop.
+    """
     start_time = time.time()
-    keep_compiled_programs()
     from m3ae_tpu.data.sources import open_data
+    from m3ae_tpu.parallel.failures import called_at_end
+    from m3ae_tpu.parallel.processes import leader_first
     from m3ae_tpu.run.log import start_log
     from m3ae_tpu.run.workdir import prepare_workdir
 
@@ -68,13 +95,16 @@ def pretrain(
         seed=config.seed,
         vocab_size=config.model.vocab_size,
     )
-    prepared = prepare_workdir(
-        workdir,
-        config,
-        tokenizer=data.tokenizer_model,
-        allow_changed_data=allow_changed_data,
+    prepared = leader_first(
+        "the workdir is prepared",
+        lambda: prepare_workdir(
+            workdir,
+            config,
+            tokenizer=data.tokenizer_model,
+            allow_changed_data=allow_changed_data,
+        ),
     )
-    try:
+    with called_at_end(prepared.unlock):
         # After what may be refused: these take seconds to import.
         from m3ae_tpu.train.loop import Probe, train
         from m3ae_tpu.train.pretraining import pretraining
@@ -89,7 +119,7 @@ def pretrain(
 
             score = make_probe(config.probe, data, make_mesh(config.mesh))
             probe = Probe(config.probe.every_steps, score)
-        train(
+        return train(
             config,
             pretraining(config),
             data,
@@ -98,10 +128,9 @@ def pretrain(
             log_record_ids=log_record_ids,
             allow_changed_data=allow_changed_data,
             profile_steps=profile_steps,
+            hang_seconds=hang_seconds,
             start_time=start_time,
         )
-    finally:
-        prepared.unlock()
 
 
 def keep_compiled_programs() -> None:
@@ -121,13 +150,25 @@ def keep_compiled_programs() -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the command line and calls `pretrain`."""
-    pretrain(
-        override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:]),
-        _WORKDIR.value,
-        log_record_ids=_LOG_RECORD_IDS.value,
-        allow_changed_data=_ALLOW_CHANGED_DATA.value,
-        profile_steps=_PROFILE_STEPS.value,
-    )
+    members = _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    require_consistent(*members)
+    config = override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:])
+    keep_compiled_programs()
+    join_processes(*members)
+    from m3ae_tpu.parallel.failures import shared_fate
+    from m3ae_tpu.parallel.processes import is_alone
+
+    with shared_fate():
+        num_steps = pretrain(
+            config,
+            _WORKDIR.value,
+            log_record_ids=_LOG_RECORD_IDS.value,
+            allow_changed_data=_ALLOW_CHANGED_DATA.value,
+            profile_steps=_PROFILE_STEPS.value,
+            hang_seconds=_HANG_SECONDS.value,
+        )
+    if num_steps < config.num_steps and not is_alone():
+        sys.exit(PREEMPTED)
 
 
 def run() -> None:

@@ -8,10 +8,13 @@ USER_ERROR = 2
 PREEMPTED = 75
 """The run was asked to stop, and has saved. The same command goes on. `EX_TEMPFAIL` of sysexits.h.
 """
+HUNG = 76
+"""No step ended any more, so the watchdog ended the run."""
 PEER_DIED = 134
-"""Another process of the run died, so JAX ended this one (SIGABRT)."""
+"""Another process of the run died. The code is that of SIGABRT, by which JAX ends the others."""
 MEANINGS = {
     PREEMPTED: "it was asked to stop, and has saved",
+    HUNG: "none of its steps ended any more",
     PEER_DIED: "another of its processes died",
     137: "it was killed; its host may have had too little memory",
 }

@@ -25,16 +25,30 @@ def is_leader() -> bool:
 
 
 def file_suffix() -> str:
-    """Returns the suffix of files that each process writes for itself: "" alone, or "-003"."""
-    return "" if is_alone() else f"-{jax.process_index():03d}"
+    """Returns the suffix of files that each process has: "" for the leader, else as "-003"."""
+    return "" if is_leader() else f"-{jax.process_index():03d}"
 
 
 def total(values: Sequence[int]) -> list[int]:
     """Returns the sum of each value over all processes, which must call this together."""
     if is_alone():
         return list(values)
-    gathered = multihost_utils.process_allgather(np.array(values, np.int64))
-    return np.asarray(gathered).sum(axis=0).tolist()
+    # As bytes: JAX would cut 64-bit integers to 32 bits.
+    local = np.array(values, np.int64).view(np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(local))
+    return np.ascontiguousarray(gathered).view(np.int64).sum(axis=0).tolist()
+
+
+def gathered(text: str) -> list[str]:
+    """Returns the texts of all processes, in their order; all must call this together."""
+    if is_alone():
+        return [text]
+    local = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.array([local.size], np.int32)))
+    padded = np.zeros(max(1, lengths.max()), np.uint8)
+    padded[: local.size] = local
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths[:, 0], strict=True)]
 
 
 def from_leader(find: Callable[[], int | None]) -> int | None:
@@ -58,6 +72,21 @@ def from_leader(find: Callable[[], int | None]) -> int | None:
     if number == _FAILED:
         raise refusal or UserError("process 0 cannot go on; its messages say why.")
     return None if number == _NOTHING else number
+
+
+def leader_first[Result](place: str, call: Callable[[], Result]) -> Result:
+    """Returns what `call` returns in each process; the leader's has returned before the others'.
+
+    Args:
+        place: A name of its own.
+        call: May find files that the leader's call has made.
+    """
+    if is_leader():
+        result = call()
+        wait_for_all(place)
+        return result
+    wait_for_all(place)
+    return call()
 
 
 def wait_for_all(place: str) -> None:

@@ -27,7 +27,7 @@ _UPLOAD_SECONDS = 30.0
 
 
 class DiskClaim:
-    """A lock on a workdir on a disk."""
+    """A lock on a workdir on a disk, which of several processes the leader holds."""
 
     def __init__(self, path: pathlib.Path):
         """Makes the folder if it is missing.
@@ -38,6 +38,9 @@ class DiskClaim:
         """
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        self._lock = None
+        if not processes.is_leader():
+            return
         # A plain number is not closed when collected.
         self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
@@ -55,7 +58,8 @@ class DiskClaim:
 
     def release(self) -> None:
         """Frees the lock."""
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 class BucketClaim:

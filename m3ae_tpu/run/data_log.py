@@ -1,17 +1,13 @@
-"""Metrics of a run's data: rows and epochs, broken records, and the ids of all records seen."""
+"""Metrics of a run's data: rows and epochs, and broken records."""
 
 import collections
 import copy
-import json
-import os
-import pathlib
 from typing import Any
 
 from m3ae_tpu.data.broken import FAULTS, BrokenRecords
 from m3ae_tpu.data.examples import Fault
 from m3ae_tpu.data.loader import BatchInfo
 from m3ae_tpu.data.sources import OpenData
-from m3ae_tpu.errors import require
 from m3ae_tpu.parallel import processes
 
 
@@ -82,52 +78,3 @@ class DataLog:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to continue, ready for JSON; read it after `reduce`."""
         return copy.deepcopy({"window": dict(self._window), "broken": self._broken.state})
-
-
-class RecordIdsWriter:
-    """Writes the records of each step, one JSON line a step: {"step": 1, "paired": [ids], ...}.
-
-    Ids are in row order.
-    """
-
-    def __init__(self, workdir: pathlib.Path, *, resume_step: int = 0):
-        """Opens `record_ids.jsonl`; with several processes, one numbered file for each.
-
-        Args:
-            workdir: The run's directory.
-            resume_step: Finished steps. Lines of later steps are dropped, as those steps run again.
-
-        Raises:
-            UserError: steps are missing in the file.
-        """
-        path = workdir / f"record_ids{processes.file_suffix()}.jsonl"
-        if path.exists():
-            last = _cut_after(path, resume_step)
-            require(
-                last in (0, resume_step),
-                f"{path} ends at step {last}, but the run resumes after step {resume_step}: it was "
-                "started without --log_record_ids in between. Move the file away, or leave the "
-                "flag out.",
-            )
-        self._file = path.open("a")
-
-    def write(self, step: int, info: BatchInfo) -> None:
-        """Writes one step and flushes it: killing the process loses nothing."""
-        self._file.write(json.dumps({"step": step, **info.ids}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _cut_after(path: pathlib.Path, step: int) -> int:
-    """Drops an unfinished last line and lines after `step`. Returns the last step left, or 0."""
-    last = end = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            last, end = json.loads(line)["step"], end + len(line)
-    os.truncate(path, end)
-    return last

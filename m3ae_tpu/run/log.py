@@ -13,6 +13,8 @@ import rich.table
 from rich.console import Console
 from rich.logging import RichHandler
 
+from m3ae_tpu.parallel.processes import file_suffix, is_leader
+
 FILE_NAME = "log.txt"
 _LOG = logging.getLogger("m3ae_tpu")
 # Metrics of the progress bar, and their short names.
@@ -27,15 +29,16 @@ _BAR_METRICS = {
 def start_log(workdir: pathlib.Path, console: Console | None = None) -> None:
     """Sends the package's log records to the console and, with times, to `WORKDIR/log.txt`.
 
-    The file is appended to. Another call, for another run in the same process, closes the former
-    run's file.
+    The file is appended to; of several processes, those beside the leader have files of their own,
+    as `log-001.txt`. Another call, for another run in the same process, closes the former file.
 
     Args:
         workdir: Directory of the run.
         console: Console to write to; default: rich's, which is standard output.
     """
     console = console or rich.get_console()
-    to_file = logging.FileHandler(workdir / FILE_NAME)
+    stem, dot, extension = FILE_NAME.partition(".")
+    to_file = logging.FileHandler(workdir / f"{stem}{file_suffix()}{dot}{extension}")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     # On a terminal rich prints the lines above the progress bar.
     to_console = (
@@ -54,7 +57,12 @@ def start_log(workdir: pathlib.Path, console: Console | None = None) -> None:
 
 
 def show_card(rows: Sequence[tuple[str, str]], title: str, console: Console | None = None) -> None:
-    """Shows names and values: a table on a terminal, aligned lines elsewhere and in the log."""
+    """Shows names and values: a table on a terminal, aligned lines elsewhere and in the log.
+
+    Of several processes the leader shows them.
+    """
+    if not is_leader():
+        return
     console = console or rich.get_console()
     if console.is_terminal:
         table = rich.table.Table(title=title, show_header=False, title_justify="left")
@@ -67,7 +75,10 @@ def show_card(rows: Sequence[tuple[str, str]], title: str, console: Console | No
 
 
 class Progress:
-    """The progress bar of a run, and its lines of metrics. A context around the loop."""
+    """The progress bar of a run, and its lines of metrics. A context around the loop.
+
+    Of several processes the leader shows them.
+    """
 
     def __init__(self, num_steps: int, start_step: int = 0, console: Console | None = None):
         self._num_steps = num_steps
@@ -79,7 +90,7 @@ class Progress:
             rich.progress.TextColumn("{task.fields[metrics]}", style="progress.data.speed"),
             rich.progress.TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (self._console.is_terminal and is_leader()),
         )
         self._first_report: tuple[int, float] | None = None
         self._task = self._bar.add_task(
@@ -99,6 +110,8 @@ class Progress:
 
     def report(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows metrics of a step, named as in `metrics.jsonl`, and logs them in one line."""
+        if not is_leader():
+            return
         text = _summary(metrics)
         self._bar.update(self._task, completed=step, metrics=text)
         line = f"step {step}/{self._num_steps}  {text}{self._time_left(step)}"

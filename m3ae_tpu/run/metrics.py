@@ -18,11 +18,13 @@ FILE_NAME = "metrics.jsonl"
 class MetricsWriter:
     """Writes scalars by step. A written line survives the kill of the process."""
 
-    def __init__(self, workdir: pathlib.Path, *, resume_step: int = 0, wandb_project: str = ""):
+    def __init__(
+        self, workdir: pathlib.Path | None, *, resume_step: int = 0, wandb_project: str = ""
+    ):
         """Opens the files of a run.
 
         Args:
-            workdir: Folder of the run.
+            workdir: Folder of the run; None for a process that writes no metrics.
             resume_step: Number of finished steps of the state that the run resumes from. Lines of
                 later steps are dropped: the run writes them again.
             wandb_project: Weights & Biases project that gets the metrics too; empty for none.
@@ -30,7 +32,11 @@ class MetricsWriter:
         Raises:
             UserError: `metrics.jsonl` is damaged, or `wandb` is not installed.
         """
-        self._wandb = _start_wandb(workdir, wandb_project) if wandb_project else None
+        self._wandb = self._file = self._tensorboard = None
+        if workdir is None:
+            return
+        if wandb_project:
+            self._wandb = _start_wandb(workdir, wandb_project)
         path = workdir / FILE_NAME
         _keep_until(path, resume_step)
         self._file = path.open("a")
@@ -41,6 +47,8 @@ class MetricsWriter:
 
         Reading a number gives the same bits. Infinity and NaN become null, as JSON lacks them.
         """
+        if self._file is None or self._tensorboard is None:
+            return
         values = {name: _plain(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
@@ -51,12 +59,14 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Makes the written metrics visible to TensorBoard."""
-        self._tensorboard.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
 
     def close(self) -> None:
         """Writes buffered events and closes all files."""
-        self._file.close()
-        self._tensorboard.close()
+        for file in (self._file, self._tensorboard):
+            if file is not None:
+                file.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -40,7 +40,11 @@ class Preemption:
     def reached(self, step: int) -> bool:
         """Returns whether to save and stop after `step`; the same in every process."""
         if not processes.is_alone():
-            return processes.is_preempted(step)
+            is_preempted = processes.is_preempted(step)
+            if is_preempted and not self._is_logged:
+                _LOG.warning("asked to stop after step %d: all processes save, then stop", step)
+                self._is_logged = True
+            return is_preempted
         # Logged here, not in the handler: it may interrupt another write to the same stream.
         if self._signal is not None and not self._is_logged:
             _LOG.warning("%s after step %d: saving, then stopping", self._signal.name, step)

@@ -14,6 +14,7 @@ from m3ae_tpu.config import RunConfig
 from m3ae_tpu.config.tree import differences, from_json, leaves
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import Place, atomic_write, is_remote, require_writable_file
+from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.run.claim import Claim, claim_workdir
 from m3ae_tpu.run.steps import steps_of
 from m3ae_tpu.storage.mirror import address_of
@@ -59,7 +60,9 @@ class Workdir:
         return address_of(self.path)
 
     def record(self, config: RunConfig, *, tokenizer: bytes = b"") -> None:
-        """Writes `config.json` and `tokenizer.model`. Called after all checks of the run."""
+        """Writes `config.json` and `tokenizer.model`, in the leader. Called after all checks."""
+        if not is_leader():
+            return
         with _unwritable_folder_named(self.path):
             atomic_write(
                 self.path / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n"

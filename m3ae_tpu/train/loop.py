@@ -15,17 +15,20 @@ from m3ae_tpu.config import RunConfig
 from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.data.sources import OpenData, differences
 from m3ae_tpu.errors import require
+from m3ae_tpu.parallel.failures import end_all
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.parallel.rules import placed, state_shardings
 from m3ae_tpu.run.checkpoint import Checkpointer
-from m3ae_tpu.run.data_log import DataLog, RecordIdsWriter
+from m3ae_tpu.run.data_log import DataLog
 from m3ae_tpu.run.goodput import Goodput, describe
 from m3ae_tpu.run.log import Progress, show_card
 from m3ae_tpu.run.metrics import MetricsWriter
 from m3ae_tpu.run.preemption import Preemption
 from m3ae_tpu.run.profile import Profile
+from m3ae_tpu.run.record_ids import RecordIds
+from m3ae_tpu.run.watchdog import Watchdog
 from m3ae_tpu.run.workdir import Workdir, describe_run, require_tokenizer_fits
 from m3ae_tpu.train.card import run_card
 from m3ae_tpu.train.flops import seconds_at_peak
@@ -55,6 +58,7 @@ def train(
     log_record_ids: bool = False,
     allow_changed_data: bool = False,
     profile_steps: tuple[int, int] | None = None,
+    hang_seconds: float = 0.0,
     start_time: float | None = None,
 ) -> int:
     """Trains until the last step, or until SIGTERM or Ctrl-C, and saves.
@@ -71,6 +75,7 @@ def train(
         log_record_ids: Writes to `record_ids.jsonl` which records each step sees.
         allow_changed_data: Goes on also where the checkpoint was made with other data.
         profile_steps: First and last step to profile.
+        hang_seconds: Ends the run when no step has ended for so long; 0: never.
         start_time: Time at which the program started, as `time.time()` gives it; None: now.
 
     Returns:
@@ -131,12 +136,12 @@ def train(
         batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
         stack.callback(batches.close)
         data_log = DataLog(data, state=None if changes else data_state.get("data_log"))
-        record_ids = None
-        if log_record_ids:
-            record_ids = RecordIdsWriter(workdir.path, resume_step=start)
-            stack.callback(record_ids.close)
+        record_ids = RecordIds(workdir.path, is_logged=log_record_ids, resume_step=start)
+        stack.callback(record_ids.close)
         writer = MetricsWriter(
-            workdir.path, resume_step=start, wandb_project=config.logging.wandb_project
+            workdir.path if is_leader() else None,
+            resume_step=start,
+            wandb_project=config.logging.wandb_project,
         )
         stack.callback(writer.close)
         monitor = StepMonitor(
@@ -156,14 +161,15 @@ def train(
         profile = stack.enter_context(
             Profile(workdir.path, profile_steps if is_leader() else None, start_step=start)
         )
+        watchdog = stack.enter_context(Watchdog(hang_seconds))
+        stack.push(end_all)  # Before the exits above, which would wait for the other processes.
 
         for step in range(start + 1, config.num_steps + 1):
             profile.begin(step, state)
             with goodput.spent("data_wait"):
                 batch, info = next(batches)
             data_log.add(info)
-            if record_ids is not None:
-                record_ids.write(step, info)
+            record_ids.add(step, info)
             if step == start + 1:
                 card = objective.describe(state.model, batch)
                 card += run_card(config, data.sources, data.num_records, start_step=start)
@@ -171,6 +177,7 @@ def train(
                 at_peak = seconds_at_peak(functools.partial(objective.count_flops, batch))
             state, metrics = step_fn(state, batch)
             monitor.dispatched(step, metrics)
+            watchdog.finished(step)
             profile.end(step, metrics)
             goodput.dispatched(step)
             progress.advance(step)
@@ -180,7 +187,10 @@ def train(
             probes = is_last or (probe is not None and step % probe.every_steps == 0)
             logs = probes or step % config.logging.every_steps == 0
             if logs or saves:
-                monitor.require_finite(functools.partial(_describe_latest, checkpointer))
+                monitor.require_finite(
+                    lambda step: f"{_describe_latest(checkpointer)}.\n{record_ids.explain(step)}"
+                )
+                record_ids.reduce()
                 data_log.reduce()
             if logs:
                 # The update of step s is number s - 1.
@@ -188,7 +198,7 @@ def train(
                 line = metrics_line(metrics) | {"train/learning_rate": rate}
                 line |= data_log.line(step) | monitor.rates(step)
                 if probe is not None and probes:
-                    with goodput.spent("probe"):
+                    with goodput.spent("probe"), watchdog.paused("in the probe"):
                         line |= probe.score(state.model)
                 line |= goodput.line()
                 if at_peak and "time/seconds_per_step" in line:
@@ -200,12 +210,12 @@ def train(
             if saves:
                 writer.flush()
                 data_state = {"step": step, "fingerprint": fingerprint, "data_log": data_log.state}
-                with goodput.spent("checkpoint"):
+                with goodput.spent("checkpoint"), watchdog.paused("saving"):
                     checkpointer.save(step, state, data_state, description)
                 goodput.record()
             if stops:
                 break
-        with goodput.spent("checkpoint"):
+        with goodput.spent("checkpoint"), watchdog.paused("saving"):
             checkpointer.wait()
         done = int(state.step)
     _LOG.info("saved step %d in %s", done, checkpointer.folder)
@@ -232,7 +242,8 @@ def _newest_state(
 def _describe_latest(checkpointer: Checkpointer) -> str:
     checkpointer.wait()
     step = checkpointer.latest_step()
-    return "does not exist" if step is None else f"is {checkpointer.folder}/{step}"
+    place = "does not exist" if step is None else f"is {checkpointer.folder}/{step}"
+    return f"the last good checkpoint {place}"
 
 
 def _require_same_data(changes: list[str], allows: bool) -> None:

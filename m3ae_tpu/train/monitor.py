@@ -39,11 +39,11 @@ class StepMonitor:
         elif len(self._unchecked) > _IN_FLIGHT:
             jax.block_until_ready(self._unchecked[-1 - _IN_FLIGHT][1])
 
-    def require_finite(self, last_checkpoint: Callable[[], str]) -> None:
+    def require_finite(self, explain: Callable[[int], str]) -> None:
         """Waits for all dispatched steps, and checks each one's loss, gradient and parameters.
 
         Args:
-            last_checkpoint: Returns where the run can be taken up again, for the message.
+            explain: Returns what else to say about a step, for the message.
 
         Raises:
             UserError: one of them is not finite.
@@ -53,8 +53,7 @@ class StepMonitor:
                 value = float(metrics.means[name])
                 if not math.isfinite(value):
                     raise UserError(
-                        f"train/{name} = {value} at step {step} is not finite; "
-                        f"the last good checkpoint {last_checkpoint()}.\n"
+                        f"train/{name} = {value} at step {step} is not finite; {explain(step)}\n"
                         "Lower --optimizer.base_learning_rate or set --optimizer.clip_norm=1, "
                         "and start again."
                     )

@@ -9,7 +9,8 @@ from m3ae_tpu.data.broken import BrokenRow
 from m3ae_tpu.data.loader import BatchInfo
 from m3ae_tpu.data.sources import OpenData, open_data
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.run.data_log import DataLog, RecordIdsWriter
+from m3ae_tpu.run.data_log import DataLog
+from m3ae_tpu.run.record_ids import RecordIds
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +70,16 @@ def test_too_many_broken_records_end_the_run_with_their_places(data):
 
 
 def test_record_ids_of_steps_that_run_again_are_written_once(tmp_path):
-    writer = RecordIdsWriter(tmp_path)
+    writer = RecordIds(tmp_path, is_logged=True)
     for step in (1, 2, 3):
-        writer.write(step, info())
+        writer.add(step, info())
     writer.close()
     path = tmp_path / "record_ids.jsonl"
     lines = path.read_text()
     path.write_text(lines + '{"step": 4, "te')
-    writer = RecordIdsWriter(tmp_path, resume_step=2)
-    writer.write(3, info())
+    writer = RecordIds(tmp_path, is_logged=True, resume_step=2)
+    writer.add(3, info())
     writer.close()
     assert path.read_text() == lines
     with pytest.raises(UserError, match=r"ends at step 3, but the run resumes after step 5"):
-        RecordIdsWriter(tmp_path, resume_step=5)
+        RecordIds(tmp_path, is_logged=True, resume_step=5)
