@@ -117,6 +117,7 @@ class Launcher:
                 case "SUSPENDED":
                     self._show("the slices were taken back; asking for new ones")
                     self._delete()
+                    time.sleep(self._poll_seconds)
                 case "FAILED":
                     self._delete()
                     self._fail(f"the slices could not be made: {cause or 'no cause is given'}")

@@ -349,7 +349,7 @@ def test_a_launch_without_a_program_is_refused(play):
 
 @pytest.mark.slow
 def test_a_run_survives_that_its_slice_is_taken_back(play, tmp_path):
-    play.happens(preempted_at=["step 25/"], states=[["ACTIVE"]])
+    play.happens(preempted_at=["step 25/"], states=[["ACTIVE"]] * 2)
     workdir = tmp_path / "workdir"
     program = ("python", "-m", "pipelines.pretrain", "--config=debug", f"--workdir={workdir}")
     code, output = play.launch(*program)
