@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..dispatch import device_kind_of, local_tpu_kind
 from . import chunked, columns, reference, tpu
 from .reference import CrossEntropy
 
@@ -63,7 +64,9 @@ def cross_entropy(
     order = jnp.argsort(~is_counted.reshape(-1))  # Counted tokens come first.
     inverse = jnp.argsort(order)
     vocab = kernel.shape[1]
-    scores = _choose(implementation, rows.shape, x.dtype, vocab, vocabulary_axis)(
+    device_kind = device_kind_of(x) or local_tpu_kind()
+    choose = functools.partial(_choose, implementation, rows.shape, x.dtype, vocab)
+    scores = choose(vocabulary_axis, device_kind)(
         _permute(rows, order, inverse),
         kernel,
         bias,
@@ -75,14 +78,19 @@ def cross_entropy(
 
 
 def _choose(
-    implementation: str, shape: tuple[int, ...], dtype: jnp.dtype, vocab: int, axis: str | None
+    implementation: str,
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
+    vocab: int,
+    axis: str | None,
+    device_kind: str | None,
 ) -> Callable:
     """Returns the function that computes the cross-entropy of each token, counted ones first."""
-    reason = tpu.unsupported_reason(shape[0], shape[1], dtype)
+    reason = tpu.unsupported_reason(shape[0], shape[1], dtype, device_kind)
     if implementation == "tpu":
         if reason is not None:
             raise NotImplementedError(f'{reason}. Use implementation="chunked" or "auto".')
-        return functools.partial(tpu.token_scores, vocabulary_axis=axis)
+        return functools.partial(tpu.token_scores, vocabulary_axis=axis, device_kind=device_kind)
 
     def in_chunks(logits: int) -> Callable:
         chunk = max(8, logits // vocab // 8 * 8)
@@ -91,7 +99,10 @@ def _choose(
     branches = {"cpu": in_chunks(_CACHE_LOGITS), "default": in_chunks(_DEVICE_LOGITS)}
     if implementation == "auto" and reason is None:
         branches["tpu"] = functools.partial(
-            tpu.token_scores, is_interpretable=False, vocabulary_axis=axis
+            tpu.token_scores,
+            is_interpretable=False,
+            vocabulary_axis=axis,
+            device_kind=device_kind,
         )
     return functools.partial(jax.lax.platform_dependent, **branches)
 

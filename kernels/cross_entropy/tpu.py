@@ -6,7 +6,7 @@ The tokens stay in VMEM while blocks of the vocabulary pass through it. No logit
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,34 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
+from ..chips import CHIPS, chip_name
 from ..dispatch import interpret_mode
 from . import columns
 
 LANES = 128
-_TOKENS, _COLUMNS, _TILE = 256, 1280, 256
-"""Tokens and ids of a block of logits, and ids of a tile. The matrix units multiply one tile while
-the vector units reduce the one before.
+_TOKENS, _TILE = 256, 256
+"""Tokens of a block of logits, and ids of a tile. The matrix units multiply one tile while the
+vector units reduce the one before.
 """
+_COLUMNS = (1280, 640, 256, 128)
+"""Ids of a block of logits: the most that fit into a chip's VMEM."""
 _MAX_TOKENS = 8192
 _VMEM_LIMIT_BYTES = 64 * 2**20
 _LOWEST = -1e30
 """Logit of a padding id. Not -inf, whose difference with itself is NaN."""
 
 
-def unsupported_reason(tokens: int, width: int, dtype: jnp.dtype) -> str | None:
-    """Returns why the kernels do not support `x` [tokens, width], or None if they do."""
+def unsupported_reason(
+    tokens: int, width: int, dtype: jnp.dtype, device_kind: str | None = None
+) -> str | None:
+    """Returns why the kernels do not support `x` [tokens, width], or None if they do.
+
+    Args:
+        tokens: Rows of `x`.
+        width: Columns of `x`.
+        dtype: That of `x`.
+        device_kind: As JAX names the chip; the VMEM of an unknown one, or of None, is v5e's.
+    """
     if dtype != jnp.bfloat16:
         return f"x is {dtype}, not bfloat16"
     if width % LANES or width > 1024:
@@ -38,7 +50,35 @@ def unsupported_reason(tokens: int, width: int, dtype: jnp.dtype) -> str | None:
         return "there are no tokens"
     if tokens > _MAX_TOKENS:
         return f"{tokens} tokens are more than {_MAX_TOKENS}"
+    if _most_columns(tokens, width, 4, device_kind) is None:
+        return f"{tokens} tokens do not fit into the VMEM of a {chip_name(device_kind)}"
     return None
+
+
+def _most_columns(tokens: int, width: int, itemsize: int, device_kind: str | None) -> int | None:
+    """Returns the ids of a block with which the backward pass fits into VMEM, or None.
+
+    Args:
+        tokens: As for `unsupported_reason`.
+        width: As for `unsupported_reason`.
+        itemsize: Bytes of an element of the projection.
+        device_kind: As for `unsupported_reason`.
+    """
+    rows = -(-tokens // _TOKENS) * _TOKENS
+    # x, its transpose and its gradient; three vectors with one token in each row of lanes.
+    whole = rows * (width * (2 + 2 + 4) + 3 * LANES * 4)
+    for ids in _COLUMNS:
+        # The projection and its gradient, each twice, as blocks are copied ahead; the cast one, and
+        # the gradient's sum; rows of biases, which fill eight each; what the compiler adds.
+        blocks = ids * (width * (4 * itemsize + 2 + 4) + 4 * 8 * 4) + 2**20
+        if whole + blocks <= _vmem_bytes(device_kind):
+            return ids
+    return None
+
+
+def _vmem_bytes(device_kind: str | None) -> int:
+    vmem_bytes = CHIPS[chip_name(device_kind) or "v5e"].vmem_bytes
+    return min(_VMEM_LIMIT_BYTES, vmem_bytes or _VMEM_LIMIT_BYTES)
 
 
 def token_scores(
@@ -50,6 +90,7 @@ def token_scores(
     *,
     is_interpretable: bool = True,
     vocabulary_axis: str | None = None,
+    device_kind: str | None = None,
 ) -> tuple[Float[Array, " tokens"], Bool[Array, " tokens"]]:
     """Computes `chunked.token_scores`; `unsupported_reason` must be None for the inputs.
 
@@ -62,10 +103,13 @@ def token_scores(
         is_interpretable: Run on a CPU under `pltpu.force_tpu_interpret_mode()`; if False the mode
             is ignored.
         vocabulary_axis: As for `chunked.token_scores`.
+        device_kind: As for `unsupported_reason`.
     """
-    (tokens, _), vocab = x.shape, kernel.shape[1]
+    (tokens, width), vocab = x.shape, kernel.shape[1]
     more_tokens = -tokens % _TOKENS
-    more_columns = -vocab % min(_COLUMNS, -(-vocab // LANES) * LANES)
+    most = _most_columns(tokens, width, kernel.dtype.itemsize, device_kind) or _COLUMNS[-1]
+    block = _Block(min(most, -(-vocab // LANES) * LANES), _vmem_bytes(device_kind))
+    more_columns = -vocab % block.columns
     scores = _token_scores(
         jnp.pad(x, ((0, more_tokens), (0, 0))),
         jnp.pad(kernel, ((0, 0), (0, more_columns))),
@@ -74,22 +118,35 @@ def token_scores(
         num_counted,
         is_interpretable,
         vocabulary_axis,
+        block,
     )
     return jax.tree.map(lambda score: score[:tokens], scores)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+class _Block(NamedTuple):
+    """How the kernels use a chip."""
+
+    columns: int
+    """Ids of a block of logits."""
+    vmem_bytes: int
+    """Most VMEM that a kernel may take."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _token_scores(
-    x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: str | None
+    x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: str | None, block: _Block
 ) -> tuple[Array, Array]:
-    return _forward(x, kernel, bias, ids, num_counted, is_interpretable, axis)[0]
+    return _forward(x, kernel, bias, ids, num_counted, is_interpretable, axis, block)[0]
 
 
-def _forward(x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: str | None):
+def _forward(
+    x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: str | None, block: _Block
+):
     best, best_id, total, true = _call(
         _forward_kernel,
         "cross_entropy_forward",
         num_counted,
+        block,
         is_interpretable=is_interpretable,
         whole=[x, _lanes(ids)],
         by_column=[kernel, bias],
@@ -97,7 +154,7 @@ def _forward(x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: st
             ((x.shape[0], LANES), dtype)
             for dtype in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)
         ],
-        scratch=[pltpu.VMEM((kernel.shape[0], _columns(kernel)), x.dtype)],
+        scratch=[pltpu.VMEM((kernel.shape[0], block.columns), x.dtype)],
     )
     largest = best.max(axis=1)
     logsumexp = largest + jnp.log((total * jnp.exp(best - largest[:, None])).sum(axis=1))
@@ -108,7 +165,7 @@ def _forward(x, kernel, bias, ids, num_counted, is_interpretable: bool, axis: st
     return scores, (x, kernel, bias, ids, num_counted, logsumexp)
 
 
-def _backward(is_interpretable: bool, axis: str | None, saved, cotangents):
+def _backward(is_interpretable: bool, axis: str | None, block: _Block, saved, cotangents):
     x, kernel, bias, ids, num_counted, logsumexp = saved
     is_counted = jnp.arange(ids.shape[0], dtype=jnp.int32) < num_counted
     scale = jnp.where(is_counted, columns.summed_cotangent(cotangents[0], axis), 0.0)
@@ -116,14 +173,14 @@ def _backward(is_interpretable: bool, axis: str | None, saved, cotangents):
         _backward_kernel,
         "cross_entropy_backward",
         num_counted,
+        block,
         is_interpretable=is_interpretable,
         whole=[x, x.T, _lanes(ids), _lanes(logsumexp), _lanes(scale)],
         by_column=[kernel, bias],
         whole_out=[(x.shape, jnp.float32)],
         by_column_out=[(kernel.shape, kernel.dtype), (bias.shape, jnp.float32)],
         scratch=[
-            pltpu.VMEM((kernel.shape[0], _columns(kernel)), dtype)
-            for dtype in (x.dtype, jnp.float32)
+            pltpu.VMEM((kernel.shape[0], block.columns), dtype) for dtype in (x.dtype, jnp.float32)
         ],
     )
     return dx.astype(x.dtype), dkernel, dbias, None, None
@@ -136,14 +193,11 @@ def _lanes(vector: Array) -> Array:
     return jnp.broadcast_to(vector[:, None], (*vector.shape, LANES))
 
 
-def _columns(kernel: Array) -> int:
-    return min(_COLUMNS, kernel.shape[1])
-
-
 def _call(
     body,
     name: str,
     num_counted,
+    block: _Block,
     *,
     is_interpretable: bool,
     whole,
@@ -157,7 +211,7 @@ def _call(
     `jax.vmap` runs it once for each index of the mapped axis, since the number of counted tokens
     differs.
     """
-    columns = _columns(by_column[0])
+    columns = block.columns
 
     def all_of(shape):
         return pl.BlockSpec(shape, lambda j, i, _: (0, 0))
@@ -189,7 +243,7 @@ def _call(
                 out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
                 compiler_params=pltpu.CompilerParams(
                     dimension_semantics=("arbitrary", "arbitrary"),
-                    vmem_limit_bytes=_VMEM_LIMIT_BYTES,
+                    vmem_limit_bytes=block.vmem_bytes,
                 ),
             )(*arrays)
 

@@ -122,7 +122,7 @@ def test_the_tpu_kernels_are_no_less_exact(batch, tokens, vocab, spread, monkeyp
     arguments = inputs(batch, tokens, vocab, width=128, dtype=jnp.bfloat16, spread=spread)
     for name, size in (
         ("_TOKENS", 32),
-        ("_COLUMNS", 256),
+        ("_COLUMNS", (256,)),
         ("_TILE", 128),
     ):  # Small ones compile in less time.
         monkeypatch.setattr(tpu, name, size)
