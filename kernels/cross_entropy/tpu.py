@@ -124,7 +124,7 @@ def token_scores(
 
 
 class _Block(NamedTuple):
-    """How the kernels use a chip."""
+    """Share of a chip that the kernels use."""
 
     columns: int
     """Ids of a block of logits."""
