@@ -68,18 +68,21 @@ class Launcher:
                 if self._state()[0] == "ACTIVE":
                     self._fail(f"the hosts cannot be reached: {error}")
                 continue
-            if code == 0:
-                self._show("the program has ended well")
-                return
             if code == USER_ERROR:
                 raise UserError(
                     f"the program = {' '.join(self._request.command)[:200]} ended with exit code "
                     f"{code}: its last lines say why. Correct that, and launch again."
                 )
-            meaning = MEANINGS.get(code, "it failed")
+            meaning = "it ended well" if code == 0 else MEANINGS.get(code, "it failed")
             self._show(f"the program ended with exit code {code}: {meaning}")
-            time.sleep(self._poll_seconds)  # A slice that is taken back is ACTIVE for a while.
-            if self._state()[0] == "ACTIVE" and code != PREEMPTED:
+            # A slice that is taken back is ACTIVE for a while, and a run of one process that is
+            # asked to stop ends with 0. Started again, a finished one ends at once.
+            time.sleep(self._poll_seconds)
+            if self._state()[0] != "ACTIVE":
+                continue
+            if code == 0:
+                return
+            if code != PREEMPTED:
                 self._fail(f"the program ended with exit code {code}: {meaning}")
 
     def clean_up(self, *, is_kept: bool) -> None:

@@ -91,7 +91,7 @@ def test_a_program_runs_on_all_hosts_to_its_end_and_the_slice_is_given_back(play
     text = f"import os; print('on', os.getcwd()); open('{tmp_path}/' + os.environ['WORKER'], 'w')"
     code, output = play.launch(*python(text), flags=(*FLAGS, "--spot", "--project=mine"))
     assert code == 0, output
-    for line in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "has ended well"):
+    for line in ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "exit code 0: it ended well"):
         assert line in output
     assert output.count("on ") - output.count("on all") >= 1
     assert f"on {tmp_path}/hosts/run-0/m3ae-run" in output
@@ -108,7 +108,7 @@ def test_a_program_runs_on_all_hosts_to_its_end_and_the_slice_is_given_back(play
     assert all("--project=mine" in call for call in play.calls())
     verbs = [call[3] for call in play.calls()]
     shown = [verb for verb, after in itertools.pairwise(verbs) if verb != after]
-    assert shown == ["describe", "create", "describe", "scp", "ssh"]
+    assert shown == ["describe", "create", "describe", "scp", "ssh", "describe"]
     assert verbs[-1] == "delete"
 
 
@@ -146,6 +146,23 @@ for step in range(int(path.read_text()) if path.exists() else 0, 8):
     assert len(play.calls("scp")) == 3
     assert output.count("taken back") == 2
     assert "step 7" in output
+
+
+def test_a_program_that_ends_well_because_its_slice_is_taken_back_is_started_again(play):
+    play.happens(states=[["ACTIVE"]] * 2)
+    text = f"""
+import json, pathlib
+path = pathlib.Path('{play.folder}/play.json')
+play = json.loads(path.read_text())
+print('left', len(play['states']))
+if len(play['states']) == 2:
+    play['states'][0] = ['SUSPENDED']
+    path.write_text(json.dumps(play))
+"""
+    code, output = play.launch(*python(text), flags=(*FLAGS, "--max_failures=0"))
+    assert code == 0, output
+    assert {"left 2", "left 1"} <= set(output.splitlines())
+    assert len(play.calls("create")) == 2
 
 
 @pytest.mark.parametrize(
