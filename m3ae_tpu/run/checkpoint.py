@@ -234,14 +234,14 @@ class Checkpointer(CheckpointReader):
         Args:
             workdir: Folder of the run, or the mirror of one in a bucket.
             config: Steps to keep.
-            before_commit: Called in the background when all of a step is written, before it
-                counts. Its error is raised by `wait`, and the step does not count then.
+            before_commit: Called in the background, by the leader when all of a step is written,
+                before it counts. Its error is raised by `wait`, and the step does not count then.
         """
         super().__init__(workdir)
         self._config, self._before_commit = config, before_commit
         self._saving = 0
-        self._remover = ThreadPoolExecutor(1, "remove-checkpoints")
-        self._removal: Future[None] | None = None
+        self._helper = ThreadPoolExecutor(1, "checkpoints")
+        self._helped: list[Future[None]] = []
         if processes.is_leader():
             self._stored.make()
         self._writer = ocp.AsyncCheckpointer(
@@ -267,6 +267,8 @@ class Checkpointer(CheckpointReader):
                 self._remove_from(step)
             self._saving = step
             self._faults.pop(step, None)
+            if not processes.is_leader():
+                self._helped.append(self._helper.submit(self._before_commit))
             self._writer.save(
                 self._stored.path(step),
                 args=ocp.args.Composite(
@@ -296,11 +298,14 @@ class Checkpointer(CheckpointReader):
         """Waits until the step that `save` started is committed. Raises the error of its write."""
         with self._full_disk_error():
             self._writer.wait_until_finished()
-            if self._removal is not None:
-                self._removal.result()
-                self._removal = None
+            self._finish_help()
             if processes.is_leader() and self._saving:
-                self._removal = self._remover.submit(self._remove_old, self._saving)
+                self._helped.append(self._helper.submit(self._remove_old, self._saving))
+
+    def _finish_help(self) -> None:
+        """Waits for what the helping thread does, and raises its error."""
+        while self._helped:
+            self._helped.pop(0).result()
 
     def _remove_from(self, step: int) -> None:
         """Removes the steps from `step` on."""
@@ -334,10 +339,9 @@ class Checkpointer(CheckpointReader):
         try:
             self.wait()
         finally:
-            self._remover.shutdown()
+            self._helper.shutdown()
             self._writer.close()
-        if self._removal is not None:
-            self._removal.result()
+        self._finish_help()
 
 
 def _handlers() -> dict[str, Any]:

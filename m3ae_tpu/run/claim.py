@@ -65,7 +65,8 @@ class DiskClaim:
 class BucketClaim:
     """A lease on a workdir in a bucket, and the mirror of its small files.
 
-    Of several processes only the leader holds the lease and sends files back.
+    Of several processes only the leader holds the lease. Each sends the files back that it has
+    written.
     """
 
     def __init__(self, address: str):
@@ -87,8 +88,7 @@ class BucketClaim:
             self._mirror = Mirror(folder, self.path)
             self._stack = stack.pop_all()
         self._stop = threading.Event()
-        if self._lease is not None:
-            threading.Thread(target=self._upload_until_stopped, daemon=True).start()
+        threading.Thread(target=self._upload_until_stopped, daemon=True).start()
 
     def before_commit(self) -> None:
         """Sends the small files back and makes sure of the lease. Called in the background.
@@ -97,18 +97,20 @@ class BucketClaim:
             UserError: another run has taken the workdir over.
             OSError: the storage cannot be reached.
         """
-        if self._lease is not None:
-            self._lease.confirm()
-            self._mirror.upload()
-            self._lease.confirm()
+        self._confirm()
+        self._mirror.upload()
+        self._confirm()
 
     def release(self) -> None:
         """Sends the small files back for the last time, and gives the lease up."""
         self._stop.set()
         with self._stack:
-            if self._lease is not None:
-                self._lease.confirm()
-                self._mirror.upload()
+            self._confirm()
+            self._mirror.upload()
+
+    def _confirm(self) -> None:
+        if self._lease is not None:
+            self._lease.confirm()
 
     def _upload_until_stopped(self) -> None:
         is_logged = False
