@@ -139,14 +139,13 @@ def _bytes_per_chip(tree: Any, shardings: Any) -> int:
 
 
 def refusal(error: Exception) -> tuple[int, int]:
-    """Returns the bytes that a refused program needs and those that there are.
+    """Returns the bytes of a chip's memory that a refused program needs, and those that there are.
 
-    Raises any other error.
+    Raises any other error, such as that of a kernel which needs more VMEM than there is.
     """
-    if "HBM" not in str(error):
-        raise error
-    amounts = re.findall(r"\(?([\d.]+)([KMGT])\)? ?", str(error).partition("RESOURCE_EXHAUSTED")[2])
-    if len(amounts) < 2:
+    text = str(error)
+    amounts = re.findall(r"\b([\d.]+)([KMGT])\b", text.partition("RESOURCE_EXHAUSTED")[2])
+    if not re.search(r"memory space hbm|memory on HBM", text) or len(amounts) < 2:
         raise error
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     needed, capacity = (round(float(number) * unit[letter]) for number, letter in amounts[:2])
