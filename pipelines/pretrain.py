@@ -10,7 +10,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
@@ -76,13 +75,13 @@ def pretrain(
     allow_changed_data: bool = False,
     profile_steps: tuple[int, int] | None = None,
     hang_seconds: float = 0.0,
+    start_time: float | None = None,
 ) -> int:
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`.
 
     Returns:
         The number of finished steps: fewer than the config's if the run was asked to stop.
     """
-    start_time = time.time()
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.parallel.failures import called_at_end
     from m3ae_tpu.parallel.processes import leader_first
@@ -157,6 +156,7 @@ def main(argv: list[str]) -> None:
     join_processes(*members)
     from m3ae_tpu.parallel.failures import shared_fate
     from m3ae_tpu.parallel.processes import is_alone
+    from m3ae_tpu.run.goodput import process_start
 
     with shared_fate():
         num_steps = pretrain(
@@ -166,6 +166,7 @@ def main(argv: list[str]) -> None:
             allow_changed_data=_ALLOW_CHANGED_DATA.value,
             profile_steps=_PROFILE_STEPS.value,
             hang_seconds=_HANG_SECONDS.value,
+            start_time=process_start(),
         )
     if num_steps < config.num_steps and not is_alone():
         sys.exit(PREEMPTED)

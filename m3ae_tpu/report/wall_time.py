@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from m3ae_tpu.charts import Bar, BarGroup, bar_chart
 from m3ae_tpu.run.goodput import PARTS, duration
 
+_SHORT = {"steps": "kept steps", "startup": "start-up", "lost": "lost steps"}
+_NAMES = PARTS | _SHORT
+"""Names that fit beside the bars."""
+
 
 def wall_time(parts: Mapping[str, float]) -> str:
     """Returns a bar for each part of a run's wall time; nothing for a run that measured none.
@@ -18,16 +22,16 @@ def wall_time(parts: Mapping[str, float]) -> str:
         return ""
     bars = [
         Bar(
-            name=name.partition(":")[0],
+            name=name,
             value=parts[part],
             label=f"{100 * parts[part] / wall:.1f}\u202f%, {duration(parts[part])}",
             is_accented=part == "steps",
         )
-        for part, name in PARTS.items()
+        for part, name in _NAMES.items()
     ]
     title = html.escape(f"Wall time since the first start: {duration(wall)}")
     note = (
-        "Lost are steps that no later start resumed from. Not running is the time between a kill "
+        "Start-up includes compiling. Lost are steps that no later start resumed from. Not running is the time between a kill "
         "and the next start."
     )
     chart = bar_chart("", [BarGroup(title="", bars=bars)])

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +124,21 @@ class Goodput:
             }
             self._file.write(json.dumps(rounded) + "\n")
             self._file.flush()
+
+
+def process_start() -> float:
+    """Returns the time at which this process began, as `time.time()` gives it.
+
+    Where the system does not say it, that is now.
+    """
+    try:
+        # Fields after the name of the program, which may hold anything.
+        fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):
+        age = 0.0
+    return time.time() - max(0.0, age)
 
 
 def read_goodput(workdir: pathlib.Path) -> list[dict[str, Any]]:
