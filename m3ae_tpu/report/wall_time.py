@@ -31,8 +31,8 @@ def wall_time(parts: Mapping[str, float]) -> str:
     ]
     title = html.escape(f"Wall time since the first start: {duration(wall)}")
     note = (
-        "Start-up includes compiling. Lost are steps that no later start resumed from. Not running is the time between a kill "
-        "and the next start."
+        "Start-up includes compiling. Lost are steps that no later start resumed from. Not running "
+        "is the time between a kill and the next start."
     )
     chart = bar_chart("", [BarGroup(title="", bars=bars)])
     return f'<figure class="card"><h3>{title}</h3>{chart}<p class="note">{note}</p></figure>'
