@@ -243,7 +243,7 @@ class FakeGcs(socketserver.ThreadingTCPServer):
         if kind == "media":
             return as_json(objects.put(query["name"], body, query, {}))
         if kind == "multipart":
-            boundary = re.search(r"boundary=[\"']?([^\"';]+)", headers["content-type"])[1].encode()
+            boundary = headers["content-type"].partition("boundary=")[2].strip("\"'").encode()
             parts = body.split(b"--" + boundary)
             first, content = (part.lstrip(b"\r\n") for part in parts[1:3])
             given = json.loads(re.split(rb"\r?\n\r?\n", first, maxsplit=1)[1])
@@ -293,6 +293,7 @@ class _Connection(socketserver.StreamRequestHandler):
     """Requests of one connection. Parsed here: `http.server` takes twice as long."""
 
     disable_nagle_algorithm = True
+    server: FakeGcs
 
     def setup(self):
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _NUM_SENT)
@@ -332,8 +333,9 @@ class _Connection(socketserver.StreamRequestHandler):
 def found_by_clients(url):
     """The environment in which clients go to the server at an address, without credentials."""
     names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
+    new = dict(zip(names, [url] * len(names), strict=True))
     # gcsfs would ask over gRPC what kind of bucket it is.
-    new = dict.fromkeys(names, url) | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    new["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     old = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
     try:
@@ -356,6 +358,7 @@ def server_process(*buckets, latency_seconds=0.0):
     """Runs the server in a process of its own, and yields its address."""
     command = [sys.executable, __file__, f"--latency_seconds={latency_seconds}", *buckets]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
         url = server.stdout.readline().strip()
         try:
             with found_by_clients(url):

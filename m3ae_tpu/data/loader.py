@@ -131,7 +131,10 @@ class MakeBatch:
         """Yields what is stored for each row, read a little ahead."""
         if not any(examples.shards.is_remote for examples in self._examples):
             for start in range(0, len(rows), _READ_AHEAD):
-                yield from [self._read_record(row) for row in rows[start : start + _READ_AHEAD]]
+                burst: list[Example | Fault] = [
+                    self._read_record(row) for row in rows[start : start + _READ_AHEAD]
+                ]
+                yield from burst
             return
         # A read waits for the bucket: many do so together, while the first ones are decoded.
         ahead: collections.deque[Future[Example | Fault]] = collections.deque()

@@ -76,7 +76,6 @@ class BucketClaim:
             UserError: the bucket cannot be used, or another process uses the workdir.
             OSError: the storage cannot be reached.
         """
-        self._stack = contextlib.ExitStack()
         folder = RemoteFolder(address)
         with contextlib.ExitStack() as stack:
             folder.require_reachable()

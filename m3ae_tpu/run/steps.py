@@ -207,9 +207,9 @@ class _BucketFile(StoredFile):
 
 def _set_up_libraries() -> None:
     """Makes Orbax reach buckets by gcsfs, and see what other processes wrote there."""
-    import fsspec
+    from fsspec.config import conf
 
     os.environ.setdefault("EPATH_USE_TF", "false")
     # gcsfs would keep its first listing of a folder for ever.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    conf.setdefault("gcs", {})["use_listings_cache"] = False
+    conf.setdefault("gs", {})["use_listings_cache"] = False

@@ -154,6 +154,7 @@ def holder(ending):
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 
