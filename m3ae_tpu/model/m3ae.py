@@ -88,25 +88,29 @@ class M3AE(eqx.Module):
         linear = functools.partial(Linear, dtype=dtype, operations=operations)
         self.cls_token = small_vector(width, key=keys[0], dtype=dtype)
         self.image = Modality(
-            lambda key: linear(num_values, width, key=key),
+            lambda key: linear(num_values, width, key=key, name="image.embedding"),
             num_values,
             config,
             positions=_stored_image_positions(config),
             key=keys[1],
             operations=operations,
+            name="image",
         )
         self.text = None
         if config.vocab_size > 0:
             self.text = Modality(
-                lambda key: Embedding(config.vocab_size, width, key=key, dtype=dtype),
+                lambda key: Embedding(
+                    config.vocab_size, width, key=key, dtype=dtype, operations=operations
+                ),
                 config.vocab_size,
                 config,
                 positions=_stored_text_positions(config),
                 key=keys[2],
                 operations=operations,
+                name="text",
             )
         self.encoder = Transformer(config.encoder, config, key=keys[3], operations=operations)
-        self.decoder_input = linear(width, config.decoder.width, key=keys[4])
+        self.decoder_input = linear(width, config.decoder.width, key=keys[4], name="decoder_input")
         self.decoder = Transformer(config.decoder, config, key=keys[5], operations=operations)
         self.patch_size = config.patch_size
         self.compute_dtype = jnp.dtype(config.compute_dtype)

@@ -31,13 +31,23 @@ class Embedding(eqx.Module):
     """A vector for each token id."""
 
     table: Float[Array, "vocab width"]
+    operations: Operations = eqx.field(static=True)
 
-    def __init__(self, vocab: int, width: int, *, key: Key[Array, ""], dtype: DTypeLike):
+    def __init__(
+        self,
+        vocab: int,
+        width: int,
+        *,
+        key: Key[Array, ""],
+        dtype: DTypeLike,
+        operations: Operations = Operations(),
+    ):
         """Draws the table from a standard normal distribution."""
         self.table = jax.random.normal(key, (vocab, width), dtype)
+        self.operations = operations
 
     def __call__(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        return self.table[ids]
+        return self.operations.lookup(self.table, ids)
 
 
 class Modality(eqx.Module):
@@ -60,6 +70,7 @@ class Modality(eqx.Module):
         positions: np.ndarray | None,
         key: Key[Array, ""],
         operations: Operations,
+        name: str,
     ):
         """Draws the initial values: type and mask vectors with standard deviation 0.02.
 
@@ -70,6 +81,7 @@ class Modality(eqx.Module):
             positions: Initial values of stored position codes; None computes codes.
             key: Decides every initial value.
             operations: Computes the head.
+            name: The modality's.
         """
         dtype, width, decoder_width = (
             config.parameter_dtype,
@@ -82,7 +94,12 @@ class Modality(eqx.Module):
         self.decoder_type = small_vector(decoder_width, key=keys[2], dtype=dtype)
         self.mask_token = small_vector(decoder_width, key=keys[3], dtype=dtype)
         self.head = Linear(
-            decoder_width, num_outputs, key=keys[4], dtype=dtype, operations=operations
+            decoder_width,
+            num_outputs,
+            key=keys[4],
+            dtype=dtype,
+            operations=operations,
+            name=f"{name}.head",
         )
         self.positions = None if positions is None else jnp.asarray(positions, dtype)
 

@@ -27,6 +27,8 @@ class Linear(eqx.Module):
     kernel: Float[Array, "*layers inputs outputs"] | Float[Array, "*layers inputs three outputs"]
     bias: Float[Array, "*layers outputs"] | Float[Array, "*layers three outputs"]
     operations: Operations = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+    """End of the dotted name of the kernel, see `parallel.rules`."""
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class Linear(eqx.Module):
         key: Key[Array, ""],
         dtype: DTypeLike = jnp.float32,
         operations: Operations = Operations(),
+        name: str = "",
     ):
         """Draws a Xavier-uniform kernel and a zero bias.
 
@@ -44,16 +47,17 @@ class Linear(eqx.Module):
             key: Decides the kernel.
             dtype: Dtype of the parameters.
             operations: Computes the product.
+            name: End of the dotted name of this layer, by which a mesh cuts the kernel.
         """
         limit = (6 / (inputs + math.prod(outputs))) ** 0.5
         self.kernel = jax.random.uniform(key, (inputs, *outputs), dtype, -limit, limit)
         self.bias = jnp.zeros(outputs, dtype)
-        self.operations = operations
+        self.operations, self.name = operations, f"{name}.kernel"
 
     def __call__(
         self, x: Float[Array, "batch tokens inputs"]
     ) -> Float[Array, "batch tokens *outputs"]:
-        return self.operations.linear(x, self.kernel, self.bias)
+        return self.operations.linear(x, self.kernel, self.bias, self.name)
 
 
 class LayerNorm(eqx.Module):
@@ -109,11 +113,11 @@ class Block(eqx.Module):
         keys = jax.random.split(key, 4)
         linear = functools.partial(Linear, dtype=dtype, operations=operations)
         self.attention_norm = LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
-        self.attention_in = linear(width, 3, width, key=keys[0])
-        self.attention_out = linear(width, width, key=keys[1])
+        self.attention_in = linear(width, 3, width, key=keys[0], name="blocks.attention_in")
+        self.attention_out = linear(width, width, key=keys[1], name="blocks.attention_out")
         self.mlp_norm = LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype)
-        self.mlp_in = linear(width, hidden, key=keys[2])
-        self.mlp_out = linear(hidden, width, key=keys[3])
+        self.mlp_in = linear(width, hidden, key=keys[2], name="blocks.mlp_in")
+        self.mlp_out = linear(hidden, width, key=keys[3], name="blocks.mlp_out")
         self.num_heads = stack.num_heads
         self.activation = config.activation
         self.operations = operations

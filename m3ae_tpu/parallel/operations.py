@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from m3ae_tpu.kernels.attention import attention
 from m3ae_tpu.kernels.attention import reference as attention_reference
 from m3ae_tpu.kernels.cross_entropy import CrossEntropy, cross_entropy
 from m3ae_tpu.kernels.cross_entropy import reference as cross_entropy_reference
-from m3ae_tpu.parallel.mesh import BATCH, TENSOR
+from m3ae_tpu.parallel import rules
+from m3ae_tpu.parallel.mesh import AXES, BATCH, FSDP, TENSOR
 
 _ROWS = PartitionSpec(BATCH)
 _QKV_HEADS = PartitionSpec(BATCH, None, None, TENSOR)
@@ -44,7 +46,7 @@ class Operations:
             function = attention_reference.attention
         else:
             function = functools.partial(attention, device_kind=self._device.device_kind)
-        own_heads = functools.partial(function, num_heads=num_heads // self._num_tensor_shards)
+        own_heads = functools.partial(function, num_heads=num_heads // self._size(TENSOR))
         mapped = self._map(own_heads, in_specs=(_QKV_HEADS, _ROWS), out_specs=_HEADS)
         return mapped(qkv, is_valid)
 
@@ -63,31 +65,59 @@ class Operations:
             # Cast outside of the map: devices then add up this kernel's gradient in the compute
             # dtype, as those of all other kernels.
             kernel = kernel.astype(x.dtype)
-        vocabulary_axis = TENSOR if self._num_tensor_shards > 1 else None
-        mapped = self._map(
-            functools.partial(cross_entropy, vocabulary_axis=vocabulary_axis),
-            in_specs=(_ROWS, PartitionSpec(None, TENSOR), PartitionSpec(TENSOR), _ROWS, _ROWS),
-            out_specs=_ROWS,
+        lies = rules.spec("text.head.kernel", kernel.shape, kernel.dtype.itemsize, self.mesh)
+        own_rows = functools.partial(
+            _cross_entropy,
+            gathered_axis=rules.axis_of(FSDP, lies) if self._size(FSDP) > 1 else None,
+            vocabulary_axis=TENSOR if self._size(TENSOR) > 1 else None,
         )
+        in_specs = (_ROWS, lies, PartitionSpec(TENSOR), _ROWS, _ROWS)
+        mapped = self._map(own_rows, in_specs=in_specs, out_specs=_ROWS)
         return mapped(x, kernel, bias, ids, is_counted)
+
+    def lookup(
+        self, table: Float[Array, "vocab width"], ids: Int[Array, "batch tokens"]
+    ) -> Float[Array, "batch tokens width"]:
+        """Computes table[ids]; where the table is cut, words' vectors travel, not the table."""
+        if self.mesh is None or not self._cuts_matrices:
+            return table[ids]
+        lies = rules.spec("text.embedding.table", table.shape, table.dtype.itemsize, self.mesh)
+        own_rows = functools.partial(
+            _lookup,
+            cut_axis=rules.axis_of(FSDP, lies) if self._size(FSDP) > 1 else None,
+            vocabulary_axis=TENSOR if self._size(TENSOR) > 1 else None,
+        )
+        mapped = self._map(own_rows, in_specs=(lies, _ROWS), out_specs=_ROWS)
+        return mapped(table, ids)
 
     def linear(
         self,
         x: Float[Array, "batch tokens inputs"],
         kernel: Float[Array, "inputs *outer outputs"],
         bias: Float[Array, "*outer outputs"],
+        name: str,
     ) -> Float[Array, "batch tokens *outer outputs"]:
-        """Computes x @ kernel + bias in the dtype of x."""
+        """Computes x @ kernel + bias in the dtype of x; `name` is the kernel's in `rules`."""
+        layout, shape = self._layout(name, kernel), bias.shape
         # A product of two matrices. On CPUs a gradient that contracts batch and tokens separately
         # takes 1.5 times as long; on TPUs an output axis of 3 would be padded to a tile.
-        rows, shape = x.reshape(-1, x.shape[-1]), bias.shape
-        shards = self._num_tensor_shards if len(shape) > 1 else 1
+        rows = x.reshape(-1, x.shape[-1])
+        shards = self._size(TENSOR) if len(shape) > 1 else 1
         if shards > 1:  # What a device holds must be contiguous where axes become one.
             kernel, bias = (_shards_first(array, shards) for array in (kernel, bias))
         matrix, vector = kernel.reshape(x.shape[-1], -1), bias.reshape(-1)
-        product = _product if self.gradient_sums == "compute_dtype" else _product_with_wide_sums
-        y = product(rows, matrix, vector).reshape(*x.shape[:2], *bias.shape)
-        return y.swapaxes(2, 3).reshape(*x.shape[:2], *shape) if shards > 1 else y
+        has_wide_sums = self.gradient_sums == "float32"
+        if has_wide_sums or layout is not None:
+            y = _product_of_gathered(rows, matrix, vector, layout, has_wide_sums)
+        else:
+            y = _product(rows, matrix, vector)
+        y = y.reshape(*x.shape[:2], *bias.shape)
+        if shards > 1:
+            y = y.swapaxes(2, 3).reshape(*x.shape[:2], *shape)
+        if layout is None:
+            return y
+        outputs = PartitionSpec(BATCH, *[None] * len(shape), layout.used.spec[1])
+        return jax.lax.with_sharding_constraint(y, NamedSharding(layout.used.mesh, outputs))
 
     def constrain[Tree](self, rows: Tree) -> Tree:
         """Pins the first axis of arrays to the mesh: every device computes its own rows.
@@ -103,18 +133,65 @@ class Operations:
         assert self.mesh is not None
         return self.mesh.devices.flat[0]
 
-    @property
-    def _num_tensor_shards(self) -> int:
-        return 1 if self.mesh is None else self.mesh.shape[TENSOR]
+    def _layout(self, name: str, kernel: Array) -> "_Layout | None":
+        """Returns how a kernel lies on a mesh that cuts matrices, as a matrix; None elsewhere."""
+        if self.mesh is None or not self._cuts_matrices:
+            return None
+        spec = rules.spec(name, kernel.shape, kernel.dtype.itemsize, self.mesh)
+        cuts = [*spec, *[None] * (kernel.ndim - len(spec))]
+        used = [TENSOR if rules.cuts(TENSOR, cut) else None for cut in cuts]
+        # Outputs that FSDP cuts too are not contiguous where their axes are one.
+        is_matrix = kernel.ndim == 2 or not rules.cuts(FSDP, cuts[-1])
+        kept = [cuts[0], cuts[-1]] if is_matrix else [used[0], used[-1]]
+        return _Layout(
+            NamedSharding(self.mesh, PartitionSpec(used[0], used[-1])),
+            NamedSharding(self.mesh, PartitionSpec(*kept)),
+        )
 
-    def _map(self, function, *, in_specs, out_specs):
+    def _size(self, axis: str) -> int:
+        return 1 if self.mesh is None else self.mesh.shape[axis]
+
+    @property
+    def _cuts_matrices(self) -> bool:
+        return self._size(FSDP) * self._size(TENSOR) > 1
+
+    def _map(
+        self, function: Callable, *, in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec
+    ) -> Callable:
         """Runs a function on every device's own rows and heads, or columns of the vocabulary."""
         if self.mesh is None or self.mesh.size == 1:
             return function
-        # check_vma: kernels do not say over which axes their results vary.
         return jax.shard_map(
-            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            function,
+            mesh=self.mesh,
+            in_specs=tuple(_with_unit_axes(spec, self.mesh) for spec in in_specs),
+            out_specs=_with_unit_axes(out_specs, self.mesh),
+            check_vma=False,  # Kernels do not say over which axes their results vary.
         )
+
+
+def _with_unit_axes(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+    """Returns a spec that names all mesh axes of size 1: gradients are not summed over them."""
+    unit = [axis for axis in AXES if mesh.shape[axis] == 1 and rules.axis_of(axis, spec) is None]
+    first, *others = spec
+    named = first if isinstance(first, tuple) else (first,) if first else ()
+    return PartitionSpec((*named, *unit) or None, *others)
+
+
+def _cross_entropy(
+    x: Array,
+    kernel: Array,
+    *arrays: Array,
+    gathered_axis: int | None,
+    vocabulary_axis: str | None,
+) -> CrossEntropy:
+    """Computes the cross-entropy of a device's rows; the kernel is gathered over `fsdp`.
+
+    The gradient of a gather adds up and scatters at once: each device gets its share of it alone.
+    """
+    if gathered_axis is not None:
+        kernel = jax.lax.all_gather(kernel, FSDP, axis=gathered_axis, tiled=True)
+    return cross_entropy(x, kernel, *arrays, vocabulary_axis=vocabulary_axis)
 
 
 def _shards_first(array: Array, shards: int) -> Array:
@@ -127,20 +204,109 @@ def _product(x: Array, kernel: Array, bias: Array) -> Array:
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None]
 
 
-@jax.custom_vjp
-def _product_with_wide_sums(x: Array, kernel: Array, bias: Array) -> Array:
-    """Computes `_product`; the gradients of kernel and bias are summed in their own dtype."""
-    return _product(x, kernel, bias)
+class _Layout(NamedTuple):
+    """Places of a kernel on a mesh."""
+
+    used: NamedSharding
+    """In a product: gathered over `fsdp`."""
+    kept: NamedSharding
+    """Between products; its gradient too."""
 
 
-def _product_forward(x: Array, kernel: Array, bias: Array):
-    return _product(x, kernel, bias), (x, kernel, bias)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _product_of_gathered(
+    x: Array, kernel: Array, bias: Array, layout: _Layout | None, has_wide_sums: bool
+) -> Array:
+    """Computes `_product`; the kernel is gathered for it, and again for its gradient.
+
+    Args:
+        x: Rows.
+        kernel: A matrix.
+        bias: Added.
+        layout: Places of the kernel; None leaves them to the compiler.
+        has_wide_sums: Devices add up the gradient in the kernel's dtype, not in that of x.
+    """
+    return _product(x, _gathered(x, kernel, layout), bias)
 
 
-def _product_backward(saved, dy: Array) -> tuple[Array, Array, Array]:
+def _product_forward(x, kernel, bias, layout, has_wide_sums):
+    return _product_of_gathered(x, kernel, bias, layout, has_wide_sums), (x, kernel, bias)
+
+
+def _product_backward(layout, has_wide_sums, saved, dy: Array) -> tuple[Array, Array, Array]:
     x, kernel, bias = saved
-    dkernel = jnp.dot(x.T, dy, preferred_element_type=kernel.dtype)
-    return dy @ kernel.astype(x.dtype).T, dkernel, dy.astype(bias.dtype).sum(axis=0)
+    product = functools.partial(
+        jnp.dot, preferred_element_type=kernel.dtype if has_wide_sums else x.dtype
+    )
+    dkernel = product(x.T, dy) if layout is None else _summed(product, x, dy, layout)
+    dbias = jax.lax.reduce_sum(dy.astype(bias.dtype if has_wide_sums else dy.dtype), axes=(0,))
+    dx = dy @ _gathered(x, kernel, layout).T
+    return dx, dkernel.astype(kernel.dtype), dbias.astype(bias.dtype)
 
 
-_product_with_wide_sums.defvjp(_product_forward, _product_backward)
+def _summed(product: Callable, x: Array, dy: Array, layout: _Layout) -> Array:
+    """Computes the product of all rows' x and dy; a device gets its part of the sum alone."""
+    mesh, (inputs, outputs) = layout.used.mesh, layout.used.spec
+    scattered = rules.axis_of(FSDP, layout.kept.spec) if mesh.shape[FSDP] > 1 else None
+
+    def of_own_rows(x: Array, dy: Array) -> Array:
+        own, summed = product(x.T, dy), [axis for axis in BATCH if mesh.shape[axis] > 1]
+        if scattered is not None:
+            own = jax.lax.psum_scatter(own, FSDP, scatter_dimension=scattered, tiled=True)
+            summed.remove(FSDP)
+        return jax.lax.psum(own, summed) if summed else own
+
+    return jax.shard_map(
+        of_own_rows,
+        mesh=mesh,
+        in_specs=(PartitionSpec(BATCH, inputs), PartitionSpec(BATCH, outputs)),
+        out_specs=layout.kept.spec,
+        check_vma=False,
+    )(x, dy)
+
+
+_product_of_gathered.defvjp(_product_forward, _product_backward)
+
+
+def _gathered(x: Array, kernel: Array, layout: _Layout | None) -> Array:
+    kernel = kernel.astype(x.dtype)
+    return kernel if layout is None else jax.lax.with_sharding_constraint(kernel, layout.used)
+
+
+def _lookup(
+    table: Array, ids: Array, *, cut_axis: int | None, vocabulary_axis: str | None
+) -> Array:
+    """Computes table[ids] for a device's rows.
+
+    Each device finds its channels of the words of all rows that `fsdp` cuts, and then sends every
+    row's to the device that computes the row.
+    """
+    if cut_axis == 0:  # The width does not divide: the vocabulary is cut twice.
+        table = jax.lax.all_gather(table, FSDP, axis=0, tiled=True)
+    if cut_axis == 1:
+        ids = jax.lax.all_gather(ids, FSDP, axis=0, tiled=True)
+    if vocabulary_axis is None:
+        vectors = table[ids]
+    else:
+        places = ids - jax.lax.axis_index(vocabulary_axis).astype(ids.dtype) * table.shape[0]
+        is_own = ((places >= 0) & (places < table.shape[0]))[:, :, None]
+        vectors = jnp.where(is_own, table[places], jnp.zeros((), table.dtype))
+        vectors = _sum(vectors, vocabulary_axis)
+    if cut_axis == 1:
+        vectors = jax.lax.all_to_all(vectors, FSDP, split_axis=0, concat_axis=2, tiled=True)
+    return vectors
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum(x: Array, axis: str) -> Array:
+    """Computes `psum` of values of which all devices of the axis go on with the sum alike.
+
+    Each then has its share of the same cotangent, so that none is exchanged.
+    """
+    return jax.lax.psum(x, axis)
+
+
+_sum.defvjp(
+    lambda x, axis: (jax.lax.psum(x, axis), None),
+    lambda axis, _, share: (share * jnp.asarray(jax.lax.axis_size(axis), share.dtype),),
+)

@@ -69,10 +69,12 @@ def spec(name: str, shape: tuple[int, ...], itemsize: int, mesh: Mesh) -> Partit
     rule = rule_of(name)
     if rule is None:
         return PartitionSpec()
+    missing = len(rule.axes) - len(shape)  # One layer of a stack has no axis of layers.
+    rule = Rule(rule.name, rule.axes[missing:], rule.layers - missing)
     tensor, fsdp = mesh.shape[TENSOR], mesh.shape[FSDP]
-    cuts = [(TENSOR,) if axis == TENSOR else () for axis in rule.axes]
-    room = [size // (tensor if cut else 1) for size, cut in zip(shape, cuts, strict=True)]
-    for axis, cut in enumerate(cuts):
+    parts = [(TENSOR,) if axis == TENSOR else () for axis in rule.axes]
+    room = [size // (tensor if cut else 1) for size, cut in zip(shape, parts, strict=True)]
+    for axis, cut in enumerate(parts):
         require(
             not cut or shape[axis] % tensor == 0,
             f"mesh.tensor = {tensor} does not divide axis {axis} of {name} {list(shape)}. "
@@ -88,8 +90,18 @@ def spec(name: str, shape: tuple[int, ...], itemsize: int, mesh: Mesh) -> Partit
             f"Set --mesh.fsdp to a divisor of {shape[preferred]}.",
         )
         if fitting:
-            cuts[fitting[0]] += (FSDP,)
-    return PartitionSpec(*(cut[0] if len(cut) == 1 else cut or None for cut in cuts))
+            parts[fitting[0]] += (FSDP,)
+    return PartitionSpec(*(cut[0] if len(cut) == 1 else cut or None for cut in parts))
+
+
+def axis_of(name: str, spec: PartitionSpec) -> int | None:
+    """Returns the axis of an array that a mesh axis cuts, or None."""
+    return next((axis for axis, cut in enumerate(spec) if cuts(name, cut)), None)
+
+
+def cuts(name: str, cut: str | tuple[str, ...] | None) -> bool:
+    """Returns whether a mesh axis is in an entry of a `PartitionSpec`."""
+    return cut == name or (isinstance(cut, tuple) and name in cut)
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
