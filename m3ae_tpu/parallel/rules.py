@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from m3ae_tpu.errors import require
@@ -57,7 +57,7 @@ def rule_of(name: str) -> Rule | None:
     return next((rule for rule in RULES if re.search(rf"(^|\.){rule.name}$", name)), None)
 
 
-def spec(name: str, shape: tuple[int, ...], itemsize: int, mesh: Mesh) -> PartitionSpec:
+def spec(name: str, shape: tuple[int, ...], itemsize: int, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Returns how an array lies on the mesh.
 
     Where FSDP does not divide the axis of the rule, it falls to the longest other axis that it
@@ -104,7 +104,7 @@ def cuts(name: str, cut: str | tuple[str, ...] | None) -> bool:
     return cut == name or (isinstance(cut, tuple) and name in cut)
 
 
-def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
+def state_shardings(state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Returns the sharding of each array of a train state or model, by `RULES`.
 
     Args:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import numpy as np
@@ -90,3 +92,80 @@ def test_a_mesh_has_the_loss_curve_masks_and_gradients_of_one_device(name):
     np.testing.assert_allclose(got[0]["loss"], wanted[0]["loss"], rtol=1e-6)
     for left, right in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(left - right) <= 1e-5 * np.linalg.norm(right)
+
+
+KINDS = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+
+
+def collectives(text):
+    """Returns kind, sizes and scope of each collective of a compiled program."""
+    found = []
+    for line in text.splitlines():
+        if match := re.search(rf"= (\S+|\(.*?\)) ({KINDS})(?:-start)?\(", line):
+            arrays = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            sizes = [math.prod(map(int, filter(None, array.split(",")))) for array in arrays]
+            scope = re.search(r'op_name="([^"]*)"', line)
+            found.append((match[2], sizes, scope[1] if scope else ""))
+    return found
+
+
+def matrices(tensor):
+    """Returns the sizes of a layer's matrices, once gathered, of both stacks."""
+    stacks = CONFIG.model.encoder, CONFIG.model.decoder
+    return sorted(k * stack.width**2 // tensor for stack in stacks for k in (3, 1, 4, 4))
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_devices_exchange_what_the_layout_calls_for(name):
+    _, fsdp, tensor = map(int, name.split(","))
+    text = compiled(name)[2].as_text()
+    found = collectives(text)
+    in_loop = [(kind, sizes) for kind, sizes, scope in found if "while/body" in scope]
+    gathered = sorted(sizes[0] for kind, sizes in in_loop if kind == "all-gather")
+    scattered = sorted(sizes[0] * fsdp for kind, sizes in in_loop if kind == "reduce-scatter")
+    kinds = {kind for kind, *_ in found}
+    if fsdp == 1:
+        assert kinds == {"all-reduce"}
+    else:
+        # Once forward and once backward; each gradient is scattered.
+        assert gathered == sorted(2 * matrices(tensor))
+        assert scattered == matrices(tensor)
+        assert kinds == {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"}
+        # Vectors of words go to the devices that compute their rows.
+        assert all("embed" in scope for kind, _, scope in found if kind == "all-to-all")
+    activations = [
+        sizes
+        for kind, sizes, scope in found
+        if kind == "all-reduce" and "while/body" in scope and scope.endswith("dot_general")
+    ]
+    if tensor > 1:
+        assert len(activations) == 2 * 2 * 2  # Twice a block and direction, in both stacks.
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_step_writes_into_the_arrays_that_it_is_given(name):
+    analysis = compiled(name)[2].memory_analysis()
+    metrics = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    assert metrics <= 64 * 32  # A few scalars, each of which may be padded.
+
+
+@pytest.mark.parametrize("name", ["1,8,1", "2,2,2"])
+def test_every_device_holds_its_share_from_the_start(name):
+    _, init, _ = compiled(name)
+    text = init.lower().compile().as_text()
+    assert not re.search(rf" ({KINDS})(-start)?\(", text)
+    state = init()
+    one = compiled("1,1,1")[1]()
+    for leaf, whole in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
+        np.testing.assert_array_equal(leaf, whole)
+    shards = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)]
+    assert sum(shards) < 0.3 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("name", ["1,8,1", "2,2,2"])
+@pytest.mark.parametrize("options", [{"gradient_sums": "float32"}, {"accumulation_steps": 2}])
+def test_wide_sums_and_accumulation_change_rounding_alone(name, options):
+    got, wanted = trained(name, **options)[0], trained("1,1,1")[0]
+    for left, right in zip(got, wanted, strict=True):
+        assert left["hidden_words"] == right["hidden_words"]
+        np.testing.assert_allclose(left["loss"], right["loss"], rtol=1e-4)
