@@ -49,6 +49,10 @@ class BatchInfo:
     ids: dict[Kind, list[str]]
     """Ids of the records that the model sees, in row order."""
 
+    def without_rows(self) -> "BatchInfo":
+        """Returns the same with no rows in it: another process accounts for them."""
+        return BatchInfo(dict.fromkeys(self.counts, 0), (), {kind: [] for kind in self.ids})
+
 
 class MakeBatch:
     """Makes a step's batch: reads, decodes, picks captions, crops, and tokenises the texts.

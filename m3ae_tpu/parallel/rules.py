@@ -57,7 +57,9 @@ def rule_of(name: str) -> Rule | None:
     return next((rule for rule in RULES if re.search(rf"(^|\.){rule.name}$", name)), None)
 
 
-def spec(name: str, shape: tuple[int, ...], itemsize: int, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def spec(
+    name: str, shape: tuple[int, ...], itemsize: int, mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """Returns how an array lies on the mesh.
 
     Where FSDP does not divide the axis of the rule, it falls to the longest other axis that it

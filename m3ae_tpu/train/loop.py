@@ -16,7 +16,7 @@ from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.data.sources import OpenData, differences
 from m3ae_tpu.errors import require
 from m3ae_tpu.parallel.failures import end_all
-from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
+from m3ae_tpu.parallel.mesh import batch_share, by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.parallel.rules import placed, state_shardings
@@ -128,11 +128,8 @@ def train(
             workdir.path if is_leader() else None, resume_step=start, start_time=start_time
         )
         stack.callback(goodput.close)
-        loader = data.loader(
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        share = batch_share(mesh)
+        loader = data.loader(start_step=start, process_index=share.index, process_count=share.count)
         batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
         stack.callback(batches.close)
         data_log = DataLog(data, state=None if changes else data_state.get("data_log"))
@@ -168,6 +165,7 @@ def train(
             profile.begin(step, state)
             with goodput.spent("data_wait"):
                 batch, info = next(batches)
+            info = info if share.is_first else info.without_rows()
             data_log.add(info)
             record_ids.add(step, info)
             if step == start + 1:
