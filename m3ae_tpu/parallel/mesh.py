@@ -119,7 +119,7 @@ class BatchShare(NamedTuple):
     count: int
     """Number of the parts; all are of one size."""
     is_first: bool
-    """Whether no process before this one holds the same part: `tensor` may span processes."""
+    """True if no process before this one holds the same part: `tensor` may span processes."""
 
 
 def batch_share(mesh: Mesh) -> BatchShare:
