@@ -34,7 +34,14 @@ def place(name: str, text: str) -> Place:
     Raises:
         UserError: it is a path that cannot be used, or an address of another storage.
     """
-    return text.rstrip("/") if is_remote(text) else local_path(name, text)
+    if not is_remote(text):
+        return local_path(name, text)
+    address = text.rstrip("/")
+    require(
+        is_remote(address),
+        f"{name} = {text} does not name a bucket. Write {REMOTE}BUCKET/FOLDER.",
+    )
+    return address
 
 
 def home_expanded(path: str) -> str:

@@ -333,7 +333,9 @@ class _Connection(socketserver.StreamRequestHandler):
 def found_by_clients(url):
     """The environment in which clients go to the server at an address, without credentials."""
     names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
-    new = dict(zip(names, [url] * len(names), strict=True))
+    new: dict[str, str] = {}
+    for name in names:
+        new[name] = url
     # gcsfs would ask over gRPC what kind of bucket it is.
     new["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     old = {name: os.environ.get(name) for name in new}
