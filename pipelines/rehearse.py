@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
             require_writable_file(flag, path)
     _check_flags()
     chips = [_number_of_chips(text) for text in _CHIPS.value]
-    _require_compiler()
+    require_compiler()
     import rich
 
     from m3ae_tpu.rehearsal.rehearse import (
@@ -128,7 +128,8 @@ def _number_of_chips(text: str) -> int:
     return int(text)
 
 
-def _require_compiler() -> None:
+def require_compiler() -> None:
+    """Raises `UserError` unless the TPU compiler is installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "The TPU compiler, libtpu, is not installed. "

@@ -1,6 +1,7 @@
 """Guards rehearsals by the real compiler: figures, refusals, changes that fit, and exit codes."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import pathlib
@@ -14,6 +15,7 @@ from m3ae_tpu.config import MeshConfig
 from m3ae_tpu.configs import debug
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.measure import tpu_schedule
+from m3ae_tpu.pipelines import rehearse
 from m3ae_tpu.rehearsal.compiled import compile_step_for
 from m3ae_tpu.rehearsal.estimates import figures
 from m3ae_tpu.rehearsal.page import write_page
@@ -166,6 +168,12 @@ def test_wrong_input_is_one_message(flags, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 4
+
+
+def test_a_missing_compiler_is_named_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu, is not installed\. Run `make compile-tpu`"):
+        rehearse.require_compiler()
 
 
 @pytest.mark.slow
