@@ -23,9 +23,7 @@ BATCH = (DATA, FSDP)
 DATA_PARALLEL = MeshConfig()
 
 
-def make_mesh(
-    config: MeshConfig = DATA_PARALLEL, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(config: MeshConfig = DATA_PARALLEL, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh of all devices of all processes, or of the ones given.
 
     Raises:

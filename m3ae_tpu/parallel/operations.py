@@ -108,7 +108,7 @@ class Operations:
         matrix, vector = kernel.reshape(x.shape[-1], -1), bias.reshape(-1)
         has_wide_sums = self.gradient_sums == "float32"
         if has_wide_sums or layout is not None:
-            y = _product_of_gathered(rows, matrix, vector, layout, has_wide_sums)
+            y: Any = _product_of_gathered(rows, matrix, vector, layout, has_wide_sums)
         else:
             y = _product(rows, matrix, vector)
         y = y.reshape(*x.shape[:2], *bias.shape)
@@ -286,7 +286,7 @@ def _lookup(
     if cut_axis == 1:
         ids = jax.lax.all_gather(ids, FSDP, axis=0, tiled=True)
     if vocabulary_axis is None:
-        vectors = table[ids]
+        vectors: Any = table[ids]
     else:
         places = ids - jax.lax.axis_index(vocabulary_axis).astype(ids.dtype) * table.shape[0]
         is_own = ((places >= 0) & (places < table.shape[0]))[:, :, None]

@@ -74,7 +74,7 @@ def spec(
     missing = len(rule.axes) - len(shape)  # One layer of a stack has no axis of layers.
     rule = Rule(rule.name, rule.axes[missing:], rule.layers - missing)
     tensor, fsdp = mesh.shape[TENSOR], mesh.shape[FSDP]
-    parts = [(TENSOR,) if axis == TENSOR else () for axis in rule.axes]
+    parts: list[tuple[str, ...]] = [(TENSOR,) if axis == TENSOR else () for axis in rule.axes]
     room = [size // (tensor if cut else 1) for size, cut in zip(shape, parts, strict=True)]
     for axis, cut in enumerate(parts):
         require(
