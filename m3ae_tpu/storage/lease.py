@@ -18,9 +18,9 @@ from m3ae_tpu.errors import UserError
 from m3ae_tpu.storage.folder import ChangedError, RemoteFolder
 
 FILE_NAME = ".lock"
-LEASE_SECONDS = 45.0
+LEASE_SECONDS = 30.0
 """Time without a sign of life after which the holder counts as dead."""
-_RENEW_SECONDS = 10.0
+_RENEW_SECONDS = 5.0
 _LOOK_SECONDS = 2.0
 
 
