@@ -69,4 +69,4 @@ def usual_slice(generation: str, num_chips: int) -> Slice:
         root = left ** (1 / (len(sides) - place))
         shape.append(min(side, 2 ** math.floor(math.log2(root) + 1e-9)))
         left = math.ceil(left / shape[-1])
-    return Slice(generation, tuple(shape), num_slices)
+    return Slice(generation, tuple(sorted(shape, key=(1).__eq__)), num_slices)
