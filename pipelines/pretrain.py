@@ -58,6 +58,13 @@ _HANG_SECONDS = define_flag(
     "times the usual time of a step. 0: never. Compiling, saving and probes do not count.",
     at_least=0,
 )
+_REPLAY_STEP = define_flag(
+    "replay_step",
+    int,
+    None,
+    "Only run this step again, from the checkpoint before it, and save its batch, ids, masks and "
+    "the loss of each row to WORKDIR/replay-N.npz. For a loss that was not finite; one process.",
+)
 _PROFILE_STEPS = define_flag(
     "profile_steps",
     tuple[int, int],
@@ -76,15 +83,18 @@ def pretrain(
     profile_steps: tuple[int, int] | None = None,
     hang_seconds: float = 0.0,
     start_time: float | None = None,
+    replay_step: int | None = None,
 ) -> int:
     """Runs `config` to its last step, writing metrics and checkpoints to `workdir`.
+
+    With `replay_step` it only runs that step again, and writes what the step saw.
 
     Returns:
         The number of finished steps: fewer than the config's if the run was asked to stop.
     """
     from m3ae_tpu.data.sources import open_data
     from m3ae_tpu.parallel.failures import called_at_end
-    from m3ae_tpu.parallel.processes import leader_first
+    from m3ae_tpu.parallel.processes import is_alone, leader_first
     from m3ae_tpu.run.log import start_log
     from m3ae_tpu.run.workdir import prepare_workdir
 
@@ -111,6 +121,15 @@ def pretrain(
         start_log(prepared.path)
         for change in prepared.changes:
             logging.getLogger("m3ae_tpu").info("changed: %s", change)
+        if replay_step is not None:
+            require(
+                is_alone(),
+                f"--replay_step = {replay_step} runs in one process. Leave out --num_processes.",
+            )
+            from m3ae_tpu.train.replay import replay
+
+            replay(config, pretraining(config), data, prepared, replay_step)
+            return config.num_steps
         probe = None
         if config.probe.every_steps:
             from m3ae_tpu.evaluation.running_probe import make_probe
@@ -167,6 +186,7 @@ def main(argv: list[str]) -> None:
             profile_steps=_PROFILE_STEPS.value,
             hang_seconds=_HANG_SECONDS.value,
             start_time=process_start(),
+            replay_step=_REPLAY_STEP.value,
         )
     if num_steps < config.num_steps and not is_alone():
         sys.exit(PREEMPTED)

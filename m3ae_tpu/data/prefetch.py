@@ -17,6 +17,7 @@ from m3ae_tpu.batch import Batch
 from m3ae_tpu.data.loader import BatchInfo, Loader
 from m3ae_tpu.data.workers import describe_workers, kill_workers
 from m3ae_tpu.errors import DataError
+from m3ae_tpu.parallel.share import global_batch
 
 _DEPTH = 2
 """Batches that wait on the devices: one may be in transfer while the step takes the other."""
@@ -34,7 +35,7 @@ class Prefetcher(Iterator[tuple[Batch, BatchInfo]]):
     def __init__(
         self,
         loader: Loader,
-        sharding: jax.sharding.Sharding,
+        sharding: jax.sharding.NamedSharding,
         *,
         timeout_seconds: float = float("inf"),
     ):
@@ -105,14 +106,11 @@ class Prefetcher(Iterator[tuple[Batch, BatchInfo]]):
             self._thread.join(timeout=0.1)
         self._loader.close()
 
-    def _fill(self, sharding: jax.sharding.Sharding) -> None:
-        def put(rows):
-            return jax.make_array_from_process_local_data(sharding, rows)
-
+    def _fill(self, sharding: jax.sharding.NamedSharding) -> None:
         try:
             while not self._is_closed.is_set():
                 batch, info = next(self._loader)
                 # On the CPU, jax may keep using the arrays' memory; nothing writes to it again.
-                self._ready.put((jax.tree.map(put, batch), info))
+                self._ready.put((global_batch(sharding, batch), info))
         except BaseException as error:  # Raised in the training loop, which waits for a batch.
             self._ready.put(error)

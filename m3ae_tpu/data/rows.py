@@ -54,12 +54,16 @@ class DrawRows:
         return [next(rows[source]) for source, _ in planned]
 
     def _rows(self, source: int, numbers: Sequence[int]) -> list[Row]:
-        """Returns rows of one source, whose numbers are consecutive."""
+        """Returns rows of one source, whose numbers increase."""
         split, num_draws = self._splits[source], 2 + math.prod(CROP_DRAWS)
         records = shuffled(np.array(numbers), len(split), self._order_seeds[source]).tolist()
         blocks = -(-num_draws // 4)  # Philox makes four numbers at a time.
-        generator = np.random.Philox(self._augment_seeds[source]).advance(numbers[0] * blocks)
-        draws = np.random.Generator(generator).random((len(numbers), 4 * blocks))
+        gaps = np.flatnonzero(np.diff(numbers) != 1) + 1
+        runs = []
+        for run in np.split(np.array(numbers), gaps):
+            philox = np.random.Philox(self._augment_seeds[source]).advance(int(run[0]) * blocks)
+            runs.append(np.random.Generator(philox).random((len(run), 4 * blocks)))
+        draws = np.concatenate(runs)
         crops = draws[:, 2:num_draws].reshape(-1, *CROP_DRAWS)
         return [
             Row(source, split[record], caption, flip, crop)

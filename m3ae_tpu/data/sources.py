@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from m3ae_tpu.batch import Source, mixture
@@ -77,20 +78,20 @@ class OpenData:
         }
 
     def loader(
-        self, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+        self, *, start_step: int = 0, parts: Sequence[int] = (0,), num_parts: int = 1
     ) -> Loader:
         """Returns the batches of the run from `start_step` on.
 
         Args:
             start_step: Finished steps; the first batch is that of step `start_step`, counted from
                 0.
-            process_index: This process among those that train together.
-            process_count: Number of these processes; each gets as many rows of each kind.
+            parts: Parts of each batch that this process makes, in order.
+            num_parts: Number of parts; each has as many rows of each kind.
 
         Raises:
-            UserError: the rows of a kind do not divide over the processes.
+            UserError: the rows of a kind do not divide into the parts.
         """
-        plan = Plan(self.sources, process_index=process_index, process_count=process_count)
+        plan = Plan(self.sources, parts=parts, num_parts=num_parts)
         examples = [
             Examples(shards, source.kind, split)
             for shards, source, split in zip(self.shards, self.sources, self.splits, strict=True)
@@ -101,18 +102,21 @@ class OpenData:
             make_batch,
             start_step=start_step,
             num_workers=self.config.num_workers,
-            num_threads=self._num_threads(process_count),
+            num_threads=self._num_threads(len(parts) / num_parts),
         )
 
-    def _num_threads(self, process_count: int) -> int | None:
+    def _num_threads(self, share: float) -> int | None:
         """Returns how many batches each loader process makes at once, None for its default.
 
         Reads of remote shards wait: so many small batches are made at once that enough are waited
         for together.
+
+        Args:
+            share: The part of each batch that this process makes.
         """
         if not any(shards.is_remote for shards in self.shards):
             return None
-        rows = sum(source.rows for source in self.sources) // process_count
+        rows = max(1, round(share * sum(source.rows for source in self.sources)))
         return min(8, 1 + -(-NUM_READERS // rows))
 
 

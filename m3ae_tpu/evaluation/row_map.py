@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from m3ae_tpu.parallel.mesh import by_example, num_batch_shards
+from m3ae_tpu.parallel.share import as_numpy, known_batch
 
 ROWS_PER_DEVICE = 64
 """Rows that a device computes at a time.
@@ -29,10 +30,11 @@ class RowMap:
             mesh: The devices that share the rows.
         """
         self._batch_size = ROWS_PER_DEVICE * num_batch_shards(mesh)
+        self._sharding = by_example(mesh)
         self.run_batch = jax.jit(
             function,
-            in_shardings=(None, by_example(mesh)),
-            out_shardings=by_example(mesh),
+            in_shardings=(None, self._sharding),
+            out_shardings=self._sharding,
         )
 
     def __call__(self, whole: PyTree, rows: PyTree) -> Any:
@@ -48,5 +50,5 @@ class RowMap:
             # The last batch is filled up with copies of the last row, whose results are dropped.
             taken = np.minimum(np.arange(start, start + self._batch_size), num_rows - 1)
             batch = jax.tree.map(lambda array, taken=taken: array[taken], rows)
-            results.append(jax.tree.map(np.asarray, self.run_batch(whole, batch)))
+            results.append(as_numpy(self.run_batch(whole, known_batch(self._sharding, batch))))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_rows], *results)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -108,37 +108,6 @@ def num_slices(devices: Sequence[Any]) -> int:
 def num_batch_shards(mesh: Mesh) -> int:
     """Returns in how many parts a batch lies on the mesh."""
     return mesh.shape[DATA] * mesh.shape[FSDP]
-
-
-class BatchShare(NamedTuple):
-    """The part of each batch that this process's devices hold."""
-
-    index: int
-    count: int
-    """Number of the parts; all are of one size."""
-    is_first: bool
-    """True if no process before this one holds the same part: `tensor` may span processes."""
-
-
-def batch_share(mesh: Mesh) -> BatchShare:
-    """Returns the part of each batch that this process reads.
-
-    Raises:
-        UserError: the parts of two processes overlap.
-    """
-    held: dict[int, tuple[int, ...]] = {}
-    for place, devices in enumerate(mesh.devices.reshape(num_batch_shards(mesh), -1)):
-        for process in {device.process_index for device in devices}:
-            held[process] = (*held.get(process, ()), place)
-    parts = sorted(set(held.values()))
-    require(
-        sum(map(len, parts)) == num_batch_shards(mesh) and len(set(map(len, parts))) == 1,
-        f"mesh.tensor = {mesh.shape[TENSOR]} spreads the rows of a process over parts of others. "
-        "Set --mesh.tensor to a divisor or a multiple of the devices of a process.",
-    )
-    own = held[jax.process_index()]
-    first = min(process for process, part in held.items() if part == own)
-    return BatchShare(parts.index(own), len(parts), first == jax.process_index())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -75,8 +76,10 @@ class CheckpointReader:
             )
         return self._faults[step]
 
-    def latest_step(self) -> int | None:
+    def latest_step(self, before: float = math.inf) -> int | None:
         """Returns the newest undamaged step, None if there are no steps at all.
+
+        With `before`, steps from that one on do not count.
 
         Damaged newer ones are named in a warning and skipped: the run computes those steps again,
         with the same bits. Of several processes the leader looks, and all get its answer.
@@ -85,14 +88,14 @@ class CheckpointReader:
             UserError: there are steps, and all of them are damaged. Only the user may decide to
                 start from scratch.
         """
-        return processes.from_leader(self._find_latest_step)
+        return processes.from_leader(lambda: self._find_latest_step(before))
 
-    def _find_latest_step(self) -> int | None:
+    def _find_latest_step(self, before: float) -> int | None:
         for step in self._stored.uncommitted():
             _LOG.warning(
                 "checkpoint %d is skipped: %s/%d was not saved to its end", step, self.folder, step
             )
-        steps = self.steps()
+        steps = [step for step in self.steps() if step < before]
         for step in reversed(steps):
             is_unchecked = step not in self._faults
             if not self.fault(step):
@@ -107,8 +110,10 @@ class CheckpointReader:
         )
         return None
 
-    def restore[State](self, abstract_state: State) -> tuple[State, dict[str, Any], dict[str, Any]]:
-        """Restores the newest undamaged step.
+    def restore[State](
+        self, abstract_state: State, *, before: float = math.inf
+    ) -> tuple[State, dict[str, Any], dict[str, Any]]:
+        """Restores the newest undamaged step, before another one if asked for.
 
         Args:
             abstract_state: `jax.ShapeDtypeStruct` leaves, with the shardings to give the arrays.
@@ -121,7 +126,7 @@ class CheckpointReader:
         """
         state: Any = abstract_state
         restored = self._restore(
-            self._require_step(), {"model": state.model, "optimizer": _optimizer_item(state)}
+            self._require_step(before), {"model": state.model, "optimizer": _optimizer_item(state)}
         )
         optimizer = restored["optimizer"]
         state = dataclasses.replace(
@@ -157,8 +162,8 @@ class CheckpointReader:
         }
         return StoredStep(**self._read(step, as_numpy))
 
-    def _require_step(self) -> int:
-        step = self.latest_step()
+    def _require_step(self, before: float = math.inf) -> int:
+        step = self.latest_step(before)
         if step is None:
             raise UserError(
                 f"{self.folder} holds no checkpoint. Check the workdir, or let the run save first."

@@ -8,6 +8,7 @@ from m3ae_tpu.config import Kind
 from m3ae_tpu.data.loader import BatchInfo
 from m3ae_tpu.errors import require
 from m3ae_tpu.parallel import processes
+from m3ae_tpu.parallel.share import WHOLE, Share, in_order
 
 FILE_NAME = "record_ids.jsonl"
 _SHOWN = 3
@@ -22,19 +23,28 @@ class RecordIds:
     for, one JSON line a step: {"step": 1, "paired": [ids], ...}.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, is_logged: bool, resume_step: int = 0):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        is_logged: bool,
+        resume_step: int = 0,
+        share: Share = WHOLE,
+    ):
         """Opens `record_ids.jsonl`, in the leader.
 
         Args:
             workdir: The run's directory.
             is_logged: Whether the ids are written.
             resume_step: Finished steps. Lines of later steps are dropped, as those steps run again.
+            share: This process's in each batch.
 
         Raises:
             UserError: steps are missing in the file.
         """
         self._latest: dict[int, Ids] = {}
         self._workdir, self._is_logged, self._file = workdir, is_logged, None
+        self._share = share
         if not is_logged or not processes.is_leader():
             return
         path = workdir / FILE_NAME
@@ -60,7 +70,7 @@ class RecordIds:
     def reduce(self) -> None:
         """Writes the steps since the last call, and forgets them; all processes must call it."""
         if self._is_logged and not processes.is_alone():
-            self._write(_merged(self._latest))
+            self._write(self._merged(self._latest))
         self._latest.clear()
 
     def explain(self, step: int) -> str:
@@ -68,7 +78,7 @@ class RecordIds:
 
         All processes must call it.
         """
-        ids = _merged({step: self._latest[step]})[step]
+        ids = self._merged({step: self._latest[step]})[step]
         path = self._workdir / f"nonfinite-{step}.json"
         if processes.is_leader():
             path.write_text(json.dumps({"step": step, **ids}, indent=1) + "\n")
@@ -81,23 +91,27 @@ class RecordIds:
         if self._file is not None:
             self._file.close()
 
+    def _merged(self, steps: dict[int, Ids]) -> dict[int, Ids]:
+        """Returns the ids of the rows of all processes, in the order of the global batch."""
+        if processes.is_alone():
+            return steps
+        texts = processes.gathered(json.dumps([self._share, list(steps.values())]))
+        parts = [(Share(*share), values) for share, values in map(json.loads, texts)]
+        shares = [share for share, _ in parts]
+        return {
+            step: {
+                kind: in_order(shares, [values[number][kind] for _, values in parts])
+                for kind in ids
+            }
+            for number, (step, ids) in enumerate(steps.items())
+        }
+
     def _write(self, steps: dict[int, Ids]) -> None:
         if self._file is None:
             return
         for step, ids in steps.items():
             self._file.write(json.dumps({"step": step, **ids}) + "\n")
         self._file.flush()
-
-
-def _merged(steps: dict[int, Ids]) -> dict[int, Ids]:
-    """Returns the ids of all processes, one process's after the other's."""
-    if processes.is_alone():
-        return steps
-    parts = [json.loads(text) for text in processes.gathered(json.dumps(list(steps.items())))]
-    return {
-        step: {kind: [id for part in parts for id in part[number][1][kind]] for kind in ids}
-        for number, (step, ids) in enumerate(steps.items())
-    }
 
 
 def _cut_after(path: pathlib.Path, step: int) -> int:

@@ -16,10 +16,11 @@ from m3ae_tpu.data.prefetch import Prefetcher
 from m3ae_tpu.data.sources import OpenData, differences
 from m3ae_tpu.errors import require
 from m3ae_tpu.parallel.failures import end_all
-from m3ae_tpu.parallel.mesh import batch_share, by_example, make_mesh, require_even_batches
+from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.parallel.rules import placed, state_shardings
+from m3ae_tpu.parallel.share import share_of
 from m3ae_tpu.run.checkpoint import Checkpointer
 from m3ae_tpu.run.data_log import DataLog
 from m3ae_tpu.run.goodput import Goodput, describe
@@ -128,12 +129,18 @@ def train(
             workdir.path if is_leader() else None, resume_step=start, start_time=start_time
         )
         stack.callback(goodput.close)
-        share = batch_share(mesh)
-        loader = data.loader(start_step=start, process_index=share.index, process_count=share.count)
+        share = share_of(mesh)
+        loader = data.loader(
+            start_step=start,
+            parts=share.parts,
+            num_parts=share.num_parts,
+        )
         batches = Prefetcher(loader, by_example(mesh), timeout_seconds=config.data.timeout_seconds)
         stack.callback(batches.close)
         data_log = DataLog(data, state=None if changes else data_state.get("data_log"))
-        record_ids = RecordIds(workdir.path, is_logged=log_record_ids, resume_step=start)
+        record_ids = RecordIds(
+            workdir.path, is_logged=log_record_ids, resume_step=start, share=share
+        )
         stack.callback(record_ids.close)
         writer = MetricsWriter(
             workdir.path if is_leader() else None,
@@ -165,7 +172,8 @@ def train(
             profile.begin(step, state)
             with goodput.spent("data_wait"):
                 batch, info = next(batches)
-            info = info if share.is_first else info.without_rows()
+            if not share.is_first:
+                info = info.without_rows()
             data_log.add(info)
             record_ids.add(step, info)
             if step == start + 1:

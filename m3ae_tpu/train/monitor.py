@@ -55,7 +55,7 @@ class StepMonitor:
                     raise UserError(
                         f"train/{name} = {value} at step {step} is not finite; {explain(step)}\n"
                         "Lower --optimizer.base_learning_rate or set --optimizer.clip_norm=1, "
-                        "and start again."
+                        f"and start again. To see the step: --replay_step={step}."
                     )
         self._unchecked.clear()
 

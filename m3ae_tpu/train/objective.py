@@ -18,5 +18,8 @@ class Objective(NamedTuple):
     """Takes that model, a batch, the rows' places and a key; see `train/step.py`."""
     describe: Callable[[PyTree, Any], list[tuple[str, str]]] = lambda model, batch: []
     """Names and values about a model and a batch, for the card that a run shows first."""
+    masks: Callable[[PyTree, Any, dict[Any, Any], Any], PyTree] = lambda *arguments: {}
+    """Returns what the loss hides of a batch, for the replay of a step; takes the same arguments.
+    """
     count_flops: Callable[[Any], int] = lambda batch: 0
     """FLOPs of a batch, forward and backward, for the utilisation of the chips; 0 if unknown."""

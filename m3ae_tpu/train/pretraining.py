@@ -8,21 +8,23 @@ from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.train.card import count_flops, model_card
 from m3ae_tpu.train.objective import Objective
-from m3ae_tpu.train.reconstruction import reconstruction_loss
+from m3ae_tpu.train.reconstruction import batch_masks, reconstruction_loss
 from m3ae_tpu.train.step import model_key
 
 
 def pretraining(config: PretrainConfig) -> Objective:
     """Returns the objective of a pre-training run."""
+    normalizer = Normalizer.of_data(config.data)
     loss = functools.partial(
         reconstruction_loss,
         masking=config.masking,
         weights=config.loss,
-        normalizer=Normalizer.of_data(config.data),
+        normalizer=normalizer,
     )
     return Objective(
         init_model=functools.partial(init_model, config.model, config.seed),
         loss=loss,
+        masks=functools.partial(batch_masks, masking=config.masking, normalizer=normalizer),
         count_flops=lambda batch: count_flops(config.model, loss, batch),
         describe=functools.partial(model_card, config.model, config.masking, loss),
     )

@@ -80,6 +80,28 @@ def kind_key(key: Key[Array, ""], kind: Kind) -> Key[Array, ""]:
     return jax.random.fold_in(key, _KIND_NUMBER[kind])
 
 
+def batch_masks(
+    model: M3AE,
+    batch: Batch,
+    rows: dict[Kind, Int[Array, " batch"]],
+    key: Key[Array, ""],
+    *,
+    masking: MaskingConfig,
+    normalizer: Normalizer,
+) -> dict[Kind, Masks]:
+    """Returns the masks that `reconstruction_loss` draws from the same arguments."""
+    return {
+        kind: draw_input_masks(
+            model,
+            make_inputs(batch[kind], normalizer, jnp.float32),
+            kind_key(key, kind),
+            rows[kind],
+            masking,
+        )
+        for kind in batch
+    }
+
+
 def draw_input_masks(
     model: M3AE,
     inputs: Inputs,

@@ -132,7 +132,7 @@ def test_workers_restarts_and_processes_see_the_same_in_place_of_broken_records(
         jax.tree.map(np.testing.assert_array_equal, got[0], expected[0])
         assert got[1] == expected[1]
     loader.close()
-    halves = [loader_of(damaged, process_index=i, process_count=2).batch_at(4)[1] for i in (0, 1)]
+    halves = [loader_of(damaged, parts=[i], num_parts=2).batch_at(4)[1] for i in (0, 1)]
     expected = whole.batch_at(4)[1]
     assert [*halves[0].ids["paired"], *halves[1].ids["paired"]] == expected.ids["paired"]
     assert (*halves[0].broken, *halves[1].broken) == expected.broken

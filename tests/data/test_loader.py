@@ -40,7 +40,7 @@ def test_neither_workers_nor_a_restart_change_a_bit(folder, num_workers, start_s
 def test_the_rows_of_all_processes_are_the_batch_of_one(folder, process_count):
     whole = data_of(folder).loader()
     loaders = [
-        data_of(folder).loader(process_index=index, process_count=process_count)
+        data_of(folder).loader(parts=[index], num_parts=process_count)
         for index in range(process_count)
     ]
     for step in (0, 7):

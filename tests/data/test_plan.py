@@ -73,9 +73,7 @@ def test_the_rows_of_all_processes_are_the_batch_of_one(layout, step):
     kinds, rows, count = layout
     whole = rows_of_kinds(Plan(sources_of(kinds, rows)), kinds, step)
     processes = [
-        rows_of_kinds(
-            Plan(sources_of(kinds, rows), process_index=index, process_count=count), kinds, step
-        )
+        rows_of_kinds(Plan(sources_of(kinds, rows), parts=[index], num_parts=count), kinds, step)
         for index in range(count)
     ]
     assert whole == {kind: [row for rows in processes for row in rows[kind]] for kind in whole}
@@ -92,11 +90,23 @@ def test_each_source_is_walked_without_gaps_or_repeats(layout, num_steps):
         assert sorted(places) == list(range(num_steps * n))
 
 
+@given(layouts(), st.integers(0, 1000), st.randoms())
+def test_parts_may_be_anywhere_in_the_batch(layout, step, random):
+    kinds, rows, count = layout
+    parts = sorted(random.sample(range(count), random.randint(1, count)))
+    some = Plan(sources_of(kinds, rows), parts=parts, num_parts=count)
+    each = [Plan(sources_of(kinds, rows), parts=[part], num_parts=count) for part in parts]
+    of_kinds = [rows_of_kinds(plan, kinds, step) for plan in each]
+    assert rows_of_kinds(some, kinds, step) == {
+        kind: [row for one in of_kinds for row in one[kind]] for kind in dict.fromkeys(kinds)
+    }
+
+
 def test_rows_that_do_not_divide_over_processes_are_refused():
     with pytest.raises(
-        UserError, match=r"5 rows of kind 'paired' in a batch do not divide over 2 processes"
+        UserError, match=r"5 rows of kind 'paired' in a batch do not divide into 2 parts"
     ):
-        Plan(sources_of(["paired", "text"], [5, 4]), process_count=2)
+        Plan(sources_of(["paired", "text"], [5, 4]), num_parts=2)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from m3ae_tpu.config import MeshConfig, TransformerConfig
 from m3ae_tpu.configs import debug, m3ae_large
 from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.measure.rehearsal import compile_for
-from m3ae_tpu.parallel.mesh import batch_share, described_mesh
+from m3ae_tpu.parallel.mesh import described_mesh
+from m3ae_tpu.parallel.share import share_of
 
 pytestmark = pytest.mark.tpu_compiler
 
@@ -36,9 +37,10 @@ def test_processes_whose_devices_hold_the_same_rows_read_the_same_part(tensor, c
     tpu_schedule.prepare(replay=False)
     mesh = described_mesh("v5e:4x4", None, MeshConfig(tensor=tensor))
     assert {device.process_index for device in mesh.devices.flat} == {0, 1, 2, 3}
-    share = batch_share(mesh)
-    assert share.count == count
-    assert share == (0, count, True)
+    share = share_of(mesh)
+    assert len(share.parts) * count == share.num_parts == 16 // tensor
+    assert share.is_first
+    assert share.parts[0] == 0
 
 
 @functools.cache

@@ -1,0 +1,131 @@
+"""Guards runs of several processes: who they are, what they share, and equal results."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import several
+
+from m3ae_tpu.errors import UserError
+from m3ae_tpu.parallel.joining import require_consistent
+from m3ae_tpu.parallel.processes import gathered, total
+
+MIXED = """
+import dataclasses
+from m3ae_tpu.config import SourceConfig
+from m3ae_tpu.configs import debug
+
+SOURCES = (
+    SourceConfig(text_length=24, weight=2.0),
+    SourceConfig(kind="image", shards="starter/images-*"),
+    SourceConfig(kind="text", shards="starter/texts-*", text_length=32),
+)
+DATA = dataclasses.replace(debug.CONFIG.data, sources=SOURCES)
+CONFIG = dataclasses.replace(debug.CONFIG, data=DATA)
+"""
+# Two processes share numbers and texts; then one of them fails.
+SHARED = """
+import json, sys
+from m3ae_tpu.parallel.joining import join_processes
+
+join_processes(sys.argv[1], 2, int(sys.argv[2]))
+from m3ae_tpu.parallel.failures import shared_fate
+from m3ae_tpu.parallel.processes import gathered, is_leader, total, wait_for_all
+
+with shared_fate():
+    shared = [total([2**40 + 1, 3]), gathered("ab" if is_leader() else "\\u00e9")]
+    print("SHARED" + json.dumps(shared), flush=True)
+    wait_for_all("shared")
+    if not is_leader():
+        raise ValueError("a fault of the test")
+    import time
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ((None, 2, 0), r"--coordinator_address is missing"),
+        (("a:1", None, None), r"--num_processes is missing"),
+        (("a:1", 2, None), r"--process_id is missing"),
+        (("a", 2, 0), r"--coordinator_address = a is not HOST:PORT"),
+        (("a:99999", 2, 0), r"--coordinator_address = a:99999 is not HOST:PORT"),
+        (("a:1", 0, 0), r"--num_processes = 0 is less than 1"),
+        (("a:1", 2, 2), r"--process_id = 2 is not in \[0, 2\)"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused_by_name(members, message):
+    with pytest.raises(UserError, match=message):
+        require_consistent(*members)
+
+
+def test_one_process_is_joined_by_none():
+    require_consistent(None, None, None)
+    assert (total([5]), gathered("a")) == ([5], ["a"])
+
+
+def test_two_processes_share_large_numbers_and_texts_and_an_error_ends_both():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARED, address, str(index)],
+            cwd=several.ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=90)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        shared = output.partition("SHARED")[2].partition("\n")[0]
+        assert json.loads(shared) == [[2**41 + 2, 6], ["ab", "\u00e9"]], output
+        assert process.returncode == 1
+        assert "the run ends: process 1: ValueError: a fault of the test" in output
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_have_equal_bits_and_one_agrees(tmp_path):
+    config = tmp_path / "mixed.py"
+    config.write_text(MIXED)
+    flags = [f"--config={config}", "--mesh.fsdp=2", "--log_record_ids"]
+    runs = {count: tmp_path / str(count) for count in (1, 2, 4)}
+    for count, workdir in runs.items():
+        several.run(workdir, *flags, count=count)
+    one, two, four = (several.metrics(workdir) for workdir in runs.values())
+    assert two == four
+    assert len(one) == 12
+    for line, other in zip(one, two, strict=True):
+        np.testing.assert_allclose(list(line.values()), list(other.values()), rtol=1e-6)
+    ids = [(workdir / "record_ids.jsonl").read_bytes() for workdir in runs.values()]
+    assert ids[0] == ids[1] == ids[2]
+    assert not list(runs[4].glob("metrics*-*")) + list(runs[4].glob("config*-*"))
+    assert sorted(path.name for path in runs[4].glob("log*")) == [
+        "log-001.txt",
+        "log-002.txt",
+        "log-003.txt",
+        "log.txt",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_of_four_processes_goes_on_in_fewer(count, tmp_path):
+    flags = ["--mesh.fsdp=2"]
+    several.run(tmp_path / "whole", *flags, count=4)
+    several.run(tmp_path / "moved", *flags, "--num_steps=8", count=4)
+    # The rate of the longer schedule from the first step on.
+    several.run(tmp_path / "moved", *flags, "--num_steps=12", count=count)
+    whole, moved = several.metrics(tmp_path / "whole"), several.metrics(tmp_path / "moved")
+    assert [line["step"] for line in moved] == list(range(1, 13))
+    assert pathlib.Path(tmp_path / "moved" / "checkpoints" / "12").is_dir()
+    assert len(whole) == len(moved)
