@@ -4,14 +4,18 @@ Alone, a process is the leader and its sums are its own.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # Has the barriers; Orbax takes them from here too.
 from jax.experimental import multihost_utils
 
 from m3ae_tpu.errors import UserError
 
 _NOTHING, _FAILED = -1, -2
+_WAIT_MILLISECONDS = 3_600_000
+"""The longest that processes may be apart, as where one of them has to compile for long."""
 
 
 def is_alone() -> bool:
@@ -90,9 +94,25 @@ def leader_first[Result](place: str, call: Callable[[], Result]) -> Result:
 
 
 def wait_for_all(place: str) -> None:
-    """Waits until every process has come to this place, which has a name of its own."""
+    """Waits until every process has come to this place, whose name is used once.
+
+    Not over the devices: on CPUs they give up where one process comes half a minute after another.
+    """
     if not is_alone():
-        multihost_utils.sync_global_devices(place)
+        client: Any = distributed.global_state.client
+        client.wait_at_barrier(f"m3ae_tpu/{place}", _WAIT_MILLISECONDS)
+
+
+def compiled_together(function: Any, *arguments: Any) -> Any:
+    """Returns a jitted function compiled for arguments, when all processes have compiled it.
+
+    Alone, a process compiles it when it calls it.
+    """
+    if is_alone():
+        return function
+    compiled = function.lower(*arguments).compile()
+    wait_for_all("the step is compiled")
+    return compiled
 
 
 def is_preempted(step: int) -> bool:

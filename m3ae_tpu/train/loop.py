@@ -18,7 +18,7 @@ from m3ae_tpu.errors import require
 from m3ae_tpu.parallel.failures import end_all
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
-from m3ae_tpu.parallel.processes import is_leader
+from m3ae_tpu.parallel.processes import compiled_together, is_leader
 from m3ae_tpu.parallel.rules import placed, state_shardings
 from m3ae_tpu.parallel.share import share_of
 from m3ae_tpu.run.checkpoint import Checkpointer
@@ -181,6 +181,7 @@ def train(
                 card += run_card(config, data.sources, data.num_records, start_step=start)
                 show_card(card, "run")
                 at_peak = seconds_at_peak(functools.partial(objective.count_flops, batch))
+                step_fn = compiled_together(step_fn, state, batch)
             state, metrics = step_fn(state, batch)
             monitor.dispatched(step, metrics)
             watchdog.finished(step)
