@@ -3,10 +3,12 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from m3ae_tpu.data.records import Record
@@ -150,6 +152,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert code != 0
     assert "Traceback" not in output
     assert "is not finite; the last good checkpoint is" in output
+    step = int(re.search(r"To see the step: --replay_step=(\d+)", output)[1])
+    ids = json.loads((tmp_path / f"nonfinite-{step}.json").read_text())
+    assert len(ids["paired"]) == 16
+    assert f"Its batch has the records {ids['paired'][0]}, " in output
+    code, output = pretrain(tmp_path, *FLAGS, *flags, f"--replay_step={step}")
+    assert code == 0, output
+    replayed = np.load(tmp_path / f"replay-{step}.npz")
+    assert not all(np.isfinite(replayed[f"step/{name}"]) for name in ("loss", "parameter_norm"))
+    assert replayed["paired/ids"].tolist() == ids["paired"]
+    assert replayed["paired/rows/loss"].shape == (16,)
+    assert replayed["paired/masks/image/hidden"].shape == (16, 12)
 
 
 def test_other_shards_of_the_same_names_and_counts_are_refused_unless_allowed(tmp_path):
