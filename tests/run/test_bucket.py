@@ -103,6 +103,7 @@ def test_nothing_starts_from_scratch_where_all_steps_are_damaged(objects):
         restore()
 
 
+@pytest.mark.slow
 def test_failures_of_the_storage_that_pass_are_waited_for(server, objects):
     server.failures += [["POST", "uploadType=media", 503, 3], ["POST", "resumable", 429, 2]]
     save(2)
@@ -210,6 +211,7 @@ def test_holder_that_was_frozen_commits_nothing_after_it_wakes(server, objects, 
     assert json.loads(objects["runs/a/.lock"][0]) == other
 
 
+@pytest.mark.slow
 def test_kill_before_a_commit_leaves_the_former_step(server, objects):
     save(2)
     script = f"""
