@@ -54,12 +54,13 @@ def global_batch(sharding: NamedSharding, local: PyTree) -> PyTree:
     """Returns a batch on the mesh, from the NumPy rows of this process's share."""
     if jax.process_count() == 1:
         return jax.tree.map(lambda rows: jax.device_put(rows, sharding), local)
+    assert isinstance(sharding.mesh, Mesh)
     share = share_of(sharding.mesh)
 
     def place(rows: np.ndarray) -> jax.Array:
         size = len(rows) // len(share.parts)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             start = share.parts.index((index[0].start or 0) // size) * size
             return rows[start : start + size]
 

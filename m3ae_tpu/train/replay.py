@@ -95,7 +95,7 @@ def replay(
     seen |= _named({"step": metrics.means | metrics.counts})
     path = workdir.path / f"replay-{step}.npz"
     content = io.BytesIO()
-    np.savez(content, **seen)
+    np.savez(content, allow_pickle=False, **seen)
     atomic_write(path, content.getvalue())
     for name, value in sorted(metrics.means.items()):
         _LOG.info("  %s %s", name, float(value))
