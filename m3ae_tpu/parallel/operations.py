@@ -42,9 +42,12 @@ class Operations:
         num_heads: int,
     ) -> Float[Array, "batch tokens width"]:
         """Computes multi-head attention; see `kernels.attention.attention`."""
-        if self.mesh is None or self._device.platform == "cpu":
-            function = attention_reference.attention
-        else:
+        is_on_cpu = self.mesh is None or self._device.platform == "cpu"
+        if is_on_cpu and self._size(TENSOR) == 1:
+            # The compiler splits it by itself, for any number of rows.
+            return attention_reference.attention(qkv, is_valid, num_heads)
+        function = attention_reference.attention
+        if not is_on_cpu:
             function = functools.partial(attention, device_kind=self._device.device_kind)
         own_heads = functools.partial(function, num_heads=num_heads // self._size(TENSOR))
         mapped = self._map(own_heads, in_specs=(_QKV_HEADS, _ROWS), out_specs=_HEADS)
