@@ -10,16 +10,11 @@ training meanwhile.
 
 import json
 import os
-import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m3ae_tpu.command_line import one_place, run_program
-from m3ae_tpu.errors import require
 from m3ae_tpu.files import Place
 from m3ae_tpu.option_flags import define_flag
-
-if TYPE_CHECKING:
-    from m3ae_tpu.run.checkpoint import CheckpointReader
 
 _WORKDIR = define_flag(
     "workdir",
@@ -30,52 +25,6 @@ _WORKDIR = define_flag(
 _JSON = define_flag(
     "json", bool, False, "Print JSON for programs: a list with one object per kept step."
 )
-
-
-def inspect(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the contents of each kept step, oldest first, ready for JSON.
-
-    Keys: `step`; `damage`, the damaged file and its damage, or null; and, null in a damaged step,
-    `parameters` and `parameter_bytes` of the model, `model_sha256`, `optimizer_sha256` (covers the
-    number of steps too), `data_sha256` of the data state, `tokenizer_sha256`, `versions` and the
-    `config` that made it.
-
-    Raises:
-        UserError: there is no such folder, or no checkpoint in it.
-    """
-    from m3ae_tpu.run.checkpoint import CheckpointReader
-
-    require(
-        workdir.is_dir(),
-        f"WORKDIR = {workdir} is not a folder. Name the workdir of a run, such as runs/quickstart.",
-    )
-    reader = CheckpointReader(workdir)
-    steps = reader.steps()
-    require(
-        bool(steps),
-        f"WORKDIR = {workdir} holds no checkpoint. Check the path, or let the run save first.",
-    )
-    return [_describe(reader, step) for step in steps]
-
-
-def _describe(reader: "CheckpointReader", step: int) -> dict[str, Any]:
-    from m3ae_tpu.run.digests import arrays_sha256, json_sha256
-
-    names = ("parameters", "parameter_bytes", "model_sha256", "optimizer_sha256", "data_sha256")
-    names += ("tokenizer_sha256", "versions", "config")
-    damage = reader.fault(step)
-    if damage:
-        return {"step": step, "damage": damage, **dict.fromkeys(names)}
-    stored = reader.read(step)
-    values = (
-        sum(array.size for array in stored.model.values()),
-        sum(array.nbytes for array in stored.model.values()),
-        arrays_sha256(stored.model),
-        arrays_sha256(stored.optimizer),
-        json_sha256(stored.data),
-        *(stored.run.get(name) for name in ("tokenizer_sha256", "versions", "config")),
-    )
-    return {"step": step, "damage": None, **dict(zip(names, values, strict=True))}
 
 
 def _as_text(description: dict[str, Any]) -> str:
@@ -105,6 +54,7 @@ def main(argv: list[str]) -> None:
     # An accelerator may be held by a run that is training.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from m3ae_tpu.run.claim import files_of
+    from m3ae_tpu.run.inspection import inspect
 
     with files_of(workdir) as folder:
         descriptions = inspect(folder)

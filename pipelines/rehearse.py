@@ -16,7 +16,6 @@ A step that does not fit ends the program with exit code 1, after changes that m
 tried. It needs libtpu: `make compile-tpu`, or `pip install 'm3ae-tpu[compile-tpu]'`.
 """
 
-import importlib.util
 import json
 import pathlib
 import sys
@@ -24,10 +23,11 @@ from typing import Any
 
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
-from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.errors import require
 from m3ae_tpu.files import atomic_write, require_writable_file
 from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
+from m3ae_tpu.rehearsal.compiler import require_compiler
 
 _CONFIG = define_flag(
     "config", str, "m3ae_base", "Named config to start from, or path of a file like it."
@@ -126,15 +126,6 @@ def _number_of_chips(text: str) -> int:
         f"--chips = {text} is not a number of chips. Write it as --chips=1000,10000.",
     )
     return int(text)
-
-
-def require_compiler() -> None:
-    """Raises `UserError` unless the TPU compiler is installed."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "The TPU compiler, libtpu, is not installed. "
-            "Run `make compile-tpu`, or pip install 'm3ae-tpu[compile-tpu]'."
-        )
 
 
 def _show(results: Any, name: str) -> None:

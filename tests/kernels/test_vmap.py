@@ -142,7 +142,7 @@ def cross_entropy_inputs(dtype):
 @pytest.mark.parametrize("implementation", ["auto", "chunked", "xla", "tpu"])
 def test_vmap_of_cross_entropy_equals_a_loop(implementation, monkeypatch):
     # Small blocks compile in less time.
-    for name, size in (("_TOKENS", 32), ("_COLUMNS", 256), ("_TILE", 128)):
+    for name, size in (("_TOKENS", 32), ("_COLUMNS", (256,)), ("_TILE", 128)):
         monkeypatch.setattr(cross_entropy_tpu, name, size)
     dtype = jnp.bfloat16 if implementation == "tpu" else jnp.float32
     arguments, axes = cross_entropy_inputs(dtype), (0, None, None, 0, 0)

@@ -27,6 +27,14 @@ chmod +x .venv/bin/python
 """
 
 
+# A shell's background jobs, as which the tests may run, ignore Ctrl-C.
+_PROGRAM = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("pipelines.launch_tpu", run_name="__main__", alter_sys=True)
+"""
+
+
 class Play:
     """A machine with a `gcloud` that plays, and all that happens to its slices."""
 
@@ -51,7 +59,7 @@ class Play:
 
     def start(self, *command, flags=FLAGS):
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.launch_tpu", *flags, "--", *command],
+            [sys.executable, "-c", _PROGRAM, *flags, "--", *command],
             cwd=ROOT,
             # No other program is found: nothing may call a real gcloud.
             env={**os.environ, "PLAY": str(self.folder), "PATH": str(self.programs)},

@@ -15,8 +15,8 @@ from m3ae_tpu.config import MeshConfig
 from m3ae_tpu.configs import debug
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.measure import tpu_schedule
-from m3ae_tpu.pipelines import rehearse
 from m3ae_tpu.rehearsal.compiled import compile_step_for
+from m3ae_tpu.rehearsal.compiler import require_compiler
 from m3ae_tpu.rehearsal.estimates import figures
 from m3ae_tpu.rehearsal.page import write_page
 from m3ae_tpu.rehearsal.printed import print_rehearsal, print_sweep, print_target
@@ -173,7 +173,7 @@ def test_wrong_input_is_one_message(flags, message):
 def test_a_missing_compiler_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, is not installed\. Run `make compile-tpu`"):
-        rehearse.require_compiler()
+        require_compiler()
 
 
 @pytest.mark.slow

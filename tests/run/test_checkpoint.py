@@ -17,9 +17,9 @@ from small_state import BY_ROW, RUN, Model, abstract, assert_same, make_state
 
 from m3ae_tpu.config import CheckpointConfig
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.pipelines.inspect_checkpoint import inspect
 from m3ae_tpu.run import digests
 from m3ae_tpu.run.checkpoint import Checkpointer, CheckpointReader
+from m3ae_tpu.run.inspection import inspect
 
 ROOT = pathlib.Path(__file__).parents[2]
 
