@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert code != 0
     assert "Traceback" not in output
     assert "is not finite; the last good checkpoint is" in output
-    step = int(re.search(r"To see the step: --replay_step=(\d+)", output)[1])
+    (step,) = re.findall(r"To see the step: --replay_step=(\d+)", output)
     ids = json.loads((tmp_path / f"nonfinite-{step}.json").read_text())
     assert len(ids["paired"]) == 16
     assert f"Its batch has the records {ids['paired'][0]}, " in output

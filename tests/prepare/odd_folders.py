@@ -12,6 +12,7 @@ from PIL import Image
 from prepare_forms import run
 
 from m3ae_tpu.data.shards import open_shards
+from m3ae_tpu.prepare.options import SampleKind
 
 
 @functools.cache
@@ -44,7 +45,7 @@ def write_files(folder: pathlib.Path, files) -> pathlib.Path:
     return folder
 
 
-def prepare(tmp_path: pathlib.Path, files, kind="paired"):
+def prepare(tmp_path: pathlib.Path, files, kind: SampleKind = "paired"):
     """Prepares the files in a folder of their own.
 
     Returns:
