@@ -108,5 +108,5 @@ def metrics(workdir):
 
 def saved(workdir):
     """Returns the saved steps."""
-    folder = pathlib.Path(workdir) / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    folders = pathlib.Path(workdir).glob("checkpoints/*")
+    return sorted(int(path.name) for path in folders if path.name.isdigit())
