@@ -9,7 +9,7 @@ import several
 
 from m3ae_tpu.parallel.exit_codes import HUNG, PEER_DIED, PREEMPTED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_two_processes_share_large_numbers_and_texts_and_an_error_ends_both():
         assert "the run ends: process 1: ValueError: a fault of the test" in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_and_four_processes_have_equal_bits_and_one_agrees(tmp_path):
     config = tmp_path / "mixed.py"
     config.write_text(MIXED)
@@ -117,7 +117,7 @@ def test_two_and_four_processes_have_equal_bits_and_one_agrees(tmp_path):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_of_four_processes_goes_on_in_fewer(count, tmp_path):
     flags = ["--mesh.fsdp=2"]

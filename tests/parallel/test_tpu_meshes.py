@@ -105,7 +105,7 @@ def test_the_step_has_kernels_on_each_devices_own_rows_and_heads():
         assert "Involuntary" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_large_model_fits_with_fsdp_of_16_on_256_chips_without_remat():
     tpu_schedule.prepare(replay=False)
     mesh = MeshConfig(fsdp=16)

@@ -176,7 +176,7 @@ def test_a_missing_compiler_is_named_with_the_way_to_get_it(monkeypatch):
         require_compiler()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tpu_compiler
 def test_a_step_that_does_not_fit_names_changes_that_do(tmp_path):
     figures_file = tmp_path / "figures.json"
@@ -193,7 +193,7 @@ def test_a_step_that_does_not_fit_names_changes_that_do(tmp_path):
         assert change["flags"] in " ".join(done.stdout.split())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tpu_compiler
 def test_a_grant_and_a_sweep_are_answered(tmp_path):
     figures_file = tmp_path / "figures.json"

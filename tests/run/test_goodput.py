@@ -178,7 +178,7 @@ runpy.run_module("pipelines.pretrain", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_report_of_a_run_that_is_killed_again_and_again_adds_up(tmp_path):
     command = [sys.executable, "-c", SLOW, "--config=debug", f"--workdir={tmp_path}"]
     command += ["--num_steps=60", "--checkpoint.every_steps=10"]
