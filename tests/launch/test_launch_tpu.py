@@ -379,6 +379,7 @@ def test_a_run_survives_that_its_slice_is_taken_back(play, tmp_path):
     program = ("python", "-m", "pipelines.pretrain", "--config=debug", f"--workdir={workdir}")
     code, output = play.launch(*program)
     assert code == 0, output
-    assert "going on after step 20" in output
+    # The step of the newest checkpoint depends on when the slice is taken.
+    assert "going on after step " in output
     assert len(play.calls("create")) == 2
     assert f"saved step 40 in {workdir}/checkpoints" in output
