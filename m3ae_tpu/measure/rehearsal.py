@@ -9,10 +9,8 @@ from m3ae_tpu.batch import Batch, batch_shapes, mixture
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.parallel.operations import Operations
-from m3ae_tpu.parallel.rules import state_shardings
-from m3ae_tpu.train.optimizer import make_optimizer
 from m3ae_tpu.train.pretraining import pretraining
-from m3ae_tpu.train.step import TrainState, compile_step, init_state, steps_key
+from m3ae_tpu.train.program import make_program
 
 type Kernels = Literal["ours", "xla"]
 
@@ -32,25 +30,9 @@ def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.sta
 
 def step_functions(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> tuple[Any, Any]:
     """Returns a config's jitted functions: one that makes the initial state, and a train step."""
-    objective = pretraining(config)
-    optimizer, _ = make_optimizer(
-        config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
-    )
-    operations = Operations(mesh, config.mesh.gradient_sums) if kernels == "ours" else Operations()
-
-    def init() -> TrainState:
-        return init_state(objective.init_model(operations), optimizer)
-
-    shardings = state_shardings(jax.eval_shape(init), mesh)
-    step = compile_step(
-        mesh,
-        shardings,
-        loss=objective.loss,
-        optimizer=optimizer,
-        key=steps_key(config.seed),
-        accumulation_steps=config.optimizer.accumulation_steps,
-    )
-    return jax.jit(init, out_shardings=shardings), step
+    operations = None if kernels == "ours" else Operations()
+    program = make_program(config, pretraining(config), mesh, operations)
+    return program.init, program.step
 
 
 def config_batch_shapes(config: PretrainConfig) -> Batch:

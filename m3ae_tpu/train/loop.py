@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -17,9 +16,7 @@ from m3ae_tpu.data.sources import OpenData, differences
 from m3ae_tpu.errors import require
 from m3ae_tpu.parallel.failures import end_all
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
-from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.processes import compiled_together, is_leader
-from m3ae_tpu.parallel.rules import placed, state_shardings
 from m3ae_tpu.parallel.share import share_of
 from m3ae_tpu.run.checkpoint import Checkpointer
 from m3ae_tpu.run.data_log import DataLog
@@ -35,8 +32,8 @@ from m3ae_tpu.train.card import run_card
 from m3ae_tpu.train.flops import seconds_at_peak
 from m3ae_tpu.train.monitor import StepMonitor, metrics_line
 from m3ae_tpu.train.objective import Objective
-from m3ae_tpu.train.optimizer import make_optimizer
-from m3ae_tpu.train.step import TrainState, compile_step, init_state, steps_key
+from m3ae_tpu.train.program import Program, make_program
+from m3ae_tpu.train.step import TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,33 +85,22 @@ def train(
     """
     start_time = time.time() if start_time is None else start_time
     mesh = make_mesh(config.mesh)
-    accumulation_steps = config.optimizer.accumulation_steps
     require_even_batches(
         data.sources,
         mesh,
         batch_size=config.batch_size,
-        accumulation_steps=accumulation_steps,
+        accumulation_steps=config.optimizer.accumulation_steps,
     )
     tokenizer, fingerprint = data.tokenizer_model, data.fingerprint()
     description = describe_run(config, tokenizer=tokenizer)
-    optimizer, schedule = make_optimizer(
-        config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
-    )
+    program = make_program(config, objective, mesh)
     with contextlib.ExitStack() as stack:
         checkpointer = Checkpointer(
             workdir.path, config.checkpoint, before_commit=workdir.claim.before_commit
         )
         stack.callback(checkpointer.close)
 
-        def init() -> TrainState:
-            operations = Operations(mesh, config.mesh.gradient_sums)
-            return init_state(objective.init_model(operations), optimizer)
-
-        abstract = jax.eval_shape(init)
-        shardings = state_shardings(abstract, mesh)
-        abstract = placed(abstract, shardings)
-        init = jax.jit(init, out_shardings=shardings)
-        state, data_state = _newest_state(init, abstract, checkpointer, config, tokenizer)
+        state, data_state = _newest_state(program, checkpointer, config, tokenizer)
         start = int(state.step)
         changes = differences(fingerprint, data_state["fingerprint"]) if data_state else []
         _require_same_data(changes, allow_changed_data)
@@ -151,17 +137,9 @@ def train(
         monitor = StepMonitor(
             batch_size=config.batch_size, wait_seconds=lambda: batches.wait_seconds
         )
-        step_fn = compile_step(
-            mesh,
-            shardings,
-            loss=objective.loss,
-            optimizer=optimizer,
-            key=steps_key(config.seed),
-            accumulation_steps=accumulation_steps,
-        )
         preemption = stack.enter_context(Preemption())
         progress = stack.enter_context(Progress(config.num_steps, start))
-        at_peak = 0.0
+        step_fn, at_peak = program.step, 0.0
         profile = stack.enter_context(
             Profile(workdir.path, profile_steps if is_leader() else None, start_step=start)
         )
@@ -181,7 +159,7 @@ def train(
                 card += run_card(config, data.sources, data.num_records, start_step=start)
                 show_card(card, "run")
                 at_peak = seconds_at_peak(functools.partial(objective.count_flops, batch))
-                step_fn = compiled_together(step_fn, state, batch)
+                step_fn = compiled_together(program.step, state, batch)
             state, metrics = step_fn(state, batch)
             monitor.dispatched(step, metrics)
             watchdog.finished(step)
@@ -201,7 +179,7 @@ def train(
                 data_log.reduce()
             if logs:
                 # The update of step s is number s - 1.
-                rate = np.asarray(schedule(step - 1)).item()
+                rate = np.asarray(program.schedule(step - 1)).item()
                 line = metrics_line(metrics) | {"train/learning_rate": rate}
                 line |= data_log.line(step) | monitor.rates(step)
                 if probe is not None and probes:
@@ -231,16 +209,12 @@ def train(
 
 
 def _newest_state(
-    init: Callable[[], TrainState],
-    abstract: TrainState,
-    checkpointer: Checkpointer,
-    config: RunConfig,
-    tokenizer: bytes,
+    program: Program, checkpointer: Checkpointer, config: RunConfig, tokenizer: bytes
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns state and data state of the newest checkpoint, or the initial ones."""
     if checkpointer.latest_step() is None:
-        return init(), {}
-    state, data_state, run = checkpointer.restore(abstract)
+        return program.init(), {}
+    state, data_state, run = checkpointer.restore(program.abstract)
     require_tokenizer_fits(run, config.data.tokenizer, tokenizer)
     _LOG.info("going on after step %d", int(state.step))
     return state, data_state

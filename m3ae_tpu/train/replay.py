@@ -16,14 +16,12 @@ from m3ae_tpu.data.sources import OpenData, differences
 from m3ae_tpu.errors import require
 from m3ae_tpu.files import atomic_write
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, num_batch_shards
-from m3ae_tpu.parallel.operations import Operations
-from m3ae_tpu.parallel.rules import placed, state_shardings
 from m3ae_tpu.parallel.share import global_batch
 from m3ae_tpu.run.checkpoint import CheckpointReader
 from m3ae_tpu.run.workdir import Workdir
 from m3ae_tpu.train.objective import Objective
-from m3ae_tpu.train.optimizer import make_optimizer
-from m3ae_tpu.train.step import TrainState, compile_step, init_state, steps_key
+from m3ae_tpu.train.program import make_program
+from m3ae_tpu.train.step import steps_key
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,52 +44,34 @@ def replay(
         "run.",
     )
     mesh = make_mesh(config.mesh)
-    optimizer, _ = make_optimizer(
-        config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
-    )
-
-    def init() -> TrainState:
-        operations = Operations(mesh, config.mesh.gradient_sums)
-        return init_state(objective.init_model(operations), optimizer)
-
-    abstract = jax.eval_shape(init)
-    shardings = state_shardings(abstract, mesh)
+    program = make_program(config, objective, mesh)
     reader = CheckpointReader(workdir.path)
     if reader.latest_step(before=step) is None:
-        state = jax.jit(init, out_shardings=shardings)()
+        state = program.init()
     else:
-        state, data_state, _ = reader.restore(placed(abstract, shardings), before=step)
+        state, data_state, _ = reader.restore(program.abstract, before=step)
         changes = differences(data.fingerprint(), data_state["fingerprint"])
         require(
             not changes,
             f"the data are not those of the checkpoint: {'; '.join(changes[:3])}. "
             "Put the old data back: a replay with others would be of another step.",
         )
-    key = steps_key(config.seed)
-    run_step = compile_step(
-        mesh,
-        shardings,
-        loss=objective.loss,
-        optimizer=optimizer,
-        key=key,
-        accumulation_steps=config.optimizer.accumulation_steps,
-    )
     loader, start = data.loader(), int(state.step)
     _LOG.info("replaying step %d from step %d on", step, start)
     for number in range(start, step - 1):
         batch, _ = loader.batch_at(number)
-        state, _ = run_step(state, global_batch(by_example(mesh), batch))
+        state, _ = program.step(state, global_batch(by_example(mesh), batch))
     batch, info = loader.batch_at(step - 1)
     seen = _named({kind: {"batch": rows} for kind, rows in batch.items()})
     seen |= {f"{kind}/ids": np.array(ids) for kind, ids in info.ids.items()}
     on_mesh = global_batch(by_example(mesh), batch)
-    step_key = jax.random.fold_in(key, step - 1)
+    step_key = jax.random.fold_in(steps_key(config.seed), step - 1)
     places = {kind: np.arange(len(ids)) for kind, ids in info.ids.items()}
     masks = jax.jit(objective.masks)(state.model, on_mesh, places, step_key)
     seen |= _named({kind: {"masks": values} for kind, values in masks.items()})
     by_row = _by_row(objective, mesh, state.model, batch, step_key)
     seen |= by_row
-    state, metrics = run_step(state, on_mesh)
+    state, metrics = program.step(state, on_mesh)
     seen |= _named({"step": metrics.means | metrics.counts})
     path = workdir.path / f"replay-{step}.npz"
     content = io.BytesIO()
