@@ -29,6 +29,7 @@ BESIDE = {
     "launch": "errors parallel",
     "prepare": "errors files storage config batch data",
     "measure": "kernels errors scopes files charts storage config batch parallel model data train",
+    "weights": "errors files config model",
     "rehearsal": "kernels errors files charts config batch parallel model train measure",
 }
 # Second copies of modules that already have a name below m3ae_tpu.
