@@ -78,7 +78,7 @@ class PretrainConfig(RunConfig):
                 f"data.image_size = {size} is not a multiple of model.patch_size = {patch}. "
                 f"Set --data.image_size={max(1, round(size / patch)) * patch}."
             )
-        self._require_stored_positions()
+        self._require_stored_text_positions()
         self._require_even_tensors()
         for number, source in enumerate(self.data.sources):
             if source.kind != "image" and self.model.vocab_size == 0:
@@ -88,18 +88,15 @@ class PretrainConfig(RunConfig):
                     "Set the tokenizer's number of pieces, or kind='image'."
                 )
 
-    def _require_stored_positions(self) -> None:
-        """Raises `FieldError` unless every token has a stored position, if positions are stored."""
-        num_patches = (self.data.image_size // self.model.patch_size) ** 2
-        images = [num_patches for source in self.data.sources if source.kind != "text"]
+    def _require_stored_text_positions(self) -> None:
+        """Raises `FieldError` unless every token has a stored position, if they are stored."""
         texts = [source.text_length for source in self.data.sources if source.kind != "image"]
-        for name, counts in (("stored_image_positions", images), ("stored_text_positions", texts)):
-            stored, needed = getattr(self.model, name), max(counts, default=0)
-            if 0 < stored < needed:
-                raise FieldError(
-                    f"model.{name} = {stored} are fewer than the {needed} tokens of an example. "
-                    f"Set {needed}, or 0 for computed codes."
-                )
+        stored, needed = self.model.stored_text_positions, max(texts, default=0)
+        if 0 < stored < needed:
+            raise FieldError(
+                f"model.stored_text_positions = {stored} are fewer than the {needed} tokens of an "
+                f"example. Set {needed}, or 0 for computed codes."
+            )
 
     def _require_even_tensors(self) -> None:
         """Raises `FieldError` unless heads and vocabulary divide over `mesh.tensor`."""
@@ -108,6 +105,8 @@ class PretrainConfig(RunConfig):
             "model.decoder.num_heads": self.model.decoder.num_heads,
             "model.vocab_size": self.model.vocab_size,
         }
+        if self.model.decoder.num_layers == 0:
+            del sizes["model.decoder.num_heads"]
         for name, size in sizes.items():
             if self.mesh.tensor > 0 and size % self.mesh.tensor:
                 fits = math.gcd(self.mesh.tensor, *sizes.values())

@@ -1,6 +1,7 @@
 """The multimodal masked autoencoder: one encoder for patches and words, one small decoder."""
 
 import functools
+import math
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -63,8 +64,9 @@ class M3AE(eqx.Module):
     text: Modality | None
     """None for a model of images alone (`vocab_size = 0`)."""
     encoder: Transformer
-    decoder_input: Linear
-    decoder: Transformer
+    decoder_input: Linear | None
+    """None, as all that belongs to a decoder, for an encoder alone (`decoder.num_layers = 0`)."""
+    decoder: Transformer | None
     patch_size: int = eqx.field(static=True)
     compute_dtype: jnp.dtype = eqx.field(static=True)
     operations: Operations = eqx.field(static=True)
@@ -91,7 +93,10 @@ class M3AE(eqx.Module):
             lambda key: linear(num_values, width, key=key, name="image.embedding"),
             num_values,
             config,
-            positions=_stored_image_positions(config),
+            positions=_square_positions(config.stored_image_positions, width),
+            decoder_positions=_square_positions(
+                config.stored_decoder_positions, config.decoder.width
+            ),
             key=keys[1],
             operations=operations,
             name="image",
@@ -110,23 +115,33 @@ class M3AE(eqx.Module):
                 name="text",
             )
         self.encoder = Transformer(config.encoder, config, key=keys[3], operations=operations)
-        self.decoder_input = linear(width, config.decoder.width, key=keys[4], name="decoder_input")
-        self.decoder = Transformer(config.decoder, config, key=keys[5], operations=operations)
+        self.decoder_input = self.decoder = None
+        if config.decoder.num_layers > 0:
+            self.decoder_input = linear(
+                width, config.decoder.width, key=keys[4], name="decoder_input"
+            )
+            self.decoder = Transformer(config.decoder, config, key=keys[5], operations=operations)
         self.patch_size = config.patch_size
         self.compute_dtype = jnp.dtype(config.compute_dtype)
         self.operations = operations
 
-    def encode(self, inputs: Inputs) -> Features:
+    def encode(self, inputs: Inputs, *, final_norm: bool = True) -> Features:
         """Computes the features of whole examples; nothing is hidden.
+
+        Args:
+            inputs: Whole examples.
+            final_norm: False returns the last block's tokens, and means of them, before the norm.
 
         Raises:
             ValueError: neither images nor texts, or texts for a model without text parameters.
         """
-        return self._features(self.encoder(*self.embed(inputs)), inputs)
+        encoded = self.encoder(*self.embed(inputs), final_norm=final_norm)
+        return self._features(encoded, inputs)
 
-    def encode_layers(self, inputs: Inputs) -> Features:
-        """Computes `encode`'s features after every block; the last has the final norm."""
-        return self._features(self.encoder.all_layers(*self.embed(inputs)), inputs)
+    def encode_layers(self, inputs: Inputs, *, final_norm: bool = True) -> Features:
+        """Computes `encode`'s features after every block; only the last has the final norm."""
+        layers = self.encoder.all_layers(*self.embed(inputs), final_norm=final_norm)
+        return self._features(layers, inputs)
 
     def decode_hidden(self, inputs: Inputs, masks: Masks) -> HiddenTokens:
         """Encodes the visible tokens, decodes all, and returns the hidden ones: the heads' inputs.
@@ -136,8 +151,10 @@ class M3AE(eqx.Module):
             masks: A selection for every modality of the inputs.
 
         Raises:
-            ValueError: a modality of the inputs has no selection, or as for `encode`.
+            ValueError: the model has no decoder, a modality of the inputs has no selection, or as
+                for `encode`.
         """
+        decoder = _required(self.decoder)
         with jax.named_scope(scopes.EMBED):
             x, is_valid = self.embed(inputs, masks)
         with jax.named_scope(scopes.ENCODER):
@@ -145,7 +162,7 @@ class M3AE(eqx.Module):
         with jax.named_scope(scopes.EMBED):
             x, is_valid = self.embed_for_decoder(encoded, inputs, masks)
         with jax.named_scope(scopes.DECODER):
-            x = self.decoder(x, is_valid)
+            x = decoder(x, is_valid)
         hidden, start = {}, 1
         for name in self.tokens(inputs):
             num_visible, num_hidden = (places.shape[1] for places in getattr(masks, name))
@@ -160,8 +177,8 @@ class M3AE(eqx.Module):
         """
         hidden = self.decode_hidden(inputs, masks)
         return Reconstruction(
-            None if hidden.image is None else self.image.head(hidden.image),
-            None if hidden.text is None or self.text is None else self.text.head(hidden.text),
+            None if hidden.image is None else self.head("image")(hidden.image),
+            None if hidden.text is None else self.head("text")(hidden.text),
         )
 
     def embed(
@@ -188,7 +205,7 @@ class M3AE(eqx.Module):
 
         Beside it, which of its tokens are valid (None: all).
         """
-        x = self.decoder_input(encoded)
+        x = _required(self.decoder_input)(encoded)
         embedded, start = [], 1
         for name, tokens in self.tokens(inputs).items():
             selection = getattr(masks, name)
@@ -213,7 +230,9 @@ class M3AE(eqx.Module):
         if inputs.images is not None:
             grid = self.grid(inputs.images)
             patches = patchify(inputs.images, self.patch_size)
-            tokens["image"] = Tokens(patches, None, lambda width: image_positions(grid, width))
+            tokens["image"] = Tokens(
+                patches, None, lambda width: image_positions(grid, width), grid
+            )
         if inputs.text_ids is not None:
             length = inputs.text_ids.shape[1]
             tokens["text"] = Tokens(
@@ -233,6 +252,14 @@ class M3AE(eqx.Module):
         if modality is None:
             raise ValueError("The model has vocab_size = 0 and takes no text. Leave the text out.")
         return modality
+
+    def head(self, name: Literal["image", "text"]) -> Linear:
+        """Returns the layer that predicts a modality's hidden tokens.
+
+        Raises:
+            ValueError: the model has no decoder, or no parameters for texts.
+        """
+        return _required(self.modality(name).head)
 
     def grid(self, images: Float[Array, "batch height width 3"]) -> tuple[int, int]:
         """Returns how many rows and columns of patches the images have."""
@@ -270,11 +297,25 @@ def _joined(
     return x, jnp.concatenate(masks, axis=1)
 
 
-def _stored_image_positions(config: ModelConfig) -> np.ndarray | None:
-    if config.stored_image_positions == 0:
+def _required[Part](part: Part | None) -> Part:
+    """Returns a part of the decoder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if part is None:
+        raise ValueError(
+            "The model has decoder.num_layers = 0 and reconstructs nothing. Use its features."
+        )
+    return part
+
+
+def _square_positions(num_patches: int, width: int) -> np.ndarray | None:
+    """Returns the first values of a square's stored position codes; None for no patches."""
+    if num_patches == 0:
         return None
-    side = round(config.stored_image_positions**0.5)
-    return image_positions((side, side), config.encoder.width)
+    side = math.isqrt(num_patches)
+    return image_positions((side, side), width)
 
 
 def _stored_text_positions(config: ModelConfig) -> np.ndarray | None:

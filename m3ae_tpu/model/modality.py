@@ -1,5 +1,6 @@
 """A modality: how its tokens enter encoder and decoder, and how hidden ones are predicted."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ class Tokens(NamedTuple):
     """False for padding; None: none of them is padding."""
     position_codes: Callable[[int], np.ndarray]
     """Computes sine-cosine codes [tokens, width] for a width."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of patches; None for tokens in a line."""
 
 
 class Embedding(eqx.Module):
@@ -55,11 +58,14 @@ class Modality(eqx.Module):
 
     embedding: Linear | Embedding
     encoder_type: Float[Array, " width"]
-    decoder_type: Float[Array, " decoder_width"]
-    mask_token: Float[Array, " decoder_width"]
-    head: Linear
+    decoder_type: Float[Array, " decoder_width"] | None
+    """None, as mask token and head, in a model without a decoder."""
+    mask_token: Float[Array, " decoder_width"] | None
+    head: Linear | None
     positions: Float[Array, "tokens width"] | None
     """Position codes of an imported encoder; None: fixed ones are computed."""
+    decoder_positions: Float[Array, "tokens decoder_width"] | None
+    """The same of an imported decoder."""
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class Modality(eqx.Module):
         config: ModelConfig,
         *,
         positions: np.ndarray | None,
+        decoder_positions: np.ndarray | None = None,
         key: Key[Array, ""],
         operations: Operations,
         name: str,
@@ -79,6 +86,7 @@ class Modality(eqx.Module):
             num_outputs: Values that the head predicts of a token.
             config: The whole model's settings.
             positions: Initial values of stored position codes; None computes codes.
+            decoder_positions: The same for the decoder.
             key: Decides every initial value.
             operations: Computes the head.
             name: The modality's.
@@ -91,17 +99,22 @@ class Modality(eqx.Module):
         keys = jax.random.split(key, 5)
         self.embedding = embedding(keys[0])
         self.encoder_type = small_vector(width, key=keys[1], dtype=dtype)
-        self.decoder_type = small_vector(decoder_width, key=keys[2], dtype=dtype)
-        self.mask_token = small_vector(decoder_width, key=keys[3], dtype=dtype)
-        self.head = Linear(
-            decoder_width,
-            num_outputs,
-            key=keys[4],
-            dtype=dtype,
-            operations=operations,
-            name=f"{name}.head",
+        self.decoder_type = self.mask_token = self.head = None
+        if config.decoder.num_layers > 0:
+            self.decoder_type = small_vector(decoder_width, key=keys[2], dtype=dtype)
+            self.mask_token = small_vector(decoder_width, key=keys[3], dtype=dtype)
+            self.head = Linear(
+                decoder_width,
+                num_outputs,
+                key=keys[4],
+                dtype=dtype,
+                operations=operations,
+                name=f"{name}.head",
+            )
+        self.positions, self.decoder_positions = (
+            None if codes is None else jnp.asarray(codes, dtype)
+            for codes in (positions, decoder_positions)
         )
-        self.positions = None if positions is None else jnp.asarray(positions, dtype)
 
     def embed_visible(
         self, tokens: Tokens, selection: Selection | None, dtype: DTypeLike
@@ -112,7 +125,8 @@ class Modality(eqx.Module):
         tokens are visible.
         """
         values, is_valid = tokens.values, tokens.is_valid
-        codes = jnp.asarray(self._codes(tokens), dtype)[None]
+        width = self.encoder_type.shape[0]
+        codes = jnp.asarray(_codes(tokens, self.positions, width), dtype)[None]
         if selection is not None:
             values, codes = gather(values, selection.visible), codes[0][selection.visible]
             is_valid = None if is_valid is None else gather(is_valid, selection.visible)
@@ -134,26 +148,17 @@ class Modality(eqx.Module):
             tokens: The modality's tokens in the batch, visible and hidden.
             selection: The visible and hidden ones.
         """
+        assert self.mask_token is not None
+        assert self.decoder_type is not None
         dtype, width = encoded.dtype, encoded.shape[2]
         hidden = jnp.broadcast_to(
             as_token(self.mask_token, dtype), (*selection.hidden.shape, width)
         )
         order = jnp.concatenate(selection, axis=1)
-        codes = jnp.asarray(tokens.position_codes(width), dtype)[order]
+        codes = jnp.asarray(_codes(tokens, self.decoder_positions, width), dtype)[order]
         x = jnp.concatenate([encoded, hidden], axis=1) + codes
         is_valid = None if tokens.is_valid is None else gather(tokens.is_valid, order)
         return x + as_token(self.decoder_type, dtype), is_valid
-
-    def _codes(self, tokens: Tokens) -> Float[Array, "tokens width"] | np.ndarray:
-        if self.positions is None:
-            return tokens.position_codes(self.encoder_type.shape[0])
-        num_tokens, num_stored = tokens.values.shape[1], self.positions.shape[0]
-        if num_tokens > num_stored:
-            raise ValueError(
-                f"{num_tokens} tokens, but the model stores the positions of {num_stored}. "
-                "Give smaller images or shorter texts."
-            )
-        return self.positions[:num_tokens]
 
 
 def small_vector(width: int, *, key: Key[Array, ""], dtype: DTypeLike) -> Float[Array, " width"]:
@@ -164,6 +169,43 @@ def small_vector(width: int, *, key: Key[Array, ""], dtype: DTypeLike) -> Float[
 def as_token(vector: Float[Array, " width"], dtype: DTypeLike) -> Float[Array, "1 1 width"]:
     """Shapes a vector for adding to [batch, tokens, width]."""
     return vector.astype(dtype)[None, None]
+
+
+def resized_positions(
+    table: Float[Array, "patches width"], grid: tuple[int, int]
+) -> Float[Array, "resized width"]:
+    """Resizes the position codes of a square grid of patches to another grid.
+
+    Antialiased cubic interpolation, as timm's `resample_abs_pos_embed`, in float32 or wider. The
+    table's own grid leaves it as it is.
+
+    Args:
+        table: Codes in row-major order.
+        grid: Rows and columns that are wanted.
+    """
+    side = math.isqrt(table.shape[0])
+    if grid == (side, side):
+        return table
+    square = table.reshape(side, side, -1).astype(np.promote_types(table.dtype, np.float32))
+    resized = jax.image.resize(square, (*grid, square.shape[2]), "cubic", antialias=True)
+    return resized.reshape(-1, square.shape[2])
+
+
+def _codes(
+    tokens: Tokens, stored: Float[Array, "stored width"] | None, width: int
+) -> Float[Array, "tokens width"] | np.ndarray:
+    """Returns the position codes of all tokens: the stored ones, or computed ones."""
+    if stored is None:
+        return tokens.position_codes(width)
+    if tokens.grid is not None:
+        return resized_positions(stored, tokens.grid)
+    num_tokens, num_stored = tokens.values.shape[1], stored.shape[0]
+    if num_tokens > num_stored:
+        raise ValueError(
+            f"{num_tokens} tokens, but the model stores the positions of {num_stored}. "
+            "Give shorter texts."
+        )
+    return stored[:num_tokens]
 
 
 def gather(tokens: Array, positions: Int[Array, "batch kept"]) -> Array:

@@ -191,13 +191,18 @@ class Transformer(eqx.Module):
         self.unroll = config.unroll
 
     def __call__(
-        self, x: Float[Array, "batch tokens width"], is_valid: Bool[Array, "batch tokens"] | None
+        self,
+        x: Float[Array, "batch tokens width"],
+        is_valid: Bool[Array, "batch tokens"] | None,
+        *,
+        final_norm: bool = True,
     ) -> Float[Array, "batch tokens width"]:
         """Encodes tokens; where `is_valid` is False they change no other token's output.
 
         Args:
             x: Embedded tokens in the compute dtype; the output has it too.
             is_valid: True for tokens that may be attended to; None: all.
+            final_norm: False leaves the last block's output as it is.
         """
 
         def apply(x: Array, block: Block) -> tuple[Array, None]:
@@ -205,19 +210,26 @@ class Transformer(eqx.Module):
 
         apply = _remat(apply) if self.remat else apply
         x, _ = jax.lax.scan(apply, x, self.blocks, unroll=self.unroll)
-        return self.norm(x)
+        return self.norm(x) if final_norm else x
 
     def all_layers(
-        self, x: Float[Array, "batch tokens width"], is_valid: Bool[Array, "batch tokens"] | None
+        self,
+        x: Float[Array, "batch tokens width"],
+        is_valid: Bool[Array, "batch tokens"] | None,
+        *,
+        final_norm: bool = True,
     ) -> Float[Array, "layers batch tokens width"]:
-        """Encodes tokens; returns them after each block, after the last one with the final norm."""
+        """Encodes tokens; returns them after each block, after the last one with the final norm.
+
+        Without `final_norm` the last ones too are as their block leaves them.
+        """
 
         def apply(x: Array, block: Block) -> tuple[Array, Array]:
             x = block(x, is_valid)
             return x, x
 
         x, layers = jax.lax.scan(apply, x, self.blocks)
-        return layers.at[-1].set(self.norm(x))
+        return layers.at[-1].set(self.norm(x)) if final_norm else layers
 
     def last_qkv(
         self, x: Float[Array, "batch tokens width"], is_valid: Bool[Array, "batch tokens"] | None

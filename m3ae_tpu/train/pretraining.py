@@ -3,6 +3,7 @@
 import functools
 
 from m3ae_tpu.config import ModelConfig, PretrainConfig
+from m3ae_tpu.errors import require
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.operations import Operations
@@ -13,7 +14,16 @@ from m3ae_tpu.train.step import model_key
 
 
 def pretraining(config: PretrainConfig) -> Objective:
-    """Returns the objective of a pre-training run."""
+    """Returns the objective of a pre-training run.
+
+    Raises:
+        UserError: the config's model has no decoder.
+    """
+    require(
+        config.model.decoder.num_layers > 0,
+        "model.decoder.num_layers = 0 leaves nothing that reconstructs hidden tokens. "
+        "Set at least 1.",
+    )
     normalizer = Normalizer.of_data(config.data)
     loss = functools.partial(
         reconstruction_loss,

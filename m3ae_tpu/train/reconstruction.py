@@ -145,7 +145,7 @@ def _image_loss(
     assert inputs.images is not None
     assert masks.image is not None
     target = image_targets(model, inputs.images, masks.image.hidden, norm_pix_loss=norm_pix_loss)
-    return losses.patch_loss(model.image.head(hidden), target)
+    return losses.patch_loss(model.head("image")(hidden), target)
 
 
 @jax.named_scope(scopes.TEXT_LOSS)
@@ -157,6 +157,6 @@ def _text_loss(
     assert masks.text is not None
     ids = gather(inputs.text_ids, masks.text.hidden)
     is_word = gather(inputs.is_valid, masks.text.hidden)
-    head = model.modality("text").head
+    head = model.head("text")
     rows = model.operations.cross_entropy(hidden, head.kernel, head.bias, ids, is_word)
     return losses.token_loss(rows)

@@ -44,16 +44,32 @@ def test_statistics_of_pixels_are_on_a_scale_of_0_to_1(field, value):
         DataConfig(**{field: value})
 
 
+def test_stored_positions_are_enough_for_every_token_of_a_text():
+    model = ModelConfig(stored_text_positions=4)
+    message = r"^model\.stored_text_positions = 4 .* the 64 tokens"
+    with pytest.raises(UserError, match=message):
+        PretrainConfig(model=model)
+    PretrainConfig(model=model, data=DataConfig(sources=(SourceConfig(kind="image"),)))
+    PretrainConfig(model=ModelConfig(stored_image_positions=4, stored_decoder_positions=9))
+
+
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("change", "message"),
     [
-        (ModelConfig(stored_image_positions=4), "stored_image_positions = 4 .* the 256 tokens"),
-        (ModelConfig(stored_text_positions=4), "stored_text_positions = 4 .* the 64 tokens"),
+        ({"model.encoder.num_layers": 0}, r"^model\.encoder\.num_layers = 0 is not positive"),
+        ({"model.decoder.num_layers": -1}, r"^model\.decoder\.num_layers = -1 is not in"),
+        ({"model.stored_image_positions": 5}, r"^model\.stored_image_positions = 5 .*Set 4\."),
+        ({"model.stored_decoder_positions": 8}, r"^model\.stored_decoder_.* = 8 .*Set 9\."),
+        (
+            {"model.decoder.num_layers": 0, "model.stored_decoder_positions": 4},
+            r"^model\.stored_decoder_positions = 4 belongs to a decoder",
+        ),
     ],
 )
-def test_stored_positions_are_enough_for_every_token(model, message):
-    with pytest.raises(UserError, match=rf"^model\.{message}"):
-        PretrainConfig(model=model)
-    kind = "text" if model.stored_image_positions else "image"
-    sources = (SourceConfig(kind=kind),)
-    PretrainConfig(model=model, data=DataConfig(sources=sources))
+def test_sizes_that_build_no_model_are_refused_by_name(change, message):
+    with pytest.raises(UserError, match=message):
+        replaced(CONFIG, change)
+
+
+def test_a_model_may_be_an_encoder_alone():
+    assert replaced(CONFIG, {"model.decoder.num_layers": 0}).model.decoder.num_layers == 0

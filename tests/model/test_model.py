@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from m3ae_tpu.batch import Rows
 from m3ae_tpu.config import MaskingConfig, ModelConfig, TransformerConfig
 from m3ae_tpu.configs import debug
+from m3ae_tpu.errors import UserError
 from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Masks, Selection
+from m3ae_tpu.model.modality import resized_positions
 from m3ae_tpu.model.positions import image_positions, text_positions
 from m3ae_tpu.model.transformer import Block
 from m3ae_tpu.parallel.operations import Operations
@@ -238,8 +241,71 @@ def test_stored_position_codes_are_parameters_and_begin_as_the_computed_ones(mod
     np.testing.assert_allclose(stored.image.positions, image_positions((4, 4), 32), atol=1e-7)
     np.testing.assert_allclose(stored.text.positions, text_positions(12, 32), atol=1e-7)
     np.testing.assert_array_equal(encode(stored, pairs()).tokens, encode(model, pairs()).tokens)
-    with pytest.raises(ValueError, match="64 tokens, but the model stores the positions of 16"):
-        stored.encode(Inputs(images(64, 64)))
+    long = jnp.zeros((1, 13), jnp.int32)
+    with pytest.raises(ValueError, match="13 tokens, but the model stores the positions of 12"):
+        stored.encode(Inputs(None, long))
+
+
+def test_a_decoder_too_stores_position_codes_that_begin_as_the_computed_ones(model):
+    stored = make_model(stored_decoder_positions=16)
+    np.testing.assert_allclose(
+        stored.image.decoder_positions, image_positions((4, 4), 16), atol=1e-7
+    )
+    order = jnp.argsort(jax.random.uniform(jax.random.key(3), (4, 16)), axis=1)
+    masks = Masks(image=Selection.from_order(order, 4))
+    reconstruct = jax.jit(M3AE.reconstruct)
+    wanted = reconstruct(model, Inputs(images()), masks).patches
+    np.testing.assert_allclose(
+        reconstruct(stored, Inputs(images()), masks).patches, wanted, rtol=0, atol=1e-6
+    )
+    moved = eqx.tree_at(lambda model: model.image.decoder_positions, stored, replace_fn=jnp.flip)
+    assert np.abs(reconstruct(moved, Inputs(images()), masks).patches - wanted).max() > 0.01
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (6, 6), (3, 2), (4, 8), (7, 1)])
+def test_stored_positions_of_other_grids_are_interpolated_along_rows_and_columns(grid):
+    rows, columns = np.mgrid[:4, :4].reshape(2, 16)
+    table = np.stack([rows, columns, np.ones(16)], axis=1)
+    got = np.asarray(resized_positions(jnp.asarray(table, jnp.float32), grid))
+    got = got.reshape(*grid, 3)
+    np.testing.assert_allclose(got[..., 2], 1, atol=1e-6)
+    np.testing.assert_allclose(got[..., 0], got[:, :1, 0] * np.ones(grid), atol=1e-6)
+    np.testing.assert_allclose(got[..., 1], got[:1, :, 1] * np.ones(grid), atol=1e-6)
+    if grid == (4, 4):
+        np.testing.assert_array_equal(got.reshape(16, 3), table)
+    for axis in (0, 1):  # The middle of the image stays the middle of the codes.
+        np.testing.assert_allclose(got[..., axis].mean(), 1.5, atol=1e-5)
+        assert (np.diff(got[..., axis], axis=axis) > 0).all()
+
+
+def test_images_of_another_size_than_the_stored_positions_are_encoded():
+    stored = make_model(stored_image_positions=16)
+    larger = encode(stored, Inputs(images(48, 64)))
+    assert larger.tokens.shape == (4, 1 + 6 * 8, 32)
+    assert np.isfinite(larger.tokens).all()
+
+
+def test_features_before_the_final_norm_become_those_after_it_by_the_norm(model):
+    plain = jax.jit(functools.partial(M3AE.encode, final_norm=False))(model, pairs())
+    layers = jax.jit(functools.partial(M3AE.encode_layers, final_norm=False))(model, pairs())
+    normed = encode_layers(model, pairs())
+    np.testing.assert_allclose(layers.tokens[-1], plain.tokens, atol=1e-6)
+    np.testing.assert_array_equal(layers.tokens[:-1], normed.tokens[:-1])
+    np.testing.assert_allclose(model.encoder.norm(plain.tokens), normed.tokens[-1], atol=1e-6)
+    np.testing.assert_allclose(plain.image_mean, plain.tokens[:, 1:17].mean(axis=1), atol=1e-6)
+
+
+def test_an_encoder_alone_has_the_encoders_values_and_reconstructs_nothing(model):
+    decoder = dataclasses.replace(CONFIG.model.decoder, num_layers=0)
+    alone = make_model(decoder=decoder)
+    names = parameter_names(dataclasses.replace(CONFIG.model, decoder=decoder))
+    assert not [name for name in names if "decoder" in name or "mask" in name or "head" in name]
+    np.testing.assert_array_equal(encode(alone, pairs()).tokens, encode(model, pairs()).tokens)
+    with pytest.raises(ValueError, match=r"decoder\.num_layers = 0 and reconstructs nothing"):
+        alone.reconstruct(pairs(), Masks())
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, decoder=decoder))
+    with pytest.raises(UserError, match=r"^model\.decoder\.num_layers = 0 .* Set at least 1"):
+        pretraining(config)
 
 
 def test_the_exact_gelu_differs_a_little_from_its_approximation(model):

@@ -35,7 +35,12 @@ def mesh_of(data, fsdp, tensor):
 def state_of(name):
     """Returns a config's abstract state, with stored positions."""
     config = CONFIGS[name]
-    model = dataclasses.replace(config.model, stored_image_positions=256, stored_text_positions=64)
+    model = dataclasses.replace(
+        config.model,
+        stored_image_positions=256,
+        stored_decoder_positions=256,
+        stored_text_positions=64,
+    )
     optimizer, _ = make_optimizer(config.optimizer, batch_size=4096, num_steps=100)
     return jax.eval_shape(lambda: init_state(init_model(model, 0), optimizer))
 
