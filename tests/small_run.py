@@ -11,10 +11,10 @@ import optax
 
 from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TransformerConfig
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.evaluation.task import ReconstructionTask
-from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.parallel.mesh import make_mesh
 from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.run.checkpoint import Checkpointer
 from m3ae_tpu.run.workdir import describe_run, prepare_workdir
 from m3ae_tpu.train.pretraining import init_model
@@ -49,7 +49,7 @@ def trained_run(config=CONFIG):
     tokenizer = None
     if ReconstructionTask.of_run(config).has_texts:
         tokenizer = Tokenizer(config.data.tokenizer)
-    return TrainedRun(
+    return Pretrained(
         config=config, step=3, model=model, mesh=mesh, tokenizer=tokenizer, versions={}
     )
 

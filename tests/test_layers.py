@@ -16,6 +16,7 @@ LAYERS = [
     "model data",
     "run",
     "train",
+    "pretrained",
     "evaluation",
     "report",
 ]

@@ -17,8 +17,10 @@ from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
 from m3ae_tpu.evaluation.examples import describe_examples, example_remarks
 from m3ae_tpu.evaluation.probes import Targets, standard_error
 from m3ae_tpu.evaluation.protocol import Evaluation, Figures, Row, Subject
-from m3ae_tpu.evaluation.trained_run import EVALUATION, TrainedRun, load_trained_run
+from m3ae_tpu.evaluation.results import EVALUATION
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.pretrained.loading import load_pretrained
+from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.run.workdir import result_file
 
 TRAIN_SHARDS, TEST_SHARDS = "starter/train-*", "starter/heldout-*"
@@ -54,14 +56,14 @@ def evaluate_workdir(
             if not console.is_terminal:
                 print(stage, flush=True)
 
-        run = load_trained_run(workdir)
+        run = load_pretrained(workdir)
         figures = evaluate_run(run, report, train_shards=train_shards, test_shards=test_shards)
     print_figures(figures)
     atomic_write(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")
 
 
 def evaluate_run(
-    run: TrainedRun,
+    run: Pretrained,
     report: Callable[[str], None],
     *,
     train_shards: str = TRAIN_SHARDS,
@@ -108,20 +110,18 @@ def evaluate_run(
 
 
 def read_examples(
-    run: TrainedRun, shards: Shards, *, label_names: tuple[str, ...] | None = None
+    run: Pretrained, shards: Shards, *, label_names: tuple[str, ...] | None = None
 ) -> LabelledExamples:
     """Reads labelled examples at the run's image size and text length.
 
     Raises:
         UserError: records that cannot be read or have no labels.
     """
-    # The length of paired texts, if there are any: texts alone may be longer.
-    lengths = {source.kind: source.text_length for source in run.config.data.sources}
     return read_labelled(
         shards,
         image_size=run.config.data.image_size,
         tokenizer=run.tokenizer,
-        text_length=lengths.get("paired", lengths.get("text", 0)),
+        text_length=run.text_length,
         label_names=label_names,
     )
 

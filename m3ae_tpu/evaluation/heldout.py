@@ -14,12 +14,12 @@ from m3ae_tpu.batch import Rows
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
-from m3ae_tpu.evaluation.row_map import RowMap
-from m3ae_tpu.evaluation.task import ReconstructionTask
 from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Selection
 from m3ae_tpu.model.modality import gather
+from m3ae_tpu.parallel.row_map import RowMap
+from m3ae_tpu.pretrained.task import ReconstructionTask
 
 NUM_DRAWS = 2
 """Masks drawn for each example: more make the figures of words steadier and take longer."""

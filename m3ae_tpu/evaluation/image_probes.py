@@ -14,7 +14,7 @@ from m3ae_tpu.evaluation.probes import (
     num_neighbors,
 )
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
-from m3ae_tpu.evaluation.row_map import RowMap
+from m3ae_tpu.parallel.row_map import RowMap
 
 _PROBES = {"linear_probe": linear_probe, "knn": neighbors_probe}
 _TITLES = {"linear_probe": "Linear probe, images", "knn": "{} nearest neighbours, images"}

@@ -10,7 +10,7 @@ from m3ae_tpu.evaluation.folds import explain_no_folds
 from m3ae_tpu.evaluation.image_probes import probe_rows
 from m3ae_tpu.evaluation.probes import Targets, bag_of_words_probe, choose, linear_probe
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
-from m3ae_tpu.evaluation.row_map import RowMap
+from m3ae_tpu.parallel.row_map import RowMap
 
 _PREFIX = "linear_probe_image_and_text"
 _NO_WORDS = " Bag of words: left out, as no word occurs in two training captions."

@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.shards import Shards
 from m3ae_tpu.evaluation.probes import Targets
-from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.pretrained.pretrained import Pretrained
 
 type Figures = dict[str, Any]
 """Numbers and names by key, ready for `evaluation.json`. Shares are of 1."""
@@ -21,7 +21,7 @@ type Figures = dict[str, Any]
 class Subject:
     """A trained run, and the examples that it is measured on."""
 
-    run: TrainedRun
+    run: Pretrained
     untrained: M3AE
     """The run's model before its first step."""
     train: LabelledExamples

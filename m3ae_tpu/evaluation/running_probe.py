@@ -13,9 +13,9 @@ from m3ae_tpu.errors import UserError
 from m3ae_tpu.evaluation.features import pool_images
 from m3ae_tpu.evaluation.folds import explain_no_folds, make_folds
 from m3ae_tpu.evaluation.probes import NUM_NEIGHBORS, neighbors_classifier
-from m3ae_tpu.evaluation.row_map import RowMap
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.parallel.row_map import RowMap
 
 
 def make_probe(

@@ -7,10 +7,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
 from m3ae_tpu.batch import Rows
-from m3ae_tpu.evaluation.row_map import RowMap
-from m3ae_tpu.evaluation.task import ReconstructionTask
 from m3ae_tpu.kernels.attention import reference
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.parallel.row_map import RowMap
+from m3ae_tpu.pretrained.task import ReconstructionTask
 
 
 def word_attention(

@@ -15,13 +15,13 @@ from jaxtyping import Array, Float32, Int32, Key, UInt8
 from m3ae_tpu.batch import Rows
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.evaluation.row_map import RowMap
-from m3ae_tpu.evaluation.task import ReconstructionTask
-from m3ae_tpu.evaluation.trained_run import TrainedRun
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Selection
 from m3ae_tpu.model.modality import gather
 from m3ae_tpu.model.patches import denormalize_patches, patchify, unpatchify
+from m3ae_tpu.parallel.row_map import RowMap
+from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.report.attention_maps import word_attention
 
 NUM_GUESSES = 3
@@ -67,7 +67,7 @@ def choose_rows(labels: Int32[np.ndarray, " examples"], count: int) -> Int32[np.
 
 
 def show_examples(
-    run: TrainedRun, examples: LabelledExamples, *, count: int = 8
+    run: Pretrained, examples: LabelledExamples, *, count: int = 8
 ) -> list[ShownExample]:
     """Reconstructs some held-out examples with the run's mask ratios, and maps their attention.
 

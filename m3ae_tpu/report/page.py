@@ -14,8 +14,9 @@ from m3ae_tpu import charts
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.evaluation.evaluate import TEST_SHARDS, read_examples
-from m3ae_tpu.evaluation.trained_run import has_checkpoint, load_trained_run, read_evaluation
+from m3ae_tpu.evaluation.results import read_evaluation
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.pretrained.loading import has_model, load_pretrained
 from m3ae_tpu.report import sections
 from m3ae_tpu.report.curves import curves
 from m3ae_tpu.report.examples import ShownExample, show_examples
@@ -51,8 +52,8 @@ def report_workdir(
     shown = None
     test_shards = test_shards or evaluation.get("examples/test_shards", TEST_SHARDS)
     with rich.get_console().status("reconstructing some held-out examples"):
-        if has_checkpoint(workdir):
-            run, shards = load_trained_run(workdir), open_shards(test_shards)
+        if has_model(workdir):
+            run, shards = load_pretrained(workdir), open_shards(test_shards)
             examples = show_examples(run, read_examples(run, shards))
             versions, shown = run.versions, Shown(run.step, shards.pattern, shards.digest)
     return write_report(

@@ -172,7 +172,7 @@ class CheckpointReader:
 
     def _restore(self, step: int, trees: dict[str, PyTree]) -> dict[str, Any]:
         """Restores items into trees of the given structure, and `data` and `run` as plain JSON."""
-        wanted = {item: _by_name(tree) for item, tree in trees.items()}
+        wanted = {item: named_arrays(tree) for item, tree in trees.items()}
         self._require_fit(step, wanted)
         placed = {}
         for item, arrays in wanted.items():
@@ -277,8 +277,8 @@ class Checkpointer(CheckpointReader):
             self._writer.save(
                 self._stored.path(step),
                 args=ocp.args.Composite(
-                    model=ocp.args.PyTreeSave(_by_name(state.model)),
-                    optimizer=ocp.args.PyTreeSave(_by_name(_optimizer_item(state))),
+                    model=ocp.args.PyTreeSave(named_arrays(state.model)),
+                    optimizer=ocp.args.PyTreeSave(named_arrays(_optimizer_item(state))),
                     data=ocp.args.JsonSave(data_state),
                     run=ocp.args.JsonSave(run),
                 ),
@@ -358,7 +358,7 @@ def _optimizer_item(state: Any) -> dict[str, PyTree]:
     return {"step": state.step, "state": state.optimizer_state}
 
 
-def _by_name(tree: PyTree) -> Arrays:
+def named_arrays(tree: PyTree) -> Arrays:
     """Returns the leaves of a tree by their dotted path, in the tree's order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -15,8 +15,8 @@ from m3ae_tpu.evaluation.features import (
     pool_pairs,
     thumbnails,
 )
-from m3ae_tpu.evaluation.row_map import RowMap
 from m3ae_tpu.model.inputs import make_inputs
+from m3ae_tpu.parallel.row_map import RowMap
 
 RUN = trained_run()
 NORMALIZER = RUN.task.normalizer

@@ -10,7 +10,7 @@ from m3ae_tpu.config import LossConfig, MaskingConfig
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.evaluation import heldout
-from m3ae_tpu.evaluation.task import ReconstructionTask
+from m3ae_tpu.pretrained.task import ReconstructionTask
 
 RUN = trained_run()
 TOKENIZER = Tokenizer(CONFIG.data.tokenizer)

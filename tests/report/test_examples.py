@@ -10,7 +10,7 @@ from small_run import CONFIG, trained_run
 
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.evaluation.task import ReconstructionTask
+from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.report.attention_maps import word_attention
 from m3ae_tpu.report.examples import attention_uri, choose_rows, show_examples
 

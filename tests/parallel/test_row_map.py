@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ae_tpu.evaluation.row_map import ROWS_PER_DEVICE, RowMap
 from m3ae_tpu.parallel.mesh import make_mesh
+from m3ae_tpu.parallel.row_map import ROWS_PER_DEVICE, RowMap
 
 
 @pytest.mark.parametrize("num_rows", [1, 8 * ROWS_PER_DEVICE, 8 * ROWS_PER_DEVICE + 3])

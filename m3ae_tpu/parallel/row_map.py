@@ -21,15 +21,22 @@ Fixed, so that every device runs the same program, and rows have the same result
 class RowMap:
     """A function of rows, compiled once for a mesh and applied to any number of them."""
 
-    def __init__(self, function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh):
+    def __init__(
+        self,
+        function: Callable[[PyTree, PyTree], PyTree],
+        mesh: Mesh,
+        *,
+        rows_per_device: int = ROWS_PER_DEVICE,
+    ):
         """Jits a function for a mesh.
 
         Args:
             function: Takes a tree that lies on the mesh in any way (a model), and a tree of arrays
                 by row; returns a tree of arrays by row. No row's result may depend on other rows.
             mesh: The devices that share the rows.
+            rows_per_device: Rows that a device computes at a time.
         """
-        self._batch_size = ROWS_PER_DEVICE * num_batch_shards(mesh)
+        self._batch_size = rows_per_device * num_batch_shards(mesh)
         self._sharding = by_example(mesh)
         self.run_batch = jax.jit(
             function,

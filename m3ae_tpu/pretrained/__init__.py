@@ -1,0 +1,1 @@
+"""Trained models ready for use: network, tokenizer and preprocessing, from a run or a folder."""

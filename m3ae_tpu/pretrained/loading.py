@@ -1,0 +1,92 @@
+"""Models read from a run's workdir or from a model folder."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+
+from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config.checks import FieldError
+from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import Place, place
+from m3ae_tpu.parallel.mesh import make_mesh, replicated
+from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.pretrained.model_folder import is_model_folder, read_parameters
+from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.pretrained.task import ReconstructionTask
+from m3ae_tpu.run.checkpoint import CheckpointReader
+from m3ae_tpu.run.claim import files_of
+from m3ae_tpu.run.workdir import TOKENIZER, load_run_config, require_tokenizer_fits
+from m3ae_tpu.train.pretraining import init_model
+
+
+def load_pretrained(folder: pathlib.Path) -> Pretrained:
+    """Loads config, tokenizer and model of a run or a model folder, onto all devices.
+
+    Of a run the newest undamaged checkpoint counts.
+
+    Raises:
+        UserError: the folder holds neither, or its files do not fit together.
+    """
+    require(
+        folder.is_dir(),
+        f"{folder} is not a folder. Name the workdir of a run, such as runs/quickstart, or a "
+        "folder that import_weights or export_weights wrote.",
+    )
+    config, mesh = load_run_config(folder, PretrainConfig), make_mesh()
+    shapes = jax.eval_shape(
+        functools.partial(init_model, config.model, config.seed, Operations(mesh))
+    )
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
+    )
+    if is_model_folder(folder):
+        step, model, run = read_parameters(folder, abstract)
+    else:
+        step, model, run = CheckpointReader(folder).restore_model(abstract)
+    tokenizer, copy = None, folder / TOKENIZER
+    if ReconstructionTask.of_run(config).has_texts:
+        tokenizer = Tokenizer(str(copy) if copy.exists() else config.data.tokenizer)
+        require_tokenizer_fits(run, tokenizer.path, tokenizer.model)
+    return Pretrained(
+        config=config,
+        step=step,
+        model=model,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        versions=run["versions"],
+    )
+
+
+def has_model(folder: pathlib.Path) -> bool:
+    """Returns whether a folder is a model folder, or a run has saved anything yet."""
+    return is_model_folder(folder) or bool(CheckpointReader(folder).steps())
+
+
+def load(path: Place, *, image_size: int | None = None) -> Pretrained:
+    """Loads a model with its tokenizer and preprocessing, for use from Python.
+
+        model = m3ae_tpu.load("runs/quickstart")
+        features = model.encode(images=["cat.jpg"], texts=["a cat on a sofa"])
+        features.image_mean, features.text_mean, features.cls, features.tokens
+
+    Args:
+        path: Workdir of a run or a model folder, also gs://BUCKET/FOLDER.
+        image_size: Another side of the square images than in training, pixels; a multiple of the
+            patch size.
+
+    Raises:
+        UserError: the folder holds no model, its files do not fit together, or the size does not
+            fit the patches.
+    """
+    with files_of(place("path", str(path))) as folder:
+        model = load_pretrained(folder)
+    if image_size is None:
+        return model
+    try:
+        data = dataclasses.replace(model.config.data, image_size=image_size)
+        return dataclasses.replace(model, config=dataclasses.replace(model.config, data=data))
+    except FieldError as error:
+        raise UserError(str(error)) from None
