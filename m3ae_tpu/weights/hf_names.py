@@ -7,6 +7,7 @@ third. We write the first and read all.
 from typing import Literal
 
 from m3ae_tpu.weights.parameters import (
+    CLS_POSITION,
     MATRIX,
     PATCHES,
     POSITIONS,
@@ -55,9 +56,11 @@ def encoder_names(spelling: Spelling = "v4", prefix: str = "") -> list[Parameter
         prefix: `PREFIX` or nothing.
     """
     projection = f"{prefix}embeddings.patch_embeddings.projection"
+    positions = f"{prefix}embeddings.position_embeddings"
     return [
         Parameter("cls_token", (f"{prefix}embeddings.cls_token",), TOKEN),
-        Parameter("image.positions", (f"{prefix}embeddings.position_embeddings",), POSITIONS),
+        Parameter("cls_position", (positions,), CLS_POSITION),
+        Parameter("image.positions", (positions,), POSITIONS),
         Parameter("image.embedding.kernel", (f"{projection}.weight",), PATCHES),
         Parameter("image.embedding.bias", (f"{projection}.bias",), SAME),
         *_blocks("encoder", f"{prefix}{ENCODER_STACKS[spelling]}", spelling),
@@ -75,6 +78,7 @@ def decoder_names(spelling: Spelling = "v4", stack: str = DECODER_STACKS[0]) -> 
     return [
         *_linear("decoder_input", "decoder.decoder_embed"),
         Parameter("image.mask_token", ("decoder.mask_token",), TOKEN),
+        Parameter("decoder_cls_position", ("decoder.decoder_pos_embed",), CLS_POSITION),
         Parameter("image.decoder_positions", ("decoder.decoder_pos_embed",), POSITIONS),
         *_blocks("decoder", stack, spelling),
         *_norm("decoder.norm", "decoder.decoder_norm"),

@@ -33,10 +33,6 @@ def _split_qkv(weight: np.ndarray) -> np.ndarray:
     return weight.T.reshape(weight.shape[1], 3, -1)
 
 
-def _positions_to_theirs(table: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros_like(table[:1]), table])[None]
-
-
 SAME = Layout(lambda ours: ours, lambda theirs: theirs)
 """A vector."""
 TOKEN = Layout(lambda ours: ours[None, None], lambda theirs: theirs[0, 0])
@@ -49,9 +45,10 @@ QKV_MATRIX = Layout(lambda ours: ours.reshape(ours.shape[0], -1).T, _split_qkv)
 """Ours [inputs, 3, width], theirs [3 * width, inputs]."""
 QKV_BIAS = Layout(lambda ours: ours.reshape(-1), lambda theirs: theirs.reshape(3, -1))
 """Ours [3, width], theirs [3 * width]."""
-POSITIONS = Layout(_positions_to_theirs, lambda theirs: theirs[0, 1:])
-"""Ours [patches, width], theirs [1, 1 + patches, width] with a row of the class token, which is 0
-in what we write. Whoever reads adds that row to the class token."""
+CLS_POSITION = Layout(lambda ours: ours[None, None], lambda theirs: theirs[0, 0])
+"""Ours [width], theirs the first row of a table [1, 1 + patches, width]."""
+POSITIONS = Layout(lambda ours: ours[None], lambda theirs: theirs[0, 1:])
+"""Ours [patches, width], theirs the other rows of that table."""
 
 
 class Parameter(NamedTuple):
@@ -61,7 +58,8 @@ class Parameter(NamedTuple):
     """Dotted name; `encoder.blocks.` and `decoder.blocks.` are stacks, see `theirs`."""
     theirs: tuple[str, ...]
     """The name of its tensor, or three: of queries, keys and values, which ours has on its last
-    axis but one. In a stack's, `{layer}` stands for the number of the block."""
+    axis but one. In a stack's, `{layer}` stands for the number of the block. Parameters that name
+    the same tensor lie in it one behind the other, on its second axis."""
     layout: Layout
 
     @property
@@ -76,15 +74,17 @@ def to_theirs(arrays: Mapping[str, np.ndarray], parameters: Iterable[Parameter])
         arrays: Ours; stacks have a leading axis of layers.
         parameters: The table. All of its parameters are in `arrays`.
     """
-    tensors: Arrays = {}
+    parts: dict[str, list[np.ndarray]] = {}
     for parameter in parameters:
         array = arrays[parameter.ours]
-        if parameter.is_stacked:
-            for layer, values in enumerate(array):
-                tensors |= _one_to_theirs(values, parameter, layer)
-        else:
-            tensors |= _one_to_theirs(array, parameter, 0)
-    return tensors
+        for layer, values in enumerate(array if parameter.is_stacked else [array]):
+            for name, part in _one_to_theirs(values, parameter, layer).items():
+                parts.setdefault(name, []).append(part)
+    # safetensors writes the bytes of a transposed array in the wrong order, without a word.
+    return {
+        name: np.ascontiguousarray(each[0] if len(each) == 1 else np.concatenate(each, axis=1))
+        for name, each in parts.items()
+    }
 
 
 def to_ours(
@@ -119,11 +119,7 @@ def names_in(parameter: Parameter, layer: int = 0) -> tuple[str, ...]:
 def _one_to_theirs(array: np.ndarray, parameter: Parameter, layer: int) -> Arrays:
     names = names_in(parameter, layer)
     parts = [array] if len(names) == 1 else [array[..., part, :] for part in range(3)]
-    # safetensors writes the bytes of a transposed array in the wrong order, without a word.
-    return {
-        name: np.ascontiguousarray(parameter.layout.to_theirs(part))
-        for name, part in zip(names, parts, strict=True)
-    }
+    return {name: parameter.layout.to_theirs(part) for name, part in zip(names, parts, strict=True)}
 
 
 def _one_to_ours(tensors: Mapping[str, np.ndarray], parameter: Parameter, layer: int) -> np.ndarray:

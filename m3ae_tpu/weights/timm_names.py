@@ -4,6 +4,7 @@ Both agree on the encoder: the MAE code builds on timm.
 """
 
 from m3ae_tpu.weights.parameters import (
+    CLS_POSITION,
     MATRIX,
     PATCHES,
     POSITIONS,
@@ -39,6 +40,7 @@ def encoder_names() -> list[Parameter]:
     """Returns the table of the encoder, with its position table and without type vectors."""
     return [
         Parameter("cls_token", ("cls_token",), TOKEN),
+        Parameter("cls_position", ("pos_embed",), CLS_POSITION),
         Parameter("image.positions", ("pos_embed",), POSITIONS),
         Parameter("image.embedding.kernel", ("patch_embed.proj.weight",), PATCHES),
         Parameter("image.embedding.bias", ("patch_embed.proj.bias",), SAME),
@@ -52,6 +54,7 @@ def decoder_names() -> list[Parameter]:
     return [
         *_layer("decoder_input", "decoder_embed"),
         Parameter("image.mask_token", ("mask_token",), TOKEN),
+        Parameter("decoder_cls_position", ("decoder_pos_embed",), CLS_POSITION),
         Parameter("image.decoder_positions", ("decoder_pos_embed",), POSITIONS),
         *_blocks("decoder", DECODER_STACK),
         *_layer("decoder.norm", "decoder_norm"),
