@@ -56,10 +56,14 @@ class M3AE(eqx.Module):
     """Multimodal masked autoencoder (Geng et al. 2022, arXiv 2205.14204, §3).
 
     Takes images, texts or both: a modality that is left out costs nothing and gets no gradient. All
-    leaves are arrays. The class token has neither position code nor type embedding.
+    leaves are arrays. The class token has no type embedding.
     """
 
     cls_token: Float[Array, " width"]
+    cls_position: Float[Array, " width"] | None
+    """The class token's position code beside stored ones of patches; None: it has none."""
+    decoder_cls_position: Float[Array, " decoder_width"] | None
+    """The same in the decoder."""
     image: Modality
     text: Modality | None
     """None for a model of images alone (`vocab_size = 0`)."""
@@ -89,6 +93,11 @@ class M3AE(eqx.Module):
         keys = jax.random.split(key, 6)
         linear = functools.partial(Linear, dtype=dtype, operations=operations)
         self.cls_token = small_vector(width, key=keys[0], dtype=dtype)
+        self.cls_position = self.decoder_cls_position = None
+        if config.stored_image_positions > 0:
+            self.cls_position = jnp.zeros(width, dtype)
+        if config.stored_decoder_positions > 0:
+            self.decoder_cls_position = jnp.zeros(config.decoder.width, dtype)
         self.image = Modality(
             lambda key: linear(num_values, width, key=key, name="image.embedding"),
             num_values,
@@ -193,7 +202,10 @@ class M3AE(eqx.Module):
             for name, tokens in self.tokens(inputs).items()
         ]
         shape = embedded[0][0].shape[0], 1, self.cls_token.shape[0]
-        cls = jnp.broadcast_to(as_token(self.cls_token, self.compute_dtype), shape)
+        cls = as_token(self.cls_token, self.compute_dtype)
+        if self.cls_position is not None:
+            cls = cls + as_token(self.cls_position, self.compute_dtype)
+        cls = jnp.broadcast_to(cls, shape)
         return self.operations.constrain(_joined(cls, embedded))
 
     def embed_for_decoder(
@@ -218,7 +230,10 @@ class M3AE(eqx.Module):
                 self.modality(name).embed_for_decoder(x[:, start:stop], tokens, selection)
             )
             start = stop
-        return self.operations.constrain(_joined(x[:, :1], embedded))
+        cls = x[:, :1]
+        if self.decoder_cls_position is not None:
+            cls = cls + as_token(self.decoder_cls_position, cls.dtype)
+        return self.operations.constrain(_joined(cls, embedded))
 
     def tokens(self, inputs: Inputs) -> dict[Literal["image", "text"], Tokens]:
         """Returns the tokens of each modality that the inputs hold, patches first.

@@ -262,6 +262,26 @@ def test_a_decoder_too_stores_position_codes_that_begin_as_the_computed_ones(mod
     assert np.abs(reconstruct(moved, Inputs(images()), masks).patches - wanted).max() > 0.01
 
 
+def test_the_class_token_has_a_position_code_beside_stored_ones(model):
+    assert not [name for name in parameter_names(CONFIG.model) if "cls_position" in name]
+    stored: Any = make_model(stored_image_positions=16, stored_decoder_positions=16)
+    order = jnp.argsort(jax.random.uniform(jax.random.key(3), (4, 16)), axis=1)
+    masks = Masks(image=Selection.from_order(order, 4))
+    moved = eqx.tree_at(lambda model: model.cls_position, stored, jnp.full(32, 0.5))
+    summed = eqx.tree_at(lambda model: model.cls_token, stored, stored.cls_token + 0.5)
+    np.testing.assert_array_equal(
+        moved.embed(Inputs(images()), masks)[0], summed.embed(Inputs(images()), masks)[0]
+    )
+    shift = jnp.linspace(0, 1, 16)
+    moved = eqx.tree_at(lambda model: model.decoder_cls_position, stored, shift)
+    before, after = (
+        model.embed_for_decoder(jnp.ones((4, 5, 32)), Inputs(images()), masks)[0]
+        for model in (stored, moved)
+    )
+    np.testing.assert_array_equal(after[:, 1:], before[:, 1:])
+    np.testing.assert_allclose(after[:, 0] - before[:, 0], jnp.tile(shift, (4, 1)), atol=1e-6)
+
+
 @pytest.mark.parametrize("grid", [(4, 4), (6, 6), (3, 2), (4, 8), (7, 1)])
 def test_stored_positions_of_other_grids_are_interpolated_along_rows_and_columns(grid):
     rows, columns = np.mgrid[:4, :4].reshape(2, 16)
