@@ -81,7 +81,7 @@ DESCRIPTIONS = {
     "tests/golden/reference/params.npz": "The parameters that the cases share.",
     "tests/golden/reference/repr_*.npz": "Features without masking.",
     "tests/golden/reference/text_only_*.npz": "Texts alone.",
-    "tests/golden/twins/*": "A model of another library, and what it computes: see `make_twins.py`.",
+    "tests/golden/twins/*": "One model and its outputs; see `make_twins.py`.",
     "tests/golden/twins/*/config.json": "Its sizes, as its library writes them.",
     "tests/golden/twins/*/*.pth": "Its weights, saved by PyTorch.",
     "tests/golden/twins/*/model.safetensors": "Its weights.",
