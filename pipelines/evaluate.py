@@ -7,8 +7,6 @@ the pre-training task itself. Takes the newest checkpoint; the run may be traini
 modules that `m3ae_tpu/evaluation/evaluate.py` lists explain every figure.
 """
 
-import pathlib
-
 from m3ae_tpu.command_line import one_place, run_program
 from m3ae_tpu.files import Place
 from m3ae_tpu.option_flags import define_flag
@@ -27,9 +25,10 @@ _TEST = define_flag(
 )
 _OUTPUT = define_flag(
     "output",
-    pathlib.Path,
+    Place,
     None,
-    "Folder of evaluation.json, made if missing, where WORKDIR may not be written.",
+    "Folder of evaluation.json, also gs://BUCKET/FOLDER, made if missing, where WORKDIR may not be "
+    "written.",
 )
 
 
@@ -37,10 +36,10 @@ def main(argv: list[str]) -> None:
     """Evaluates the run that the command line names."""
     workdir = one_place(argv, _WORKDIR.value, "python -m pipelines.evaluate WORKDIR")
     from m3ae_tpu.evaluation.evaluate import evaluate_workdir
-    from m3ae_tpu.run.claim import files_of
+    from m3ae_tpu.run.claim import files_of, output_folder
 
-    with files_of(workdir) as folder:
-        evaluate_workdir(folder, _TRAIN.value, _TEST.value, output=_OUTPUT.value)
+    with files_of(workdir) as folder, output_folder(_OUTPUT.value) as output:
+        evaluate_workdir(folder, _TRAIN.value, _TEST.value, output=output)
 
 
 def run() -> None:

@@ -6,8 +6,6 @@ Works for any run, finished or not. The page says what is missing: an evaluation
 For the results of probes run `python -m pipelines.evaluate` first.
 """
 
-import pathlib
-
 from m3ae_tpu.command_line import one_place, run_program
 from m3ae_tpu.files import Place
 from m3ae_tpu.option_flags import define_flag
@@ -27,10 +25,10 @@ _TEST = define_flag(
 )
 _OUTPUT = define_flag(
     "output",
-    pathlib.Path,
+    Place,
     None,
-    "Folder of report.html, made if missing, where WORKDIR may not be written. If it holds an "
-    "evaluation.json, that one is shown.",
+    "Folder of report.html, also gs://BUCKET/FOLDER, made if missing, where WORKDIR may not be "
+    "written. If it holds an evaluation.json, that one is shown.",
 )
 
 
@@ -38,11 +36,11 @@ def main(argv: list[str]) -> None:
     """Reports on the run that the command line names."""
     workdir = one_place(argv, _WORKDIR.value, "python -m pipelines.report WORKDIR")
     from m3ae_tpu.report.page import report_workdir
-    from m3ae_tpu.run.claim import files_of
+    from m3ae_tpu.run.claim import files_of, output_folder
     from m3ae_tpu.storage.mirror import address_of
 
-    with files_of(workdir) as folder:
-        page = report_workdir(folder, _TEST.value, output=_OUTPUT.value)
+    with files_of(workdir) as folder, output_folder(_OUTPUT.value) as output:
+        page = report_workdir(folder, _TEST.value, output=output)
         print(f"report: {address_of(page.parent)}/{page.name}")
 
 

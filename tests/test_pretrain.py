@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 
+import fake_gcs
 import numpy as np
 import pytest
 
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import write_shards
+from m3ae_tpu.files import is_remote
+from m3ae_tpu.run.claim import files_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = ["--num_steps=24", "--checkpoint.every_steps=4"]
@@ -29,7 +32,11 @@ SOURCES = (
 DATA = dataclasses.replace(debug.CONFIG.data, sources=SOURCES)
 CONFIG = dataclasses.replace(debug.CONFIG, data=DATA)
 """
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+def environment():
+    """Returns the environment of a program; buckets are found by it."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 # Sends a signal to the run itself as soon as the metrics of a step are written.
@@ -62,7 +69,7 @@ def pretrain(workdir, *flags, config="debug", signalled=None):
     done = subprocess.run(
         [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *flags],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,9 +78,15 @@ def pretrain(workdir, *flags, config="debug", signalled=None):
     return done.returncode, done.stdout
 
 
+def read(workdir, name):
+    """Returns the text of a small file of a workdir."""
+    with files_of(workdir) as folder:
+        return (folder / name).read_text()
+
+
 def metrics(workdir):
     """Returns all lines of metrics, without those that measure time."""
-    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    lines = read(workdir, "metrics.jsonl").splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
     ]
@@ -82,7 +95,7 @@ def metrics(workdir):
 def digests(workdir):
     """Returns the digests of model, optimizer and data state of each kept step."""
     command = [sys.executable, "-m", "pipelines.inspect_checkpoint", str(workdir), "--json"]
-    shown = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    shown = subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
     return {
         step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"])
         for step in json.loads(shown.stdout)
@@ -106,69 +119,76 @@ def uninterrupted(mixed, tmp_path_factory):
     return workdir
 
 
-def test_a_killed_run_resumes_bit_for_bit_also_with_other_workers(uninterrupted, mixed, tmp_path):
+@pytest.fixture(params=["disk", pytest.param("bucket", marks=pytest.mark.slow)])
+def workdir(request, tmp_path):
+    """A workdir that is yet to be made, on a disk or in a bucket."""
+    if request.param == "disk":
+        return tmp_path / "run"
+    fake_gcs.shared_server().restart("bucket")
+    return "gs://bucket/run"
+
+
+def test_a_killed_run_resumes_bit_for_bit_also_with_other_workers(uninterrupted, mixed, workdir):
     flags = [*FLAGS, "--log_record_ids"]
     # The save of step 8 waits for that of step 4, so one checkpoint is complete.
     code, _ = pretrain(
-        tmp_path, *flags, "--data.num_workers=2", config=mixed, signalled=(10, signal.SIGKILL)
+        workdir, *flags, "--data.num_workers=2", config=mixed, signalled=(10, signal.SIGKILL)
     )
     assert code == -signal.SIGKILL
-    code, output = pretrain(tmp_path, *flags, "--data.num_workers=0", config=mixed)
+    code, output = pretrain(workdir, *flags, "--data.num_workers=0", config=mixed)
     assert code == 0, output
     assert "data.num_workers = 0 now, was 2" in output
     assert "going on after step" in output
-    assert metrics(tmp_path) == metrics(uninterrupted)
-    assert digests(tmp_path)[24] == digests(uninterrupted)[24]
-    ids = [(workdir / "record_ids.jsonl").read_text() for workdir in (tmp_path, uninterrupted)]
+    assert metrics(workdir) == metrics(uninterrupted)
+    assert digests(workdir)[24] == digests(uninterrupted)[24]
+    ids = [read(place, "record_ids.jsonl") for place in (workdir, uninterrupted)]
     assert len(ids[1].splitlines()) == 24
     assert ids[0] == ids[1]
 
 
-def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(
-    uninterrupted, mixed, tmp_path
-):
-    code, output = pretrain(tmp_path, *FLAGS, config=mixed, signalled=(5, signal.SIGTERM))
+def test_sigterm_saves_and_exits_cleanly_and_the_run_can_be_extended(uninterrupted, mixed, workdir):
+    code, output = pretrain(workdir, *FLAGS, config=mixed, signalled=(5, signal.SIGTERM))
     assert code == 0, output
-    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
-    assert 5 <= max(saved) < 24
-    code, output = pretrain(tmp_path, *FLAGS, config=mixed)
+    assert 5 <= max(digests(workdir)) < 24
+    code, output = pretrain(workdir, *FLAGS, config=mixed)
     assert code == 0, output
-    assert metrics(tmp_path) == metrics(uninterrupted)
-    code, output = pretrain(tmp_path, *FLAGS, "--num_steps=30", config=mixed)
+    assert metrics(workdir) == metrics(uninterrupted)
+    code, output = pretrain(workdir, *FLAGS, "--num_steps=30", config=mixed)
     assert code == 0
     assert "num_steps = 30 now, was 24" in output
     # The rate of the longer schedule, not the 0 at which the shorter one ended.
-    assert metrics(tmp_path)[-1]["step"] == 30
-    assert metrics(tmp_path)[-3]["train/learning_rate"] > 1e-6
+    assert metrics(workdir)[-1]["step"] == 30
+    assert metrics(workdir)[-3]["train/learning_rate"] > 1e-6
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(workdir):
     flags = [
         "--optimizer.base_learning_rate=1e30",
         "--checkpoint.every_steps=1",
         "--optimizer.warmup_fraction=0.1",
     ]
-    code, output = pretrain(tmp_path, *FLAGS, *flags)
+    code, output = pretrain(workdir, *FLAGS, *flags)
     assert code != 0
     assert "Traceback" not in output
     assert "is not finite; the last good checkpoint is" in output
     (step,) = re.findall(r"To see the step: --replay_step=(\d+)", output)
-    ids = json.loads((tmp_path / f"nonfinite-{step}.json").read_text())
+    ids = json.loads(read(workdir, f"nonfinite-{step}.json"))
     assert len(ids["paired"]) == 16
     assert f"Its batch has the records {ids['paired'][0]}, " in output
-    code, output = pretrain(tmp_path, *FLAGS, *flags, f"--replay_step={step}")
+    code, output = pretrain(workdir, *FLAGS, *flags, f"--replay_step={step}")
     assert code == 0, output
-    replayed = np.load(tmp_path / f"replay-{step}.npz")
+    with files_of(workdir) as folder:
+        replayed = dict(np.load(folder / f"replay-{step}.npz"))
     assert not all(np.isfinite(replayed[f"step/{name}"]) for name in ("loss", "parameter_norm"))
     assert replayed["paired/ids"].tolist() == ids["paired"]
     assert replayed["paired/rows/loss"].shape == (16,)
     assert replayed["paired/masks/image/hidden"].shape == (16, 12)
 
 
-def test_other_shards_of_the_same_names_and_counts_are_refused_unless_allowed(tmp_path):
+def test_other_shards_of_the_same_names_and_counts_are_refused_unless_allowed(workdir, tmp_path):
     def run(num_steps, *flags):
         source = ["--data.sources.0.kind=text", f"--data.sources.0.shards={tmp_path}/texts-*"]
-        return pretrain(tmp_path / "run", f"--num_steps={num_steps}", *source, *flags)
+        return pretrain(workdir, f"--num_steps={num_steps}", *source, *flags)
 
     for text in ("first", "other"):
         texts = [Record(id=str(index), captions=(f"{text} text {index}",)) for index in range(40)]
@@ -211,13 +231,67 @@ print(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
         (["--data.image_size=30"], "--data.image_size=32"),
         (["--masking.text_mask_ratio=1.2"], "text_mask_ratio = 1.2"),
         (["--data.tokenizer=README.md"], "README.md"),
-        (["--seed=1"], "holds another run: seed = 1 now, was 0"),
+        (["--data.tokenizer=nowhere.model"], "nowhere.model"),
     ],
 )
-def test_mistakes_end_in_a_message_that_names_them(uninterrupted, mixed, flags, message, tmp_path):
-    workdir = uninterrupted if flags == ["--seed=1"] else tmp_path
+def test_mistakes_end_in_a_message_that_names_them(mixed, flags, message, workdir):
     code, output = pretrain(workdir, *FLAGS, *flags, config=mixed)
-    assert code != 0
+    assert_refused(code, output, message)
+
+
+def assert_refused(code, output, message):
+    """A mistake ends the program with a short message."""
+    assert code == 2, output
     assert message in output
     assert "Traceback" not in output
     assert len(output.strip().splitlines()) < 5, output
+
+
+def test_a_workdir_of_another_run_is_refused_and_a_damaged_checkpoint_named(workdir):
+    code, output = pretrain(workdir, "--num_steps=4", "--checkpoint.every_steps=2")
+    assert code == 0, output
+    code, output = pretrain(workdir, "--num_steps=4", "--seed=1")
+    assert_refused(code, output, "holds another run: seed = 1 now, was 0")
+    code, output = pretrain(workdir, "--num_steps=2")
+    assert_refused(code, output, "num_steps = 2 is less than the 4 steps")
+    remove_stored(workdir, "checkpoints/4/model/_METADATA")
+    code, output = pretrain(workdir, "--num_steps=4", "--checkpoint.every_steps=2")
+    assert code == 0, output
+    name = f"{workdir}/checkpoints/4/model/_METADATA"
+    assert f"checkpoint 4 is damaged and skipped: {name} is missing" in output
+    assert "going on after step 2" in output
+    for step in (2, 4):
+        remove_stored(workdir, f"checkpoints/{step}/digests.json")
+    code, output = pretrain(workdir, "--num_steps=4")
+    assert_refused(code, output, "holds no undamaged checkpoint")
+
+
+def remove_stored(workdir, name):
+    """Removes a stored file."""
+    if is_remote(workdir):
+        del fake_gcs.shared_server().buckets["bucket"][f"run/{name}"]
+    else:
+        (workdir / name).unlink()
+
+
+@pytest.mark.long
+def test_a_second_start_is_refused_while_one_runs_and_let_in_after_its_kill(workdir):
+    command = [sys.executable, "-m", "pipelines.pretrain", "--config=debug"]
+    first = subprocess.Popen(
+        [*command, f"--workdir={workdir}", "--num_steps=100000"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    while "step 12/" not in first.stdout.readline():
+        assert first.poll() is None
+    code, output = pretrain(workdir, "--num_steps=20")
+    assert_refused(code, output, "in use by")
+    first.kill()
+    first.communicate()
+    last = max(digests(workdir))
+    code, output = pretrain(workdir, f"--num_steps={last + 2}")
+    assert code == 0, output
+    assert f"going on after step {last}" in output

@@ -6,11 +6,13 @@ the log of every process. JAX alone ends the others late or never, and does not 
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +20,13 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # Has the key-value store; Orbax takes it from here too.
+
+# JAX has no public way to the key-value store; Orbax takes it from here too. A test names the
+# version for which this holds.
+from jax._src import distributed
 
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.parallel.exit_codes import PEER_DIED, USER_ERROR
+from m3ae_tpu.parallel.exit_codes import HUNG, PEER_DIED, USER_ERROR
 from m3ae_tpu.parallel.processes import is_alone, is_leader
 
 _LOG = logging.getLogger(__name__)
@@ -130,6 +135,9 @@ _ENDING = threading.Lock()
 def _end(cause: str, code: int) -> NoReturn:
     if not _ENDING.acquire(blocking=False):
         threading.Event().wait()  # Another thread ends this process.
+    if code == HUNG:
+        # In every process: the one that hangs may learn from another that all wait for it.
+        _LOG.error("stacks of all threads:\n%s", _stacks())
     _LOG.error("the run ends: %s", cause)
     closing = threading.Thread(target=_close, daemon=True)
     closing.start()
@@ -138,6 +146,13 @@ def _end(cause: str, code: int) -> NoReturn:
         stream.flush()
     # Python's own exit would wait for the other processes.
     os._exit(code)
+
+
+def _stacks() -> str:
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read().rstrip()
 
 
 def _close() -> None:
@@ -267,21 +282,30 @@ def _store() -> Any:
 
 
 def _name_lost_leader() -> None:
-    """Logs the cause where JAX aborts this process, as it does at once when process 0 dies.
-
-    A handler in C: the abort comes in a thread of JAX, and Python's handlers would run too late.
-    """
+    """Logs the cause where JAX aborts this process, as it does at once when process 0 dies."""
     address = distributed.global_state.coordinator_address
 
-    def log(number: int) -> None:
-        del number
+    def end() -> None:
         if is_leader():
             cause = "JAX has aborted this process; its messages on stderr say why"
         else:
             cause = f"{_LOST_LEADER} (it served {address})"
         _end(cause, PEER_DIED)
 
-    _HANDLERS.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(log))
+    call_at_abort(end)
+
+
+def call_at_abort(call: Callable[[], None]) -> None:
+    """Calls a function where JAX aborts this process, in place of the function given before.
+
+    By a handler in C: the abort comes in a thread of JAX, and Python's handlers would run too late.
+    """
+
+    def handle(number: int) -> None:
+        del number
+        call()
+
+    _HANDLERS.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(handle))
     ctypes.CDLL(None).signal(signal.SIGABRT, _HANDLERS[-1])
 
 

@@ -1,13 +1,21 @@
 """Joining of the processes of a run: by launch flags, or as the cluster's environment says."""
 
+import os
 import re
+import sys
+import threading
 
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.parallel.exit_codes import PEER_DIED
 
 _HEARTBEAT_SECONDS = 60
 """Silence after which JAX ends all; `failures` names a silent process before."""
 _SHUTDOWN_SECONDS = 30
 """The longest that a process which has finished waits for the others."""
+_JOIN_SECONDS = 300
+"""The longest that a process waits for the others: machines may start minutes apart."""
+_QUIET_SECONDS = 15
+"""Time after which it says that it waits."""
 _FLAGS = "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I"
 
 
@@ -24,7 +32,8 @@ def join_processes(
         process_id: This one's number, from 0.
 
     Raises:
-        UserError: flags that do not fit together, or processes that do not find each other.
+        UserError: flags that do not fit together, or a port that is taken. Where the others do not
+            come in time, JAX ends the process; it says so first.
     """
     require_consistent(coordinator_address, num_processes, process_id)
     import jax
@@ -39,6 +48,29 @@ def join_processes(
         )
     if (num_processes or 1) == 1:
         return
+    from m3ae_tpu.parallel.failures import call_at_abort
+
+    refusal = (
+        f"process {process_id} of {num_processes} cannot join the others at {coordinator_address}. "
+        "Check that all processes were started, each with a --process_id of its own, and that the "
+        "port is free on the host of process 0, and open to the others"
+    )
+    waiting = threading.Timer(
+        _QUIET_SECONDS,
+        print,
+        [
+            f"process {process_id} of {num_processes} waits at {coordinator_address} for the "
+            f"others, up to {_JOIN_SECONDS} seconds"
+        ],
+        {"flush": True},
+    )
+    waiting.start()
+
+    def end() -> None:
+        print(f"error: {refusal}.", file=sys.stderr, flush=True)
+        os._exit(PEER_DIED)
+
+    call_at_abort(end)  # JAX aborts where the others do not come in time.
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -47,16 +79,14 @@ def join_processes(
             local_device_ids=local_device_ids,
             # Nothing is left to detect.
             cluster_detection_method="deactivate",
+            initialization_timeout=_JOIN_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(
-            f"process {process_id} of {num_processes} cannot join at {coordinator_address} "
-            f"({str(error).partition(chr(10))[0][:200]}).\n"
-            "Check that all processes were started, each with a --process_id of its own, and that "
-            "the port is free on the host of process 0."
-        ) from error
+        raise UserError(f"{refusal} ({str(error).partition(chr(10))[0][:200]}).") from error
+    finally:
+        waiting.cancel()
 
 
 def require_consistent(

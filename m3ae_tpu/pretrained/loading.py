@@ -16,7 +16,7 @@ from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.pretrained.model_folder import is_model_folder, read_parameters
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.pretrained.task import ReconstructionTask
-from m3ae_tpu.run.checkpoint import CheckpointReader
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.claim import files_of
 from m3ae_tpu.run.workdir import TOKENIZER, load_run_config, require_tokenizer_fits
 from m3ae_tpu.train.pretraining import init_model

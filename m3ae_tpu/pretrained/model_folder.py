@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.run.checkpoint import named_arrays
+from m3ae_tpu.run.checkpoint_reader import named_arrays
 from m3ae_tpu.run.workdir import CONFIG, describe_run
 
 PARAMETERS = "model.safetensors"

@@ -21,7 +21,7 @@ from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.row_map import ROWS_PER_DEVICE, RowMap
 from m3ae_tpu.pretrained.preprocessing import ImageLike, make_images
 from m3ae_tpu.pretrained.task import ReconstructionTask
-from m3ae_tpu.run.checkpoint import named_arrays
+from m3ae_tpu.run.checkpoint_reader import named_arrays
 from m3ae_tpu.run.digests import arrays_sha256
 from m3ae_tpu.train.pretraining import init_model
 

@@ -24,6 +24,8 @@ from m3ae_tpu.storage.mirror import Mirror
 _LOG = logging.getLogger(__name__)
 _UPLOAD_SECONDS = 30.0
 """Time between two uploads of the small files while a run trains."""
+_TRIED = ".tried"
+"""Object that is written and removed to see whether a folder may be written."""
 
 
 class DiskClaim:
@@ -87,7 +89,8 @@ class BucketClaim:
             self._mirror = Mirror(folder, self.path)
             self._stack = stack.pop_all()
         self._stop = threading.Event()
-        threading.Thread(target=self._upload_until_stopped, daemon=True).start()
+        self._thread = threading.Thread(target=self._upload_until_stopped, daemon=True)
+        self._thread.start()
 
     def before_commit(self) -> None:
         """Sends the small files back and makes sure of the lease. Called in the background.
@@ -104,6 +107,8 @@ class BucketClaim:
         """Sends the small files back for the last time, and gives the lease up."""
         self._stop.set()
         with self._stack:
+            # A thread that goes on while the interpreter ends fails at its next import.
+            self._thread.join()
             self._confirm()
             self._mirror.upload()
 
@@ -163,6 +168,34 @@ def files_of(address: Place) -> Iterator[pathlib.Path]:
         bool(folder.files() or folder.subfolders()),
         f"WORKDIR = {folder.address} holds nothing. Name the workdir of a run.",
     )
+    with _mirrored(folder) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def output_folder(address: Place | None) -> Iterator[pathlib.Path | None]:
+    """Yields the folder that a program writes results to, None for none.
+
+    The files of one in a bucket are fetched, and what changed is sent back at the end.
+
+    Raises:
+        UserError: the bucket cannot be used, or not be written.
+    """
+    if address is None or not is_remote(address):
+        yield None if address is None else pathlib.Path(address)
+        return
+    folder = RemoteFolder(os.fspath(address))
+    folder.require_reachable()
+    # Found out now, not after the work.
+    folder.write(_TRIED, b"")
+    folder.remove([_TRIED])
+    with _mirrored(folder) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _mirrored(folder: RemoteFolder) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder with the files of one in a bucket, which gets back what changed."""
     with _empty_folder(folder.address) as path:
         mirror = Mirror(folder, path)
         yield path

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from m3ae_tpu.errors import require
-from m3ae_tpu.run.checkpoint import CheckpointReader
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.digests import arrays_sha256, json_sha256
 
 

@@ -2,10 +2,7 @@
 
 import collections
 import contextlib
-import faulthandler
-import logging
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +10,6 @@ from collections.abc import Iterator
 from m3ae_tpu.parallel import failures
 from m3ae_tpu.parallel.exit_codes import HUNG
 
-_LOG = logging.getLogger(__name__)
 _TIMES_MEDIAN = 20
 _WINDOW = 100
 """Latest steps whose time counts."""
@@ -73,10 +69,6 @@ class Watchdog:
                 self._end(waited)
 
     def _end(self, waited: float) -> None:
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            _LOG.error("stacks of all threads:\n%s", file.read().rstrip())
         others = failures.all_progress()
         failures.end_with(
             f"no step has ended for {waited:.0f} seconds, {self._progress}. "

@@ -63,8 +63,9 @@ class RemoteFolder:
         self._bucket_name, _, below = self.address.removeprefix(REMOTE).partition("/")
         self._prefix = f"{below}/" if below else ""
         require(
-            bool(re.fullmatch(r"[a-z0-9][a-z0-9._-]+", self._bucket_name)),
-            f"{address} does not name a bucket. Write {REMOTE}BUCKET/FOLDER.",
+            bool(re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", self._bucket_name)),
+            f"{address} does not name a bucket. Write {REMOTE}BUCKET/FOLDER; buckets have names of "
+            "3 or more small letters, digits, dots, dashes and underscores.",
         )
         _client(self.address)
 

@@ -17,7 +17,7 @@ from m3ae_tpu.errors import require
 from m3ae_tpu.files import atomic_write
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, num_batch_shards
 from m3ae_tpu.parallel.share import global_batch
-from m3ae_tpu.run.checkpoint import CheckpointReader
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.workdir import Workdir
 from m3ae_tpu.train.objective import Objective
 from m3ae_tpu.train.program import make_program

@@ -15,7 +15,8 @@ from m3ae_tpu.configs import debug
 from m3ae_tpu.parallel.mesh import by_example, make_mesh
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.rules import placed, state_shardings
-from m3ae_tpu.run.checkpoint import Checkpointer, CheckpointReader
+from m3ae_tpu.run.checkpoint import Checkpointer
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.train.optimizer import make_optimizer
 from m3ae_tpu.train.pretraining import init_model, pretraining
 from m3ae_tpu.train.step import compile_step, init_state, steps_key

@@ -11,7 +11,7 @@ import m3ae_tpu
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.pretrained.loading import has_model, load_pretrained
 from m3ae_tpu.pretrained.model_folder import new_folder, write_model_folder
-from m3ae_tpu.run.checkpoint import named_arrays
+from m3ae_tpu.run.checkpoint_reader import named_arrays
 
 RUN = trained_run()
 

@@ -1,7 +1,7 @@
 """Guards that a run resumes bit for bit, and that damaged checkpoints are found and named."""
 
+import itertools
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import InBucket, OnDisk, flipped, step_files
 from small_state import BY_ROW, RUN, Model, abstract, assert_same, make_state
 
 from m3ae_tpu.config import CheckpointConfig
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.run import digests
-from m3ae_tpu.run.checkpoint import Checkpointer, CheckpointReader
+from m3ae_tpu.run.checkpoint import Checkpointer
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.inspection import inspect
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -31,18 +33,28 @@ def save(workdir, *steps, keep=3):
     checkpointer.close()
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A workdir with steps 4, 6 and 8 of which each test gets its own copy."""
-    workdir = tmp_path_factory.mktemp("saved")
-    save(workdir, 2, 4, 6, 8)
-    return workdir
+@pytest.fixture(scope="module", params=[OnDisk, InBucket])
+def saved(request, tmp_path_factory):
+    """A kind of workdir, and the files of one with steps 4, 6 and 8."""
+    workdir = request.param(tmp_path_factory.mktemp("saved"))
+    save(workdir.folder, 2, 4, 6, 8)
+    return request.param, workdir.contents()
 
 
 @pytest.fixture
-def workdir(saved, tmp_path):
-    subprocess.run(["cp", "-r", saved / "checkpoints", tmp_path], check=True)
-    return tmp_path
+def place(saved, tmp_path):
+    """A workdir with steps 4, 6 and 8, on a disk or in a bucket."""
+    kind, contents = saved
+    place = kind(tmp_path)
+    for name, content in contents.items():
+        place.write(name, content)
+    return place
+
+
+@pytest.fixture
+def workdir(place):
+    """The folder of its small files, by which checkpoints are found."""
+    return place.folder
 
 
 def test_state_comes_back_bit_for_bit_with_the_requested_shardings(workdir):
@@ -78,40 +90,91 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     assert_same(checkpointer.restore(abstract(make_state(0)))[0], make_state(5))
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def shortened(content):
+    return content[:-1]
 
 
-def shorten(path):
-    path.write_bytes(path.read_bytes()[:-1])
+def emptied(content):
+    del content
+    return b""
 
 
-@pytest.mark.parametrize("damage", [flip, shorten, pathlib.Path.unlink])
+def removed(content):
+    del content
+
+
+def damage(place, name, kind):
+    place.write(name, kind(place.contents()[name]))
+
+
+@pytest.mark.parametrize("kind", [flipped, shortened, emptied, removed])
 @pytest.mark.parametrize(
-    "name", ["model/ocdbt.process_0/d/*", "optimizer/_METADATA", "data/metadata", "digests.json"]
+    "beginning",
+    ["model/ocdbt.process_0/d/", "optimizer/_METADATA", "data/metadata", "digests.json"],
 )
-def test_damaged_step_is_named_and_skipped(workdir, caplog, damage, name):
-    file = next((workdir / "checkpoints" / "8").glob(name))
-    damage(file)
-    state, data_state, _ = CheckpointReader(workdir).restore(abstract(make_state(0)))
+def test_damaged_step_is_named_and_skipped(place, caplog, kind, beginning):
+    name = next(name for name in step_files(place, 8) if f"/8/{beginning}" in name)
+    damage(place, name, kind)
+    state, data_state, _ = CheckpointReader(place.folder).restore(abstract(make_state(0)))
     assert_same(state, make_state(6))
     assert data_state["step"] == 6
     assert "checkpoint 8 is damaged" in caplog.text
     # A flipped bit in the list of digests accuses one of the files that it lists.
-    assert str(file) in caplog.text or (file.name, damage) == (digests.FILE_NAME, flip)
+    assert f"{place.address}/{name}" in caplog.text or (kind, beginning) == (
+        flipped,
+        "digests.json",
+    )
 
 
-def test_nothing_starts_from_scratch_where_all_steps_are_damaged(workdir):
+def test_nothing_starts_from_scratch_where_all_steps_are_damaged(place):
     for step in (4, 6, 8):
-        shorten(workdir / "checkpoints" / str(step) / "data" / "metadata")
+        damage(place, f"checkpoints/{step}/data/metadata", shortened)
     with pytest.raises(UserError, match=r"no undamaged checkpoint: .*8/data/metadata has .* bytes"):
-        Checkpointer(workdir, CheckpointConfig()).latest_step()
+        Checkpointer(place.folder, CheckpointConfig()).latest_step()
 
 
-def test_run_that_fell_back_saves_over_the_damaged_steps(workdir):
-    shorten(workdir / "checkpoints" / "8" / "data" / "metadata")
+def test_two_damaged_steps_are_named_and_the_one_before_them_is_used(place, caplog):
+    damage(place, "checkpoints/8/run/metadata", flipped)
+    damage(place, "checkpoints/6/digests.json", emptied)
+    state, _, _ = CheckpointReader(place.folder).restore(abstract(make_state(0)))
+    assert_same(state, make_state(4))
+    assert "checkpoint 8 is damaged and skipped: " in caplog.text
+    assert "checkpoint 6 is damaged and skipped: " in caplog.text
+
+
+def test_files_of_equal_size_that_are_swapped_are_damage(place, caplog):
+    files = list(step_files(place, 8).items())
+    first, second = next(
+        (one, other)
+        for (one, content), (other, another) in itertools.combinations(files, 2)
+        if len(content) == len(another) and content != another
+    )
+    contents = place.contents()
+    place.write(first, contents[second])
+    place.write(second, contents[first])
+    assert CheckpointReader(place.folder).latest_step() == 6
+    assert "checkpoint 8 is damaged and skipped: " in caplog.text
+
+
+def test_a_file_of_an_older_step_is_not_taken_for_the_newest(place, caplog):
+    older = {name.replace("/6/", "/8/"): content for name, content in step_files(place, 6).items()}
+    for name, content in older.items():
+        if name in place.contents() and "digests" not in name:
+            place.write(name, content)
+    assert CheckpointReader(place.folder).latest_step() == 6
+    assert "checkpoint 8 is damaged and skipped: " in caplog.text
+
+
+def test_more_files_than_were_written_do_no_harm(place):
+    for name in ("checkpoints/8/model/d/0", "checkpoints/8/notes", "checkpoints/readme"):
+        place.write(name, b"not of this run")
+    state, _, _ = CheckpointReader(place.folder).restore(abstract(make_state(0)))
+    assert_same(state, make_state(8))
+
+
+def test_run_that_fell_back_saves_over_the_damaged_steps(place):
+    damage(place, "checkpoints/8/data/metadata", shortened)
+    workdir = place.folder
     checkpointer = Checkpointer(workdir, CheckpointConfig())
     assert checkpointer.latest_step() == 6
     checkpointer.save(7, make_state(7), {"step": 7}, RUN)
@@ -121,13 +184,13 @@ def test_run_that_fell_back_saves_over_the_damaged_steps(workdir):
     assert CheckpointReader(workdir).latest_step() == 8
 
 
-def test_half_removed_old_step_does_no_harm(workdir):
+def test_half_removed_old_step_does_no_harm(place):
     """A kill can come while an old step is being removed."""
-    folder = workdir / "checkpoints" / "4"
-    (folder / "_CHECKPOINT_METADATA").unlink()
-    subprocess.run(["rm", "-r", folder / "model"], check=True)
-    save(workdir, 10)
-    assert CheckpointReader(workdir).steps() == [6, 8, 10]
+    for name in step_files(place, 4):
+        if "/4/_CHECKPOINT_METADATA" in name or "/4/model/" in name:
+            place.write(name, None)
+    save(place.folder, 10)
+    assert CheckpointReader(place.folder).steps() == [6, 8, 10]
 
 
 def test_folder_without_checkpoints_has_no_latest_step(tmp_path):
@@ -177,7 +240,7 @@ def test_failed_write_in_the_background_is_raised_and_leaves_the_former_step(wor
     assert CheckpointReader(workdir).latest_step() == 8
 
 
-def test_kill_before_a_save_is_complete_leaves_the_former_step(workdir):
+def test_kill_before_a_save_is_complete_leaves_the_former_step(place):
     script = """
         import os, pathlib, signal, sys
         sys.path[:0] = ["tests", "tests/run"]
@@ -191,15 +254,16 @@ def test_kill_before_a_save_is_complete_leaves_the_former_step(workdir):
         test_checkpoint.Checkpointer = Killed
         test_checkpoint.save(pathlib.Path(sys.argv[1]), 10)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), workdir]
+    command = [sys.executable, "-c", textwrap.dedent(script), place.folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert any(path.name.startswith("10.") for path in (workdir / "checkpoints").iterdir())
+    assert any(name.startswith("checkpoints/10") for name in place.contents())
 
-    assert CheckpointReader(workdir).latest_step() == 8
-    save(workdir, 10)
-    assert sorted(os.listdir(workdir / "checkpoints")) == ["10", "6", "8"]
-    assert CheckpointReader(workdir).latest_step() == 10
+    assert CheckpointReader(place.folder).latest_step() == 8
+    save(place.folder, 10)
+    saved = {name.split("/")[1] for name in place.contents() if name.startswith("checkpoints/")}
+    assert saved == {"6", "8", "10"}
+    assert CheckpointReader(place.folder).latest_step() == 10
 
 
 def test_inspection_gives_the_same_digests_for_the_same_arrays_however_they_are_spread(
@@ -232,11 +296,12 @@ def test_digest_of_arrays_covers_names_dtypes_shapes_and_bits():
     assert len({digests.arrays_sha256(arrays) for arrays in [{"a": array}, *others]}) == 6
 
 
-def test_inspect_program_prints_json_and_marks_a_damaged_step(workdir):
-    flip(workdir / "checkpoints" / "6" / "run" / "metadata")
-    command = [sys.executable, "-m", "pipelines.inspect_checkpoint", str(workdir), "--json"]
+def test_inspect_program_prints_json_and_marks_a_damaged_step(place):
+    damage(place, "checkpoints/6/run/metadata", flipped)
+    command = [sys.executable, "-m", "pipelines.inspect_checkpoint", place.address, "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     steps = json.loads(done.stdout)
     assert [step["step"] for step in steps] == [4, 6, 8]
     assert [step["config"] for step in steps] == [RUN["config"], None, RUN["config"]]

@@ -1,19 +1,17 @@
 """Guards that no damage of the newest checkpoint is restored silently, whatever file it hits."""
 
-import pathlib
 import random
-import shutil
 
-import fake_gcs
 import pytest
+from places import InBucket, OnDisk, place_of, step_files
 from small_state import RUN, abstract, assert_same, make_state
 
 from m3ae_tpu.config import CheckpointConfig
-from m3ae_tpu.run.checkpoint import Checkpointer, CheckpointReader
+from m3ae_tpu.run.checkpoint import Checkpointer
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.claim import claim_workdir, files_of
 
 KINDS = ("flip", "shorten", "remove")
-ADDRESS = "gs://bucket/run"
 
 
 def damaged(content: bytes, kind: str, draw: random.Random) -> bytes | None:
@@ -28,56 +26,9 @@ def damaged(content: bytes, kind: str, draw: random.Random) -> bytes | None:
     )
 
 
-class OnDisk:
-    """A workdir on a disk, whose files are damaged and put back."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.address, self._folder = str(folder / "run"), folder
-        save(self.address)
-        shutil.copytree(self.address, folder / "copy")
-
-    def files(self):
-        root = pathlib.Path(self.address)
-        newest = root / "checkpoints" / "4"
-        return {str(path.relative_to(root)): path for path in newest.rglob("*") if path.is_file()}
-
-    def read(self, name):
-        return (pathlib.Path(self.address) / name).read_bytes()
-
-    def write(self, name, content):
-        path = pathlib.Path(self.address) / name
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content)
-
-
-class InBucket:
-    """A workdir in a bucket, whose objects are damaged and put back."""
-
-    address = ADDRESS
-
-    def __init__(self, folder: pathlib.Path):
-        server = fake_gcs.shared_server()
-        server.restart("bucket")
-        self._objects = server.buckets["bucket"]
-        save(self.address)
-
-    def files(self):
-        return [name for name in self._objects if name.startswith("run/checkpoints/4/")]
-
-    def read(self, name):
-        return self._objects[name][0]
-
-    def write(self, name, content):
-        if content is None:
-            del self._objects[name]
-        else:
-            self._objects.put(name, content, {}, {})
-
-
 def save(address):
-    workdir = claim_workdir(address if address == ADDRESS else pathlib.Path(address))
+    """Saves two steps there, as a run does."""
+    workdir = claim_workdir(place_of(address))
     checkpointer = Checkpointer(
         workdir.path, CheckpointConfig(), before_commit=workdir.before_commit
     )
@@ -88,16 +39,15 @@ def save(address):
 
 
 def restored(address):
-    place = address if address == ADDRESS else pathlib.Path(address)
-    with files_of(place) as folder:
+    with files_of(place_of(address)) as folder:
         return CheckpointReader(folder).restore(abstract(make_state(0)))
 
 
 def damage_and_restore(workdir, number, caplog):
     """Damages one random file, restores, and puts it back; returns whether step 4 was used."""
     draw = random.Random(number)
-    name = draw.choice(sorted(workdir.files()))
-    kind, content = draw.choice(KINDS), workdir.read(name)
+    name, content = draw.choice(sorted(step_files(workdir, 4).items()))
+    kind = draw.choice(KINDS)
     workdir.write(name, damaged(content, kind, draw) if content else None)
     caplog.clear()
     try:
@@ -116,6 +66,7 @@ def damage_and_restore(workdir, number, caplog):
 @pytest.mark.parametrize("place", [OnDisk, InBucket])
 def test_random_damage_is_named_or_does_not_matter(place, tmp_path, caplog):
     workdir = place(tmp_path)
+    save(workdir.address)
     for number in range(4):
         damage_and_restore(workdir, number, caplog)
 
@@ -124,6 +75,7 @@ def test_random_damage_is_named_or_does_not_matter(place, tmp_path, caplog):
 @pytest.mark.parametrize("place", [OnDisk, InBucket])
 def test_a_hundred_random_damages_are_named_or_do_not_matter(place, tmp_path, caplog):
     workdir = place(tmp_path)
+    save(workdir.address)
     passed = [damage_and_restore(workdir, number, caplog) for number in range(100)]
     unnoticed = {name.rpartition("/")[2] for is_used, name, _ in passed if is_used}
     # Files that no restore reads, and spaces in the list of digests.

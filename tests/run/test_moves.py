@@ -11,7 +11,7 @@ from repository import ROOT
 from small_state import BY_ROW, RUN, abstract, assert_same, make_state
 
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.run.checkpoint import CheckpointReader
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.claim import files_of
 
 SCRIPT = """

@@ -11,7 +11,7 @@ import pytest
 
 from m3ae_tpu.config import CheckpointConfig, DataConfig, LoggingConfig, RunConfig, SourceConfig
 from m3ae_tpu.data.sources import open_data
-from m3ae_tpu.run.checkpoint import CheckpointReader
+from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.metrics import read_metrics
 from m3ae_tpu.run.workdir import prepare_workdir
 from m3ae_tpu.train.loop import Probe, train
