@@ -31,6 +31,7 @@ BESIDE = {
     "prepare": "errors files storage config batch data",
     "measure": "kernels errors scopes files charts storage config batch parallel model data train",
     "weights": "errors files config model",
+    "features": "errors files config batch parallel model data pretrained prepare",
     "rehearsal": "kernels errors files charts config batch parallel model train measure",
 }
 # Second copies of modules that already have a name below m3ae_tpu.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
+from jaxtyping import UInt8
 from PIL import Image
 
 from m3ae_tpu.data.image_errors import ColorError, ImageSizeError
@@ -151,19 +152,7 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
     Raises:
         Unfit: empty, not an image, damaged, without colours, too small or too large.
     """
-    if not data:
-        raise Unfit("empty image")
-    if not image_format(data):
-        starts_with = f"starts with {data[:16]!r}"
-        raise Unfit(*(unread_format(data) or ("not an image", starts_with)))
-    with _no_warnings(), _unfit_images():
-        width, height = image_size(data)
-        sides = f"{width} x {height}"
-        if width * height > options.max_pixels:
-            raise Unfit("image has too many pixels", sides)
-        if min(width, height) < options.min_shorter_side:
-            raise Unfit("image too small", sides)
-        pixels = decode_upright(data)
+    pixels, (width, height) = decode_fit_image(data, options)
     limit = options.max_shorter_side
     shrinks = bool(limit) and min(width, height) > limit
     if not shrinks and is_plain_jpeg(data):
@@ -184,6 +173,30 @@ def clean_image(data: bytes, options: CleaningOptions) -> tuple[bytes, tuple[int
         colorsubsampling="420",
     )
     return encoded, image.size
+
+
+def decode_fit_image(
+    data: bytes, options: CleaningOptions
+) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]:
+    """Returns the pixels of an image, upright, and its width and height.
+
+    Raises:
+        Unfit: as for `clean_image`.
+    """
+    if not data:
+        raise Unfit("empty image")
+    if not image_format(data):
+        starts_with = f"starts with {data[:16]!r}"
+        raise Unfit(*(unread_format(data) or ("not an image", starts_with)))
+    with _no_warnings(), _unfit_images():
+        width, height = image_size(data)
+        sides = f"{width} x {height}"
+        if width * height > options.max_pixels:
+            raise Unfit("image has too many pixels", sides)
+        if min(width, height) < options.min_shorter_side:
+            raise Unfit("image too small", sides)
+        pixels = decode_upright(data)
+    return pixels, (width, height)
 
 
 @contextlib.contextmanager

@@ -16,14 +16,19 @@ from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.model.inputs import make_inputs
 from m3ae_tpu.model.m3ae import M3AE, Features
-from m3ae_tpu.parallel.mesh import num_batch_shards, replicated
+from m3ae_tpu.parallel.mesh import replicated
 from m3ae_tpu.parallel.operations import Operations
-from m3ae_tpu.parallel.row_map import ROWS_PER_DEVICE, RowMap
+from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.pretrained.preprocessing import ImageLike, make_images
 from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.run.checkpoint_reader import named_arrays
 from m3ae_tpu.run.digests import arrays_sha256
 from m3ae_tpu.train.pretraining import init_model
+
+ENCODED_AT_A_TIME = 8
+"""Examples that a device encodes at a time: always the same program, so that no bit of an
+example's features depends on how many others there are.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,19 +152,14 @@ class Pretrained:
         return jax.tree.map(lambda array: np.moveaxis(array, 1, 0), by_example)
 
     def _encode_rows(self, rows: Rows, method: str) -> Features:
-        num_rows = len(jax.tree.leaves(rows)[0])
-        per_device = -(-num_rows // num_batch_shards(self.mesh))
-        # Few rows need not wait for a whole batch. Powers of two: few programs are compiled.
-        return self._encoders(method, min(ROWS_PER_DEVICE, 1 << (per_device - 1).bit_length()))(
-            self.model, rows
-        )
+        return self._encoders(method)(self.model, rows)
 
     @functools.cached_property
     def _encoders(self) -> Any:
         normalizer = self.task.normalizer
 
         @functools.cache
-        def encoder(method: str, rows_per_device: int) -> RowMap:
+        def encoder(method: str) -> RowMap:
             def encode(model: M3AE, rows: Rows) -> Features:
                 features = getattr(model, method)(make_inputs(rows, normalizer, jnp.float32))
                 features = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), features)
@@ -167,6 +167,6 @@ class Pretrained:
                     features = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), features)
                 return features
 
-            return RowMap(encode, self.mesh, rows_per_device=rows_per_device)
+            return RowMap(encode, self.mesh, rows_per_device=ENCODED_AT_A_TIME)
 
         return encoder
