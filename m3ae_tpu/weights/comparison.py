@@ -24,7 +24,7 @@ class Comparison(NamedTuple):
     """An export, run and compared with the model."""
 
     name: str
-    """What was compared, for people."""
+    """Title of the outputs that were compared, for people."""
     largest: float
     """Largest absolute difference."""
     scale: float
