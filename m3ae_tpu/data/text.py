@@ -1,11 +1,11 @@
-"""Text to token ids by a SentencePiece model, and the training of such a model."""
+"""Text to token ids by a SentencePiece model or a WordPiece vocabulary; training of such models."""
 
 import hashlib
 import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import sentencepiece
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int32
 
 from m3ae_tpu.data.manifest import locate
 from m3ae_tpu.data.visible_text import is_blank
+from m3ae_tpu.data.wordpiece import WordPiece, is_wordpiece
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.storage.places import read_bytes
 
@@ -27,15 +28,16 @@ _UNKNOWN = "\u2585"
 class Tokenizer:
     """Encodes texts at a fixed length, without start and end tokens: the model has its own CLS.
 
-    Pickles with the SentencePiece model, so that workers need no file. Thread-safe.
+    Pickles with the file's content, so that workers need no file. Thread-safe.
     """
 
     def __init__(self, path: str):
-        """Reads a SentencePiece model, also in a bucket; `starter/...` names one of the package.
+        """Reads a SentencePiece model or a WordPiece vocabulary (`vocab.txt`), also in a bucket.
+
+        `starter/...` names one of the package.
 
         Raises:
-            UserError: the file is missing, is not a SentencePiece model, or pads with an id other
-                than 0.
+            UserError: the file is missing, is neither of both, or pads with an id other than 0.
         """
         try:
             model = read_bytes(locate(path))
@@ -47,12 +49,18 @@ class Tokenizer:
         self._load(path, model)
 
     def _load(self, path: str, model: bytes) -> None:
+        processor: Any
         try:
             # SentencePiece takes empty bytes as a model and fails at the first text.
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model or b"no model")
-        except RuntimeError:
+            processor = (
+                WordPiece(model)
+                if is_wordpiece(model)
+                else sentencepiece.SentencePieceProcessor(model_proto=model or b"no model")
+            )
+        except (RuntimeError, ValueError):
             raise UserError(
-                f"data.tokenizer = {path} is not a SentencePiece model, or a damaged one. "
+                f"data.tokenizer = {path} is neither a SentencePiece model nor a "
+                "WordPiece vocabulary ([PAD] first, [UNK] in it), or it is damaged. "
                 "Copy it again, or make one: python -m pipelines.train_tokenizer."
             ) from None
         require(

@@ -13,7 +13,7 @@ from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import Place, place
 from m3ae_tpu.parallel.mesh import make_mesh, replicated
 from m3ae_tpu.parallel.operations import Operations
-from m3ae_tpu.pretrained.model_folder import is_model_folder, read_parameters
+from m3ae_tpu.pretrained.model_folder import VOCABULARY, is_model_folder, read_parameters
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.run.checkpoint_reader import CheckpointReader
@@ -46,9 +46,11 @@ def load_pretrained(folder: pathlib.Path) -> Pretrained:
         step, model, run = read_parameters(folder, abstract)
     else:
         step, model, run = CheckpointReader(folder).restore_model(abstract)
-    tokenizer, copy = None, folder / TOKENIZER
+    tokenizer = None
     if ReconstructionTask.of_run(config).has_texts:
-        tokenizer = Tokenizer(str(copy) if copy.exists() else config.data.tokenizer)
+        copies = (folder / name for name in (TOKENIZER, VOCABULARY))
+        copy = next((str(copy) for copy in copies if copy.exists()), config.data.tokenizer)
+        tokenizer = Tokenizer(copy)
         require_tokenizer_fits(run, tokenizer.path, tokenizer.model)
     return Pretrained(
         config=config,

@@ -24,7 +24,7 @@ from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.run.checkpoint_reader import named_arrays
 from m3ae_tpu.run.workdir import CONFIG, describe_run
 
-PARAMETERS = "model.safetensors"
+PARAMETERS, VOCABULARY = "model.safetensors", "vocab.txt"
 FORMAT_VERSION = "1"
 
 
@@ -72,6 +72,8 @@ def write_model_folder(
         (folder / tokenizer_name).write_bytes(tokenizer)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     (folder / CONFIG).write_text(text)
+    # The library's files are for their owner's eyes alone.
+    (folder / PARAMETERS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def read_parameters(folder: pathlib.Path, abstract: PyTree) -> tuple[int, PyTree, dict[str, Any]]:
@@ -122,19 +124,6 @@ def read_parameters(folder: pathlib.Path, abstract: PyTree) -> tuple[int, PyTree
     }
     model = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     return int(metadata["step"]), model, run
-
-
-def read_source(folder: pathlib.Path) -> str:
-    """Returns the origin of a model folder's weights, a line for people; empty for a run.
-
-    Raises:
-        UserError: the file of weights is damaged.
-    """
-    if not is_model_folder(folder):
-        return ""
-    path = folder / PARAMETERS
-    with _readable(path), safetensors.safe_open(path, "numpy") as file:
-        return (file.metadata() or {}).get("source", "")
 
 
 @contextlib.contextmanager

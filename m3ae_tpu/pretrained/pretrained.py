@@ -118,11 +118,14 @@ class Pretrained:
         """Returns the tokenizer.
 
         Raises:
-            UserError: the model has learned images only.
+            UserError: the model has learned images only, or was imported without its vocabulary.
         """
         if self.tokenizer is None:
             raise UserError(
                 "texts were given, but the model has learned images only. Leave the texts out."
+                if self.config.model.vocab_size == 0
+                else "texts were given, but the model has learned images only, or was imported "
+                "without its vocabulary. Leave the texts out, or import it with --vocab=vocab.txt."
             )
         return self.tokenizer
 

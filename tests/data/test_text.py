@@ -85,7 +85,8 @@ def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, content):
     path = tmp_path / "bad.model"
     path.write_bytes(content)
     with pytest.raises(
-        UserError, match=rf"data\.tokenizer = {path} is not a SentencePiece model, or a damaged one"
+        UserError,
+        match=rf"data\.tokenizer = {path} is neither a SentencePiece model nor a",
     ):
         Tokenizer(str(path))
 

@@ -1,0 +1,168 @@
+"""Weights of other libraries made into a model folder, and the list of what became of them."""
+
+import pathlib
+
+import rich
+from rich.markup import escape
+
+import m3ae_tpu
+from m3ae_tpu.data.text import Tokenizer
+from m3ae_tpu.data.wordpiece import is_wordpiece
+from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import file_sha256, printable
+from m3ae_tpu.pretrained.model_folder import VOCABULARY, new_folder, write_model_folder
+from m3ae_tpu.weights.imported import Choices, Imported
+from m3ae_tpu.weights.m3ae_pickle import read_paper_pickle
+from m3ae_tpu.weights.matching import Line
+from m3ae_tpu.weights.read_hf import read_hf
+from m3ae_tpu.weights.read_m3ae import read_m3ae
+from m3ae_tpu.weights.read_vit import read_mae, read_timm
+from m3ae_tpu.weights.sources import (
+    Format,
+    Source,
+    is_pickle,
+    likely_format,
+    open_source,
+    require_whole,
+    weights_file,
+)
+
+_READERS = {"mae": read_mae, "hf": read_hf, "timm": read_timm}
+_MEANING = {
+    "m3ae": "the paper's code",
+    "mae": "the MAE authors' code",
+    "hf": "Hugging Face's transformers",
+    "timm": "timm",
+}
+
+
+def import_weights(
+    source: pathlib.Path,
+    output: pathlib.Path,
+    format: Format,
+    *,
+    choices: Choices | None = None,
+    vocab: pathlib.Path | None = None,
+) -> Imported:
+    """Reads weights of another library and writes a model folder.
+
+    Args:
+        source: A file, or a folder that holds one.
+        output: The new folder, missing or empty.
+        format: The library that wrote the file.
+        choices: What the source does not say.
+        vocab: WordPiece vocabulary of a model with text.
+
+    Raises:
+        UserError: the source is damaged, of another format, or no model of ours can be made of it;
+            or the folder is not empty.
+    """
+    path = weights_file(source)
+    tokenizer = _vocabulary(vocab, format)
+    with new_folder("--output", output) as folder:
+        origin = f"{path.name}, SHA-256 {file_sha256(path)}"
+        imported = read_weights(path, format, choices or Choices(), tokenizer)
+        write_model_folder(
+            folder,
+            imported.config,
+            imported.arrays,
+            step=imported.step,
+            tokenizer=tokenizer.model if tokenizer else b"",
+            tokenizer_name=VOCABULARY,
+            source=origin,
+        )
+        (folder / "README.md").write_text(_card(imported, origin, format))
+    return imported
+
+
+def read_weights(
+    path: pathlib.Path, format: Format, choices: Choices, tokenizer: Tokenizer | None = None
+) -> Imported:
+    """Reads weights of another library as a model of ours; see `import_weights`."""
+    require_whole(path)
+    if format == "m3ae":
+        if not is_pickle(path):
+            _refuse_format(path, format, open_source(path))
+        vocab_size = tokenizer.vocab_size if tokenizer else None
+        return read_m3ae(read_paper_pickle(path), choices, vocab_size)
+    require(
+        not is_pickle(path),
+        f"{path} is a pickle, and --format={format} is not. "
+        "Is it a checkpoint of the paper's code? Then give --format=m3ae.",
+    )
+    opened = open_source(path)
+    likely = likely_format(set(opened.tensors))
+    # An encoder alone has the same names in timm and in the MAE code, which has no classes.
+    is_encoder = likely == "timm" and "head.weight" not in opened.tensors and not opened.config
+    if likely != format and not (format == "mae" and is_encoder):
+        _refuse_format(path, format, opened)
+    return _READERS[format](opened, choices)
+
+
+def print_imported(imported: Imported) -> None:
+    """Prints what became of every tensor, and what was assumed."""
+    console = rich.get_console()
+    for line in _sorted(imported.lines):
+        fate = f"[{_COLOURS[line.fate]}]{line.fate:<9}[/]"
+        console.print(f"{fate}  {escape(_phrase(line))}", highlight=False, soft_wrap=True)
+    counts = (f"{sum(each.fate == fate for each in imported.lines)} {fate}" for fate in _COLOURS)
+    console.print(", ".join(counts), highlight=False, soft_wrap=True)
+    for remark in imported.remarks:
+        console.print(f"[yellow]note[/]  {escape(remark)}", highlight=False, soft_wrap=True)
+
+
+_COLOURS = {"matched": "green", "converted": "green", "dropped": "yellow", "missing": "yellow"}
+
+
+def _sorted(lines: list[Line]) -> list[Line]:
+    return sorted(lines, key=lambda line: list(_COLOURS).index(line.fate))
+
+
+def _phrase(line: Line) -> str:
+    names = " -> ".join(printable(name) for name in (line.theirs, line.ours) if name)
+    return f"{names} ({line.remark})" if line.remark else names
+
+
+def _card(imported: Imported, origin: str, format: Format) -> str:
+    """Returns the text that lies beside the weights: their origin, and what became of them."""
+    config = imported.config
+    encoder = config.model.encoder
+    statements = [
+        f"Weights of {_MEANING[format]} ({origin}), imported by m3ae-tpu {m3ae_tpu.__version__}.",
+        f"Encoder: {encoder.num_layers} blocks of {encoder.width} channels, patches of "
+        f"{config.model.patch_size} pixels, images of {config.data.image_size} pixels.",
+        f"Images: mean {config.data.image_mean}, standard deviation {config.data.image_std}.",
+        "The licence is that of the source.",
+        *imported.remarks,
+    ]
+    lines = [f"- {line.fate}: `{_phrase(line)}`" for line in _sorted(imported.lines)]
+    return "\n\n".join(["# Imported weights", *statements, "\n".join(lines)]) + "\n"
+
+
+def _vocabulary(path: pathlib.Path | None, format: Format) -> Tokenizer | None:
+    if path is None:
+        return None
+    require(format == "m3ae", f"--vocab = {path} is for --format=m3ae: other models have no text.")
+    tokenizer = Tokenizer(str(path))
+    require(
+        is_wordpiece(tokenizer.model),
+        f"--vocab = {path} is not a WordPiece vocabulary. Name vocab.txt of bert-base-uncased.",
+    )
+    return tokenizer
+
+
+def _refuse_format(path: pathlib.Path, format: Format, source: Source) -> None:
+    names = set(source.tensors)
+    likely = likely_format(names)
+    if "encoder.blocks.attention_in.kernel" in names:
+        raise UserError(f"{path} is a model folder of m3ae-tpu already. Use it as it is.")
+    if likely is None:
+        first = ", ".join(sorted(names)[:2])
+        raise UserError(
+            f"{path} holds no model that can be imported (tensors {first} ...). "
+            f"Formats: {', '.join(_MEANING)}."
+        )
+    raise UserError(
+        f"{path} looks like weights of {_MEANING[likely]}, not of {_MEANING[format]}. "
+        f"Give --format={likely}."
+    )
