@@ -30,7 +30,9 @@ BESIDE = {
     "launch": "errors parallel",
     "prepare": "errors files storage config batch data",
     "measure": "kernels errors scopes files charts storage config batch parallel model data train",
-    "weights": "errors files config model data pretrained",
+    "weights": (
+        "errors files storage config batch parallel model data run train pretrained evaluation"
+    ),
     "features": "errors files config batch parallel model data pretrained prepare",
     "rehearsal": "kernels errors files charts config batch parallel model train measure",
 }

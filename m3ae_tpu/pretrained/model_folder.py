@@ -126,6 +126,19 @@ def read_parameters(folder: pathlib.Path, abstract: PyTree) -> tuple[int, PyTree
     return int(metadata["step"]), model, run
 
 
+def read_source(folder: pathlib.Path) -> str:
+    """Returns the origin of a model folder's weights, a line for people; empty for a run.
+
+    Raises:
+        UserError: the file of weights is damaged.
+    """
+    if not is_model_folder(folder):
+        return ""
+    path = folder / PARAMETERS
+    with _readable(path), safetensors.safe_open(path, "numpy") as file:
+        return (file.metadata() or {}).get("source", "")
+
+
 @contextlib.contextmanager
 def new_folder(name: str, output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary folder that becomes `output` at the end; an error leaves nothing behind.
