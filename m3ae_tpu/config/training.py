@@ -57,8 +57,9 @@ class MeshConfig:
     It divides the heads of both stacks.
     """
     gradient_sums: GradientSums = "compute_dtype"
-    """Dtype in which devices add up the gradients of matrices: `model.compute_dtype`, or float32,
-    with twice the traffic of gradients.
+    """Dtype in which devices add up the gradients of what is computed in `model.compute_dtype`:
+    that one, or float32, with twice the traffic of gradients. Norms and word vectors always have
+    float32 sums.
     """
 
     def __post_init__(self) -> None:

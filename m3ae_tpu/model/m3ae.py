@@ -14,7 +14,7 @@ from m3ae_tpu import scopes
 from m3ae_tpu.config import ModelConfig
 from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.masking import Masks
-from m3ae_tpu.model.modality import Embedding, Modality, Tokens, as_token, small_vector
+from m3ae_tpu.model.modality import Embedding, Modality, Tokens, as_tokens, small_vector
 from m3ae_tpu.model.patches import patchify
 from m3ae_tpu.model.positions import image_positions, text_positions
 from m3ae_tpu.model.transformer import Linear, Transformer
@@ -202,10 +202,12 @@ class M3AE(eqx.Module):
             for name, tokens in self.tokens(inputs).items()
         ]
         shape = embedded[0][0].shape[0], 1, self.cls_token.shape[0]
-        cls = as_token(self.cls_token, self.compute_dtype)
+        spread = functools.partial(
+            self.operations.spread, over_rows=as_tokens(shape), dtype=self.compute_dtype
+        )
+        cls = spread(self.cls_token)
         if self.cls_position is not None:
-            cls = cls + as_token(self.cls_position, self.compute_dtype)
-        cls = jnp.broadcast_to(cls, shape)
+            cls = cls + spread(self.cls_position)
         return self.operations.constrain(_joined(cls, embedded))
 
     def embed_for_decoder(
@@ -232,7 +234,9 @@ class M3AE(eqx.Module):
             start = stop
         cls = x[:, :1]
         if self.decoder_cls_position is not None:
-            cls = cls + as_token(self.decoder_cls_position, cls.dtype)
+            cls = cls + self.operations.spread(
+                self.decoder_cls_position, as_tokens(cls.shape), cls.dtype
+            )
         return self.operations.constrain(_joined(cls, embedded))
 
     def tokens(self, inputs: Inputs) -> dict[Literal["image", "text"], Tokens]:

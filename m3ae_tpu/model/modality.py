@@ -49,8 +49,10 @@ class Embedding(eqx.Module):
         self.table = jax.random.normal(key, (vocab, width), dtype)
         self.operations = operations
 
-    def __call__(self, ids: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens width"]:
-        return self.operations.lookup(self.table, ids)
+    def __call__(
+        self, ids: Int[Array, "batch tokens"], dtype: DTypeLike
+    ) -> Float[Array, "batch tokens width"]:
+        return self.operations.lookup(self.table, ids, dtype)
 
 
 class Modality(eqx.Module):
@@ -66,6 +68,7 @@ class Modality(eqx.Module):
     """Position codes of an imported encoder; None: fixed ones are computed."""
     decoder_positions: Float[Array, "tokens decoder_width"] | None
     """The same of an imported decoder."""
+    operations: Operations = eqx.field(static=True)
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class Modality(eqx.Module):
             positions: Initial values of stored position codes; None computes codes.
             decoder_positions: The same for the decoder.
             key: Decides every initial value.
-            operations: Computes the head.
+            operations: Those of the mesh that the model computes on.
             name: The modality's.
         """
         dtype, width, decoder_width = (
@@ -115,6 +118,7 @@ class Modality(eqx.Module):
             None if codes is None else jnp.asarray(codes, dtype)
             for codes in (positions, decoder_positions)
         )
+        self.operations = operations
 
     def embed_visible(
         self, tokens: Tokens, selection: Selection | None, dtype: DTypeLike
@@ -125,15 +129,21 @@ class Modality(eqx.Module):
         tokens are visible.
         """
         values, is_valid = tokens.values, tokens.is_valid
-        width = self.encoder_type.shape[0]
-        codes = jnp.asarray(_codes(tokens, self.positions, width), dtype)[None]
         if selection is not None:
-            values, codes = gather(values, selection.visible), codes[0][selection.visible]
+            values = gather(values, selection.visible)
             is_valid = None if is_valid is None else gather(is_valid, selection.visible)
-        if jnp.issubdtype(values.dtype, jnp.floating):
-            values = values.astype(dtype)
-        x = self.embedding(values).astype(dtype)
-        return x + codes + as_token(self.encoder_type, dtype), is_valid
+        if isinstance(self.embedding, Embedding):
+            x = self.embedding(values, dtype)
+        else:
+            x = self.embedding(values.astype(dtype))
+
+        def of_rows(codes: Array) -> Array:
+            return codes[None] if selection is None else codes[selection.visible]
+
+        codes = _codes(tokens, self.positions, self.encoder_type.shape[0], dtype)
+        codes = self.operations.spread(codes, of_rows, dtype)
+        own_type = self.operations.spread(self.encoder_type, as_tokens(x.shape), dtype)
+        return x + codes + own_type, is_valid
 
     def embed_for_decoder(
         self, encoded: Float[Array, "batch visible width"], tokens: Tokens, selection: Selection
@@ -151,14 +161,16 @@ class Modality(eqx.Module):
         assert self.mask_token is not None
         assert self.decoder_type is not None
         dtype, width = encoded.dtype, encoded.shape[2]
-        hidden = jnp.broadcast_to(
-            as_token(self.mask_token, dtype), (*selection.hidden.shape, width)
+        hidden = self.operations.spread(
+            self.mask_token, as_tokens((*selection.hidden.shape, width)), dtype
         )
         order = jnp.concatenate(selection, axis=1)
-        codes = jnp.asarray(_codes(tokens, self.decoder_positions, width), dtype)[order]
+        codes = _codes(tokens, self.decoder_positions, width, dtype)
+        codes = self.operations.spread(codes, lambda codes: codes[order], dtype)
         x = jnp.concatenate([encoded, hidden], axis=1) + codes
         is_valid = None if tokens.is_valid is None else gather(tokens.is_valid, order)
-        return x + as_token(self.decoder_type, dtype), is_valid
+        own_type = self.operations.spread(self.decoder_type, as_tokens(x.shape), dtype)
+        return x + own_type, is_valid
 
 
 def small_vector(width: int, *, key: Key[Array, ""], dtype: DTypeLike) -> Float[Array, " width"]:
@@ -166,9 +178,9 @@ def small_vector(width: int, *, key: Key[Array, ""], dtype: DTypeLike) -> Float[
     return 0.02 * jax.random.normal(key, (width,), dtype)
 
 
-def as_token(vector: Float[Array, " width"], dtype: DTypeLike) -> Float[Array, "1 1 width"]:
-    """Shapes a vector for adding to [batch, tokens, width]."""
-    return vector.astype(dtype)[None, None]
+def as_tokens(shape: tuple[int, ...]) -> Callable[[Float[Array, " width"]], Array]:
+    """Returns a function that repeats a vector to a shape [batch, tokens, width]."""
+    return lambda vector: jnp.broadcast_to(vector[None, None], shape)
 
 
 def resized_positions(
@@ -192,11 +204,11 @@ def resized_positions(
 
 
 def _codes(
-    tokens: Tokens, stored: Float[Array, "stored width"] | None, width: int
-) -> Float[Array, "tokens width"] | np.ndarray:
-    """Returns the position codes of all tokens: the stored ones, or computed ones."""
+    tokens: Tokens, stored: Float[Array, "stored width"] | None, width: int, dtype: DTypeLike
+) -> Float[Array, "tokens width"]:
+    """Returns the position codes of all tokens: the stored ones, or ones computed in a dtype."""
     if stored is None:
-        return tokens.position_codes(width)
+        return jnp.asarray(tokens.position_codes(width), dtype)
     if tokens.grid is not None:
         return resized_positions(stored, tokens.grid)
     num_tokens, num_stored = tokens.values.shape[1], stored.shape[0]

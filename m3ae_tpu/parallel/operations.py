@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from m3ae_tpu.config import GradientSums
@@ -33,7 +34,7 @@ class Operations:
     mesh: Mesh | None = None
     """The devices, each with its own rows of a batch; None: the references, on one device."""
     gradient_sums: GradientSums = "compute_dtype"
-    """Dtype in which devices add up the gradients of matrices, see `MeshConfig`."""
+    """Dtype in which devices add up gradients, see `MeshConfig`."""
 
     def attention(
         self,
@@ -79,19 +80,39 @@ class Operations:
         return mapped(x, kernel, bias, ids, is_counted)
 
     def lookup(
-        self, table: Float[Array, "vocab width"], ids: Int[Array, "batch tokens"]
+        self, table: Float[Array, "vocab width"], ids: Int[Array, "batch tokens"], dtype: DTypeLike
     ) -> Float[Array, "batch tokens width"]:
-        """Computes table[ids]; where the table is cut, words' vectors travel, not the table."""
+        """Computes table[ids]; where the vocabulary is cut, words' vectors travel, not the table.
+
+        They do so in the dtype, in which the result is.
+        """
         if self.mesh is None or not self._cuts_matrices:
-            return table[ids]
+            return table[ids].astype(dtype)
         lies = rules.spec("text.embedding.table", table.shape, table.dtype.itemsize, self.mesh)
         own_rows = functools.partial(
             _lookup,
-            cut_axis=rules.axis_of(FSDP, lies) if self._size(FSDP) > 1 else None,
-            vocabulary_axis=TENSOR if self._size(TENSOR) > 1 else None,
+            dtype=dtype,
+            vocabulary_axes=tuple(
+                axis
+                for axis in (TENSOR, FSDP)
+                if self._size(axis) > 1 and rules.axis_of(axis, lies) == 0
+            ),
+            gathers_width=self._size(FSDP) > 1 and rules.axis_of(FSDP, lies) == 1,
         )
         mapped = self._map(own_rows, in_specs=(lies, _ROWS), out_specs=_ROWS)
         return mapped(table, ids)
+
+    def spread(
+        self, parameter: Array, over_rows: Callable[[Array], Array], dtype: DTypeLike
+    ) -> Array:
+        """Casts a parameter and spreads it over the rows of a batch.
+
+        With float32 sums the cast comes last: its gradient, the sum over rows, is then added up in
+        the parameter's dtype.
+        """
+        if self.gradient_sums == "float32":
+            return over_rows(parameter).astype(dtype)
+        return over_rows(parameter.astype(dtype))
 
     def linear(
         self,
@@ -277,27 +298,31 @@ def _gathered(x: Array, kernel: Array, layout: _Layout | None) -> Array:
 
 
 def _lookup(
-    table: Array, ids: Array, *, cut_axis: int | None, vocabulary_axis: str | None
+    table: Array,
+    ids: Array,
+    *,
+    dtype: DTypeLike,
+    vocabulary_axes: tuple[str, ...],
+    gathers_width: bool,
 ) -> Array:
-    """Computes table[ids] for a device's rows.
+    """Computes table[ids] for a device's rows, as Megatron's embedding does where it is cut.
 
-    Each device finds its channels of the words of all rows that `fsdp` cuts, and then sends every
-    row's to the device that computes the row.
+    Each device finds those of the words that are its own, and all add up what they found, of which
+    one is not zero. Devices of `fsdp` have rows of their own: they look up those of all of them,
+    and each gets the sum of its rows alone.
     """
-    if cut_axis == 0:  # The width does not divide: the vocabulary is cut twice.
-        table = jax.lax.all_gather(table, FSDP, axis=0, tiled=True)
-    if cut_axis == 1:
+    if gathers_width:  # The vocabulary does not divide.
+        table = jax.lax.all_gather(table, FSDP, axis=1, tiled=True)
+    if not vocabulary_axes:
+        return table[ids].astype(dtype)
+    if FSDP in vocabulary_axes:
         ids = jax.lax.all_gather(ids, FSDP, axis=0, tiled=True)
-    if vocabulary_axis is None:
-        vectors: Any = table[ids]
-    else:
-        places = ids - jax.lax.axis_index(vocabulary_axis).astype(ids.dtype) * table.shape[0]
-        is_own = ((places >= 0) & (places < table.shape[0]))[:, :, None]
-        vectors = jnp.where(is_own, table[places], jnp.zeros((), table.dtype))
-        vectors = _sum(vectors, vocabulary_axis)
-    if cut_axis == 1:
-        vectors = jax.lax.all_to_all(vectors, FSDP, split_axis=0, concat_axis=2, tiled=True)
-    return vectors
+    places = ids - jax.lax.axis_index(vocabulary_axes).astype(ids.dtype) * table.shape[0]
+    is_own = ((places >= 0) & (places < table.shape[0]))[:, :, None]
+    vectors: Any = jnp.where(is_own, table[places].astype(dtype), jnp.zeros((), dtype))
+    if FSDP in vocabulary_axes:
+        vectors = jax.lax.psum_scatter(vectors, FSDP, scatter_dimension=0, tiled=True)
+    return _sum(vectors, TENSOR) if TENSOR in vocabulary_axes else vectors
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

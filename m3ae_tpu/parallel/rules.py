@@ -22,8 +22,8 @@ class Rule(NamedTuple):
 
     name: str
     """Regular expression; it must match up to the name's end, from one of its dots on."""
-    axes: tuple[str | None, ...]
-    """The mesh axis that cuts each axis of the array, or None."""
+    axes: tuple[str | tuple[str, ...] | None, ...]
+    """The mesh axis or axes that cut each axis of the array, or None."""
     layers: int = 0
     """Leading axes that are never cut: those of a stack of layers."""
 
@@ -38,7 +38,7 @@ RULES = (
     Rule(r"decoder_input\.kernel", (FSDP, None)),
     Rule(r"image\.embedding\.kernel", (FSDP, None)),
     Rule(r"image\.head\.kernel", (FSDP, None)),
-    Rule(r"text\.embedding\.table", (TENSOR, FSDP)),
+    Rule(r"text\.embedding\.table", ((TENSOR, FSDP), None)),
     Rule(r"text\.head\.kernel", (FSDP, TENSOR)),
     Rule(r"text\.head\.bias", (TENSOR,)),
     Rule(r"(image|text)\.(decoder_)?positions", (None, FSDP)),
@@ -74,7 +74,7 @@ def spec(
     missing = len(rule.axes) - len(shape)  # One layer of a stack has no axis of layers.
     rule = Rule(rule.name, rule.axes[missing:], rule.layers - missing)
     tensor, fsdp = mesh.shape[TENSOR], mesh.shape[FSDP]
-    parts: list[tuple[str, ...]] = [(TENSOR,) if axis == TENSOR else () for axis in rule.axes]
+    parts: list[tuple[str, ...]] = [(TENSOR,) if cuts(TENSOR, axis) else () for axis in rule.axes]
     room = [size // (tensor if cut else 1) for size, cut in zip(shape, parts, strict=True)]
     for axis, cut in enumerate(parts):
         require(
@@ -82,8 +82,8 @@ def spec(
             f"mesh.tensor = {tensor} does not divide axis {axis} of {name} {list(shape)}. "
             f"Set --mesh.tensor to a divisor of {shape[axis]}.",
         )
-    if FSDP in rule.axes:
-        preferred = rule.axes.index(FSDP)
+    preferred = next((axis for axis, cut in enumerate(rule.axes) if cuts(FSDP, cut)), None)
+    if preferred is not None:
         others = sorted(range(rule.layers, len(shape)), key=lambda axis: -room[axis])
         fitting = [axis for axis in (preferred, *others) if room[axis] % fsdp == 0]
         require(

@@ -67,15 +67,24 @@ def collectives(text: str, axes: Mapping[str, int]) -> list[Collective]:
             several.
     """
     computations, entry = read_program(text)
-    found: dict[tuple, Collective] = {}
+    found: dict[tuple, dict[str, Collective]] = {}
+    copied = set()
     for line, place in _lines(computations, entry, _Place()):
         collective = _collective(line, place, axes)
         if collective is None:
             continue
         channel = re.search(r"channel_id=(\d+)", line.rest)
         name = channel.group(1) if channel else line.name
-        found.setdefault((collective.kind, name, _sizes(line.shape)), collective)
-    return list(found.values())
+        key = (collective.kind, name, _sizes(line.shape), collective.times, collective.source)
+        found.setdefault(key, {}).setdefault(line.name, collective)
+        if place.is_asynchronous:
+            copied.add(key)
+    # Different collectives may share a channel, but those that are copies have an asynchronous one.
+    return [
+        line._replace(is_asynchronous=line.is_asynchronous or key in copied)
+        for key, named in found.items()
+        for line in list(named.values())[: 1 if key in copied else None]
+    ]
 
 
 def _lines(

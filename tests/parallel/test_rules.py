@@ -97,7 +97,7 @@ def test_heads_channels_and_vocabulary_are_cut_where_megatron_cuts_them():
     assert blocks.mlp_in.kernel.spec == P(None, "fsdp", "tensor")
     assert blocks.mlp_in.bias.spec == P(None, "tensor")
     assert blocks.mlp_out.kernel.spec == P(None, "tensor", "fsdp")
-    assert model.text.embedding.table.spec == P("tensor", "fsdp")
+    assert model.text.embedding.table.spec == P(("tensor", "fsdp"), None)
     assert model.text.head.kernel.spec == P("fsdp", "tensor")
 
 
@@ -109,6 +109,7 @@ def test_heads_channels_and_vocabulary_are_cut_where_megatron_cuts_them():
         ("blocks.mlp_in.kernel", (2, 12, 32), (1, 8, 1), P(None, None, ("tensor", "fsdp"))),
         ("blocks.mlp_in.kernel", (2, 12, 32), (1, 8, 2), P(None, None, ("tensor", "fsdp"))),
         ("image.embedding.kernel", (10, 16), (1, 4, 1), P(None, "fsdp")),
+        ("text.embedding.table", (32_000, 512), (1, 16, 2), P(("tensor", "fsdp"), None)),
         ("text.embedding.table", (30_522, 512), (1, 16, 2), P("tensor", "fsdp")),
         # A small one that nothing divides stays whole.
         ("blocks.mlp_in.kernel", (2, 12, 36), (1, 7, 1), P(None, None, "tensor")),

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import math
-import re
 
 import jax
 import numpy as np
@@ -15,6 +13,9 @@ from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.measure.rehearsal import compile_for
 from m3ae_tpu.parallel.mesh import described_mesh
 from m3ae_tpu.parallel.share import share_of
+from m3ae_tpu.rehearsal.collectives import BETWEEN_SLICES, collectives
+from m3ae_tpu.rehearsal.compiled import compile_step_for
+from m3ae_tpu.rehearsal.topologies import parse_slice
 
 pytestmark = pytest.mark.tpu_compiler
 
@@ -29,7 +30,6 @@ CONFIG = dataclasses.replace(
         decoder=TransformerConfig(num_layers=3, width=256, num_heads=4),
     ),
 )
-KINDS = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
 
 
 @pytest.mark.parametrize(("tensor", "count"), [(1, 4), (2, 4), (4, 2), (8, 2), (16, 1)])
@@ -44,63 +44,77 @@ def test_processes_whose_devices_hold_the_same_rows_read_the_same_part(tensor, c
 
 
 @functools.cache
-def compiled(mesh):
+def step_text(mesh):
     tpu_schedule.prepare(replay=False)
     config = dataclasses.replace(CONFIG, mesh=mesh)
-    return compile_for(described_mesh("v5e:2x4", None, mesh), config, "ours")
+    return compile_for(described_mesh("v5e:2x4", None, mesh), config, "ours").as_text() or ""
 
 
-def collectives(text):
-    """Returns kind, dtype, sizes and scope of each collective, once each.
-
-    An asynchronous one is printed in every computation that it overlaps with.
-    """
-    found = {}
-    for line in text.splitlines():
-        if match := re.search(rf"= (\S+|\(.*?\)) ({KINDS})(?:-start)?\(", line):
-            shape = re.sub(r"\{[^}]*\}", "", match[1])
-            channel = re.search(r"channel_id=(\d+)", line)
-            scope = re.search(r'op_name="([^"]*)"', line)
-            key = match[2], channel and channel[1], shape
-            found[key] = max(found.get(key, ""), scope[1] if scope else "", key=len)
-    for (kind, _, shape), scope in found.items():
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-        sizes = [math.prod(map(int, filter(None, size.split(",")))) for _, size in arrays]
-        yield kind, arrays[0][0], sizes, scope
+def exchanged(mesh):
+    data = 8 // (mesh.fsdp * mesh.tensor)
+    axes = {"data": data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    return collectives(step_text(mesh), axes)
 
 
 @pytest.mark.slow
 def test_fsdp_gathers_the_matrices_of_a_block_in_its_dtype_and_nothing_else_in_the_loop():
-    text = compiled(MeshConfig(fsdp=4)).as_text()
-    gathers = [
-        (dtype, sizes[0])
-        for kind, dtype, sizes, scope in collectives(text)
-        if kind == "all-gather" and "while/body" in scope
-    ]
+    found = exchanged(MeshConfig(fsdp=4))
+    gathers = [line for line in found if line.kind == "all-gather" and line.is_in_loop]
     stacks = CONFIG.model.encoder, CONFIG.model.decoder
-    matrices = [k * stack.width**2 for stack in stacks for k in (3, 1, 4, 4)]
-    assert sorted(gathers) == sorted(("bf16", size) for size in 2 * matrices)
+    matrices = [2 * k * stack.width**2 for stack in stacks for k in (3, 1, 4, 4)]
+    assert sorted(line.bytes for line in gathers) == sorted(2 * matrices)
+    assert {(line.axis, line.dtypes, line.times) for line in gathers} == {("fsdp", "bf16", 3)}
+    assert {line.kind for line in found} == {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+@pytest.mark.slow
+def test_float32_sums_of_gradients_have_no_exception_and_gathers_stay_narrow():
+    mesh = MeshConfig(fsdp=4, gradient_sums="float32")
+    for line in exchanged(mesh):
+        if line.kind != "all-gather" and "transpose(" in line.source:
+            assert line.dtypes == "f32", line
+        if line.kind == "all-gather" and line.is_in_loop:
+            assert line.dtypes == "bf16", line
 
 
 @pytest.mark.slow
 def test_tensor_parallelism_adds_up_activations_twice_a_block_and_direction_and_moves_no_other():
-    text = compiled(MeshConfig(tensor=2)).as_text()
-    found = list(collectives(text))
-    assert {kind for kind, *_ in found} == {"all-reduce"}
+    found = exchanged(MeshConfig(tensor=2))
+    assert {line.kind for line in found} == {"all-reduce"}
+    sums = [line.bytes for line in found if line.is_in_loop and line.axis == "tensor"]
     rows = CONFIG.batch_size // 4
-    sums = [
-        sizes[0]
-        for _, _, sizes, scope in found
-        if "while/body" in scope and scope.endswith("dot_general") and len(sizes) == 1
-    ]
-    encoder, decoder = rows * 11 * 512, rows * 41 * 256
+    encoder, decoder = 2 * rows * 11 * 512, 2 * rows * 41 * 256
     assert sorted(sums) == sorted([encoder] * 4 + [decoder] * 4)
+
+
+@pytest.mark.slow
+def test_all_three_axes_together_exchange_no_more_than_each():
+    found = exchanged(MeshConfig(fsdp=2, tensor=2))
+    assert {line.kind for line in found} == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert {line.axis for line in found if line.kind != "all-reduce"} == {"fsdp"}
+    in_loop = [line for line in found if line.is_in_loop]
+    assert {line.axis for line in in_loop} <= {"fsdp", "tensor", "data", "data+fsdp"}
+    assert sum(line.axis == "tensor" for line in in_loop) == 8
+
+
+@pytest.mark.slow
+def test_sums_of_gradients_alone_cross_from_slice_to_slice():
+    tpu_schedule.prepare(replay=False)
+    model = dataclasses.replace(debug.CONFIG.model, compute_dtype="bfloat16")
+    config = dataclasses.replace(debug.CONFIG, model=model, mesh=MeshConfig(fsdp=4))
+    step = compile_step_for(config, parse_slice("v5e:2x2x2slices"))
+    assert step.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
+    crossing = [line for line in step.collectives if line.axis == BETWEEN_SLICES]
+    assert {line.kind for line in crossing} == {"all-reduce"}
+    # A chip sends its share of the gradients, most of which are those of the words.
+    assert sum(line.bytes for line in crossing) <= 1.3 * step.parameter_bytes
+    assert {line.axis for line in step.collectives} == {"fsdp", BETWEEN_SLICES}
 
 
 @pytest.mark.slow
 def test_the_step_has_kernels_on_each_devices_own_rows_and_heads():
     for mesh in (MeshConfig(fsdp=4), MeshConfig(tensor=2)):
-        text = compiled(mesh).as_text() or ""
+        text = step_text(mesh)
         assert text.count('custom_call_target="tpu_custom_call"') == 6
         assert "Involuntary" not in text
 
