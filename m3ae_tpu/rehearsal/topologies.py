@@ -138,7 +138,10 @@ def parse_slice(text: str) -> Slice:
 
 def _rented(text: str) -> str:
     """Returns the name to write for a slice that is named as it is rented, or ""."""
+    generation, dash, count = text.strip().partition("-")
+    if generation in GENERATIONS:  # As v5e-256, which is rented as v5litepod-256.
+        generation = GENERATIONS[generation].accelerator
     try:
-        return f"Did you mean {find_slice(text).topology}?"
+        return f"Did you mean {find_slice(generation + dash + count).topology}?"
     except UserError:
         return ""

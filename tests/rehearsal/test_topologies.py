@@ -36,8 +36,9 @@ def test_another_name_is_refused_with_the_way_to_write_it(name, message):
 
 
 def test_the_name_by_which_a_slice_is_rented_leads_to_the_compilers():
-    with pytest.raises(UserError, match=r"v5litepod-256 is not .* Did you mean v5e:16x16\?"):
-        parse_slice("v5litepod-256")
+    for name in ("v5litepod-256", "v5e-256"):
+        with pytest.raises(UserError, match=rf"{name} is not .* Did you mean v5e:16x16\?"):
+            parse_slice(name)
 
 
 def test_an_axis_that_closes_to_a_ring_sends_both_ways():
