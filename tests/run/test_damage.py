@@ -3,8 +3,9 @@
 import random
 
 import pytest
+from in_processes import run
 from places import InBucket, OnDisk, place_of, step_files
-from small_state import RUN, abstract, assert_same, make_state
+from small_state import BY_ROW, RUN, abstract, assert_same, make_state
 
 from m3ae_tpu.config import CheckpointConfig
 from m3ae_tpu.run.checkpoint import Checkpointer
@@ -12,6 +13,8 @@ from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.claim import claim_workdir, files_of
 
 KINDS = ("flip", "shorten", "remove")
+# Files that no restore reads, and spaces in the list of digests.
+HARMLESS = {"_CHECKPOINT_METADATA", "digests.json", "commit_success.txt"}
 
 
 def damaged(content: bytes, kind: str, draw: random.Random) -> bytes | None:
@@ -40,13 +43,16 @@ def save(address):
 
 def restored(address):
     with files_of(place_of(address)) as folder:
-        return CheckpointReader(folder).restore(abstract(make_state(0)))
+        return CheckpointReader(folder).restore(abstract(make_state(0), sharding=BY_ROW))
 
 
-def damage_and_restore(workdir, number, caplog):
-    """Damages one random file, restores, and puts it back; returns whether step 4 was used."""
+def damage_and_restore(workdir, number, caplog, *, newest=4):
+    """Damages one random file of the newest step, restores, and puts it back.
+
+    Returns whether that step was used, the file and its damage.
+    """
     draw = random.Random(number)
-    name, content = draw.choice(sorted(step_files(workdir, 4).items()))
+    name, content = draw.choice(sorted(step_files(workdir, newest).items()))
     kind = draw.choice(KINDS)
     workdir.write(name, damaged(content, kind, draw) if content else None)
     caplog.clear()
@@ -57,10 +63,11 @@ def damage_and_restore(workdir, number, caplog):
     step = data_state["step"]
     assert_same(state, make_state(step))
     assert run == RUN
-    if step == 2:
-        assert "checkpoint 4 is" in caplog.text, (name, kind)
+    if step != newest:
+        assert step == newest - 2
+        assert f"checkpoint {newest} is" in caplog.text, (name, kind)
         assert "skipped: " in caplog.text, (name, kind)
-    return step == 4, name, kind
+    return step == newest, name, kind
 
 
 @pytest.mark.parametrize("place", [OnDisk, InBucket])
@@ -77,6 +84,21 @@ def test_a_hundred_random_damages_are_named_or_do_not_matter(place, tmp_path, ca
     workdir = place(tmp_path)
     save(workdir.address)
     passed = [damage_and_restore(workdir, number, caplog) for number in range(100)]
-    unnoticed = {name.rpartition("/")[2] for is_used, name, _ in passed if is_used}
-    # Files that no restore reads, and spaces in the list of digests.
-    assert unnoticed <= {"_CHECKPOINT_METADATA", "digests.json", "commit_success.txt"}
+    assert unnoticed(passed) <= HARMLESS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [OnDisk, InBucket])
+def test_damage_of_what_several_processes_wrote_is_named_or_does_not_matter(
+    place, tmp_path, caplog
+):
+    workdir = place(tmp_path)
+    run(2, "save", workdir.address)
+    assert any("/ocdbt.process_1/" in name for name in step_files(workdir, 6))
+    passed = [damage_and_restore(workdir, number, caplog, newest=6) for number in range(60)]
+    assert unnoticed(passed) <= HARMLESS
+
+
+def unnoticed(passed):
+    """Returns the names of files whose damage kept no step from being used."""
+    return {name.rpartition("/")[2] for is_used, name, _ in passed if is_used}

@@ -1,7 +1,6 @@
 """Guards that the parts of a run's wall time add up to it, whatever kills the run in between."""
 
 import json
-import os
 import pathlib
 import random
 import signal
@@ -10,6 +9,7 @@ import sys
 import time
 
 import fake_gcs
+import killed_run
 import pytest
 
 from m3ae_tpu.errors import UserError
@@ -162,34 +162,12 @@ def test_a_run_in_a_bucket_goes_on_with_its_times(capfd):
     assert 7 <= found["wall_seconds"] <= time.time() - began
 
 
-# A run that sleeps at each step, as a larger model would compute.
-SLOW = """
-import runpy, sys, time
-from m3ae_tpu.train.monitor import StepMonitor
-
-dispatched = StepMonitor.dispatched
-
-def slowly(self, *values):
-    dispatched(self, *values)
-    time.sleep(0.2)
-
-StepMonitor.dispatched = slowly
-runpy.run_module("pipelines.pretrain", run_name="__main__", alter_sys=True)
-"""
-
-
 @pytest.mark.long
 def test_the_report_of_a_run_that_is_killed_again_and_again_adds_up(tmp_path):
-    command = [sys.executable, "-c", SLOW, "--config=debug", f"--workdir={tmp_path}"]
-    command += ["--num_steps=60", "--checkpoint.every_steps=10"]
+    flags = ["--num_steps=60", "--checkpoint.every_steps=10"]
     began, down = time.time(), 0.0
     for kill_step in (14, 27, 45, None):
-        run = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.DEVNULL,
-        )
+        run = killed_run.start(tmp_path, *flags, seconds=0.2)
         while kill_step is not None:
             time.sleep(0.02)
             assert run.poll() is None
