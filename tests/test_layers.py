@@ -34,6 +34,7 @@ BESIDE = {
         "errors files storage config batch parallel model data run train pretrained evaluation"
     ),
     "features": "errors files config batch parallel model data pretrained prepare",
+    "search": "errors files charts config batch parallel model data pretrained prepare features",
     "rehearsal": "kernels errors files charts config batch parallel model train measure",
 }
 # Second copies of modules that already have a name below m3ae_tpu.

@@ -19,6 +19,7 @@ from m3ae_tpu.files import home_expanded, is_remote
 from m3ae_tpu.prepare.cleaning import clean_captions
 from m3ae_tpu.prepare.options import CleaningOptions
 from m3ae_tpu.prepare.pieces import Piece, find_pieces
+from m3ae_tpu.prepare.readers.image_files import read_image_files
 from m3ae_tpu.prepare.samples import Fault, Sample
 
 SHARD = ".array_record"
@@ -159,6 +160,11 @@ def open_input(given: Sequence[str], kind: ExampleKind) -> Input:
         count = count + sum(len(piece.urls) for piece in collection.pieces) if are_images else None
         passed_over = dict(collection.passed_over)
     return Input(kind=kind, parts=parts, count=count, passed_over=passed_over)
+
+
+def read_file(path: str, kind: ExampleKind) -> Example:
+    """Returns the example of a loose image and the text beside it."""
+    return _as_example(next(read_image_files([path])), kind)
 
 
 def choose_input(given: Sequence[str], kinds: Sequence[ExampleKind]) -> Input:

@@ -1,0 +1,1 @@
+"""Search in features: nearest neighbours, and texts scored beside images."""
