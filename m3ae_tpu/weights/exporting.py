@@ -21,7 +21,7 @@ from m3ae_tpu.run.workdir import describe_run
 from m3ae_tpu.weights.comparison import Comparison, compare
 from m3ae_tpu.weights.model_card import write_card
 from m3ae_tpu.weights.plain_model import float32_arrays
-from m3ae_tpu.weights.usage import HEADERS, usage_of
+from m3ae_tpu.weights.usage import HEADERS, tokenizer_file, usage_of
 
 type ExportFormat = Literal["safetensors", "hf", "hf_mae", "timm", "onnx", "stablehlo"]
 
@@ -106,6 +106,7 @@ def _write_own(folder: pathlib.Path, pretrained: Pretrained, origin: str) -> lis
         float32_arrays(pretrained),
         step=pretrained.step,
         tokenizer=model,
+        tokenizer_name=tokenizer_file(pretrained),
         run=describe_run(pretrained.config, tokenizer=model) | {"versions": pretrained.versions},
         source=origin,
     )
@@ -127,7 +128,7 @@ def _write_onnx(folder: pathlib.Path, pretrained: Pretrained, origin: str) -> li
     from m3ae_tpu.weights.onnx_files import write_onnx
 
     if pretrained.tokenizer is not None:
-        (folder / "tokenizer.model").write_bytes(pretrained.tokenizer.model)
+        (folder / tokenizer_file(pretrained)).write_bytes(pretrained.tokenizer.model)
     return write_onnx(folder, pretrained)
 
 

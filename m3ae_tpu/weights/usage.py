@@ -2,7 +2,10 @@
 
 import textwrap
 
+from m3ae_tpu.data.wordpiece import is_wordpiece
+from m3ae_tpu.pretrained.model_folder import VOCABULARY
 from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.run.workdir import TOKENIZER
 from m3ae_tpu.weights.uses import Use, uses_of
 
 HEADERS = {
@@ -119,6 +122,13 @@ def usage_of(format_name: str, pretrained: Pretrained, folder: str) -> str:
     return _block(code) + _files(pretrained, ending)
 
 
+def tokenizer_file(pretrained: Pretrained) -> str:
+    """Returns the name of the tokenizer's file in an export."""
+    tokenizer = pretrained.tokenizer
+    has_vocabulary = tokenizer is not None and is_wordpiece(tokenizer.model)
+    return VOCABULARY if has_vocabulary else TOKENIZER
+
+
 def _block(code: str) -> str:
     return _PYTHON.format(code=code.rstrip("\n"))
 
@@ -139,7 +149,9 @@ def _example_inputs(pretrained: Pretrained, use: Use) -> list[str]:
     if use.has_image:
         lines.append(f"images = np.zeros((1, {size}, {size}, 3), np.uint8)  # Your images.")
     if use.has_text:
-        lines.append(f"text_ids = np.zeros((1, {length}), np.int32)  # Of `tokenizer.model`.")
+        lines.append(
+            f"text_ids = np.zeros((1, {length}), np.int32)  # Of `{tokenizer_file(pretrained)}`."
+        )
         lines.append("is_valid = text_ids != 0")
     return lines
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_type_vectors_are_folded_and_position_codes_always_written(tmp_path):
     run = trained_run()
     write_hf(tmp_path, run)
     tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
-    image = run.model.image
+    image: Any = run.model.image
     np.testing.assert_array_equal(
         tensors["embeddings.patch_embeddings.projection.bias"],
         image.embedding.bias + image.encoder_type,
@@ -203,7 +204,8 @@ def test_onnx_takes_any_batch_with_and_without_words(activation, tmp_path):
         ids = random.integers(1, 4_000, (batch, length), np.int32)
         is_valid = np.arange(length)[None] < random.integers(0, length + 1, (batch, 1))
         given = {"images": np.stack(images), "text_ids": ids, "is_valid": is_valid}
-        outputs = dict(zip(names, session.run(None, given), strict=True))
+        outputs: Any = dict(zip(names, session.run(None, given), strict=True))
+        wanted: Any
         if length == 0:
             wanted = run.encode(images=images)
             assert not outputs["text_mean"].any()
