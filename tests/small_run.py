@@ -35,6 +35,12 @@ def with_source(kind):
     return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, sources=(source,)))
 
 
+def without_decoder(config=CONFIG):
+    """Returns the config of an encoder alone, as weights of another library may be."""
+    decoder = dataclasses.replace(SMALL, num_layers=0)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+
+
 def trained_run(config=CONFIG):
     """Returns a run whose weights NumPy draws: they differ from the initial ones, and nothing is
     compiled to draw them.

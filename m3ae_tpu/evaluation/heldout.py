@@ -26,12 +26,20 @@ NUM_DRAWS = 2
 
 _SEED = 20_220_528  # Any; the same for all runs, so that their figures compare.
 _OTHER = "_with_other_image"
+_NO_DECODER = "The model is an encoder without a decoder: it reconstructs nothing."
 
 
 def run(subject: Subject) -> Figures:
     """Measures the figures of `heldout_reconstruction` on the test examples, as `heldout/...`."""
-    subject.report("reconstructing held-out examples")
     task, tokenizer = subject.run.task, subject.run.tokenizer
+    if subject.run.model.decoder is None:
+        learned = {"image_loss": task.has_images, "text_accuracy": task.has_texts}
+        return {
+            f"left_out/heldout/{name}": _NO_DECODER
+            for name, is_there in learned.items()
+            if is_there
+        }
+    subject.report("reconstructing held-out examples")
     is_title = None if tokenizer is None else title_tokens(subject.test, tokenizer)
     figures = heldout_reconstruction(
         subject.run.model, subject.test, task, subject.run.mesh, is_title=is_title

@@ -43,7 +43,11 @@ class Word:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownExample:
-    """One example of the report; images are PNG data URIs, empty for a run without images."""
+    """One example of the report.
+
+    Images are PNG data URIs, empty for a run without images; of a model without a decoder only the
+    original is there.
+    """
 
     title: str
     label: str
@@ -80,8 +84,10 @@ def show_examples(
     shown = examples.take(choose_rows(examples.labels, count))
     rows = task.rows(shown)
     places = np.arange(len(shown), dtype=np.int32)
-    reconstruct = RowMap(functools.partial(_reconstruct, task=task), run.mesh)
-    drawn = reconstruct((run.model, jax.random.key(_SEED)), (rows, places))
+    drawn: dict[str, Any] = {}
+    if run.model.decoder is not None:
+        reconstruct = RowMap(functools.partial(_reconstruct, task=task), run.mesh)
+        drawn = reconstruct((run.model, jax.random.key(_SEED)), (rows, places))
     maps = word_attention(run.model, rows, task, run.mesh) if task.has_pairs else None
     results = []
     for row, title in enumerate(shown.titles):
@@ -91,11 +97,8 @@ def show_examples(
             words = _words(shown, row, drawn, own_maps, run.tokenizer)
         uris = dict.fromkeys(("original", "masked", "reconstructed"), "")
         if task.has_images:
-            uris = {
-                "original": png_uri(shown.images[row]),
-                "masked": png_uri(drawn["masked"][row]),
-                "reconstructed": png_uri(drawn["reconstructed"][row]),
-            }
+            uris["original"] = png_uri(shown.images[row])
+            uris |= {name: png_uri(drawn[name][row]) for name in uris if name in drawn}
         results.append(
             ShownExample(
                 title=title,
@@ -168,9 +171,8 @@ def _words(
         return [piece.replace("▁", " ") for piece in tokenizer.pieces(ids)]
 
     guesses: dict[int, tuple[tuple[str, float], ...]] = {}
-    for place, ids, probs in zip(
-        drawn["hidden_words"][row], drawn["guess_ids"][row], drawn["guess_probs"][row], strict=True
-    ):
+    hidden = [drawn[name][row] for name in ("hidden_words", "guess_ids", "guess_probs") if drawn]
+    for place, ids, probs in zip(*hidden, strict=True):
         guesses[int(place)] = tuple(zip(read(ids), probs.tolist(), strict=True))
     texts = read(examples.text_ids[row][examples.is_valid[row]])
     return tuple(

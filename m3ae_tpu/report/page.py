@@ -125,8 +125,14 @@ def _lead(
         steps = f"{done:,} of {config.num_steps:,} steps"
     learned = [noun for kind, noun in nouns.items() if kind in kinds]
     learned = " and ".join([", ".join(learned[:-1]), learned[-1]] if learned[1:] else learned)
+    is_imported = not any(source.shards for source in config.data.sources)
+    origin = (
+        "weights of another program"
+        if is_imported
+        else f"{steps} of {config.batch_size:,} examples"
+    )
     phrases = [
-        f"Learned from {learned}: {steps} of {config.batch_size:,} examples",
+        f"Learned from {learned}: {origin}",
         f"an encoder of {encoder.num_layers} blocks and width {encoder.width}",
     ]
     if kinds != {"text"}:

@@ -79,7 +79,9 @@ def reconstruction(
     if examples is None:
         return missing(_NO_CHECKPOINT)
     sentences = ["The first test examples of each class."]
-    if any(example.original for example in examples):
+    if config.model.decoder.num_layers == 0:
+        sentences.append("The model is an encoder without a decoder: it reconstructs nothing.")
+    elif any(example.original for example in examples):
         num_patches = (config.data.image_size // config.model.patch_size) ** 2
         num_hidden = num_patches - num_visible(num_patches, config.masking.image_mask_ratio)
         sentences.append(
@@ -90,7 +92,7 @@ def reconstruction(
                 "This run predicts patches normalised one by one, so each predicted patch is shown "
                 "with the mean and the contrast of the original."
             )
-    if any(example.words for example in examples):
+    if any(word.guesses for example in examples for word in example.words):
         ratio = percent(config.masking.text_mask_ratio)
         sentences.append(
             f"{ratio} of the caption's tokens are hidden: they are shaded, with the model's three "
@@ -99,8 +101,9 @@ def reconstruction(
     cards = []
     for example in examples:
         images = ""
-        for name in ("original", "masked", "reconstructed") if example.original else ():
-            source = getattr(example, name)
+        for name in ("original", "masked", "reconstructed"):
+            if not (source := getattr(example, name)):
+                continue
             style = "image hatched" if name == "masked" else "image"
             images += (
                 f'<figure><img class="{style}" src="{source}" alt="{name}">'

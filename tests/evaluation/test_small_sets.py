@@ -5,7 +5,7 @@ import re
 
 import pytest
 from labelled_sets import write_labelled
-from small_run import CONFIG, trained_run
+from small_run import CONFIG, trained_run, without_decoder
 
 from m3ae_tpu.data.labelled import read_labelled
 from m3ae_tpu.data.shards import open_shards
@@ -126,3 +126,15 @@ def test_the_probe_in_training_needs_no_folds_beside_a_test_set(tmp_path):
     test = write_labelled(tmp_path, "test", ["cat"], seed=1)
     probe = dataclasses.replace(CONFIG.probe, train_shards=train, test_shards=test, every_steps=1)
     assert [len(examples) for examples in read_probe_examples(probe, DATA)] == [2, 1]
+
+
+def test_an_encoder_without_a_decoder_is_evaluated_without_reconstruction(tmp_path, capsys):
+    train = write_labelled(tmp_path, "train", TWO * 10, captions=captions_of(TWO * 10))
+    test = write_labelled(tmp_path, "test", TWO * 5, seed=1, captions=captions_of(TWO * 5))
+    alone = trained_run(without_decoder())
+    figures = evaluate_run(alone, [].append, train_shards=train, test_shards=test)
+    assert not [name for name in figures if name.startswith("heldout/")]
+    for title in ("Error at hidden patches", "Hidden words predicted right"):
+        assert rows_of(figures)[title].note.startswith("The model is an encoder without a decoder")
+    print_figures(figures)
+    assert capsys.readouterr().out.count("left out") == 2

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from small_run import CONFIG, trained_run
+from small_run import CONFIG, trained_run, without_decoder
 
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
@@ -73,3 +73,11 @@ def test_the_map_is_opaque_where_attention_is_largest():
     weights = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
     opacity = pixels(attention_uri(weights))[..., 3]
     np.testing.assert_array_equal(opacity, [[0, 0], [72, 215]])
+
+
+def test_an_encoder_without_a_decoder_shows_originals_and_attention(examples):
+    for example in show_examples(trained_run(without_decoder()), examples, count=2):
+        assert example.original
+        assert not example.masked
+        assert not example.reconstructed
+        assert all(word.attention and not word.guesses for word in example.words)
