@@ -20,9 +20,10 @@ import safetensors.numpy
 from jaxtyping import PyTree
 
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.data.wordpiece import is_wordpiece
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.run.checkpoint_reader import named_arrays
-from m3ae_tpu.run.workdir import CONFIG, describe_run
+from m3ae_tpu.run.workdir import CONFIG, TOKENIZER, describe_run
 
 PARAMETERS, VOCABULARY = "model.safetensors", "vocab.txt"
 FORMAT_VERSION = "1"
@@ -40,7 +41,6 @@ def write_model_folder(
     *,
     step: int = 0,
     tokenizer: bytes = b"",
-    tokenizer_name: str = "tokenizer.model",
     run: Mapping[str, Any] | None = None,
     source: str = "",
 ) -> None:
@@ -52,7 +52,6 @@ def write_model_folder(
         parameters: By dotted name.
         step: Steps that the model was trained for; 0 if unknown.
         tokenizer: Content of the tokenizer's file; empty for a model without text.
-        tokenizer_name: Name of that file.
         run: Versions and digests of the run, see `describe_run`; None: those of this process.
         source: The origin of the weights, a line for people.
     """
@@ -69,7 +68,8 @@ def write_model_folder(
     arrays = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
     safetensors.numpy.save_file(arrays, folder / PARAMETERS, metadata)
     if tokenizer:
-        (folder / tokenizer_name).write_bytes(tokenizer)
+        name = VOCABULARY if is_wordpiece(tokenizer) else TOKENIZER
+        (folder / name).write_bytes(tokenizer)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     (folder / CONFIG).write_text(text)
     # The library's files are for their owner's eyes alone.

@@ -5,15 +5,16 @@ import pathlib
 import rich
 from rich.markup import escape
 
-import m3ae_tpu
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.data.wordpiece import is_wordpiece
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import file_sha256, printable
-from m3ae_tpu.pretrained.model_folder import VOCABULARY, new_folder, write_model_folder
+from m3ae_tpu.pretrained.loading import load_pretrained
+from m3ae_tpu.pretrained.model_folder import new_folder, write_model_folder
 from m3ae_tpu.weights.imported import Choices, Imported
 from m3ae_tpu.weights.m3ae_pickle import read_paper_pickle
 from m3ae_tpu.weights.matching import Line
+from m3ae_tpu.weights.model_card import write_card
 from m3ae_tpu.weights.read_hf import read_hf
 from m3ae_tpu.weights.read_m3ae import read_m3ae
 from m3ae_tpu.weights.read_vit import read_mae, read_timm
@@ -26,6 +27,7 @@ from m3ae_tpu.weights.sources import (
     require_whole,
     weights_file,
 )
+from m3ae_tpu.weights.usage import usage_of
 
 _READERS = {"mae": read_mae, "hf": read_hf, "timm": read_timm}
 _MEANING = {
@@ -59,8 +61,9 @@ def import_weights(
     """
     path = weights_file(source)
     tokenizer = _vocabulary(vocab, format)
-    with new_folder("--output", output) as folder:
-        origin = f"{path.name}, SHA-256 {file_sha256(path)}"
+    status = rich.get_console().status(f"reading {escape(printable(path.name))}")
+    with new_folder("--output", output) as folder, status:
+        origin = f"{_MEANING[format]}, {path.name} (SHA-256 {file_sha256(path)})"
         imported = read_weights(path, format, choices or Choices(), tokenizer)
         write_model_folder(
             folder,
@@ -68,10 +71,11 @@ def import_weights(
             imported.arrays,
             step=imported.step,
             tokenizer=tokenizer.model if tokenizer else b"",
-            tokenizer_name=VOCABULARY,
             source=origin,
         )
-        (folder / "README.md").write_text(_card(imported, origin, format))
+        pretrained = load_pretrained(folder)
+        usage = usage_of("safetensors", pretrained, output.name)
+        write_card(folder, pretrained, usage=usage, source=origin, checks=_fates(imported))
     return imported
 
 
@@ -123,20 +127,10 @@ def _phrase(line: Line) -> str:
     return f"{names} ({line.remark})" if line.remark else names
 
 
-def _card(imported: Imported, origin: str, format: Format) -> str:
-    """Returns the text that lies beside the weights: their origin, and what became of them."""
-    config = imported.config
-    encoder = config.model.encoder
-    statements = [
-        f"Weights of {_MEANING[format]} ({origin}), imported by m3ae-tpu {m3ae_tpu.__version__}.",
-        f"Encoder: {encoder.num_layers} blocks of {encoder.width} channels, patches of "
-        f"{config.model.patch_size} pixels, images of {config.data.image_size} pixels.",
-        f"Images: mean {config.data.image_mean}, standard deviation {config.data.image_std}.",
-        "The licence is that of the source.",
-        *imported.remarks,
-    ]
+def _fates(imported: Imported) -> str:
+    """Returns what became of every tensor, as Markdown."""
     lines = [f"- {line.fate}: `{_phrase(line)}`" for line in _sorted(imported.lines)]
-    return "\n\n".join(["# Imported weights", *statements, "\n".join(lines)]) + "\n"
+    return "\n\n".join([*imported.remarks, "\n".join(lines)])
 
 
 def _vocabulary(path: pathlib.Path | None, format: Format) -> Tokenizer | None:
