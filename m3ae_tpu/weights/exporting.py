@@ -106,7 +106,6 @@ def _write_own(folder: pathlib.Path, pretrained: Pretrained, origin: str) -> lis
         float32_arrays(pretrained),
         step=pretrained.step,
         tokenizer=model,
-        tokenizer_name=tokenizer_file(pretrained),
         run=describe_run(pretrained.config, tokenizer=model) | {"versions": pretrained.versions},
         source=origin,
     )
