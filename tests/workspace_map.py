@@ -44,6 +44,7 @@ DESCRIPTIONS = {
     "docs/results/starter.md": "What the starter runs learn, and how their recipe was chosen.",
     "docs/results/tpu.md": "Attention and train steps as the TPU compiler schedules them.",
     "docs/results/weights.md": "Exports beside the model, in transformers, timm and onnxruntime.",
+    "docs/using-the-encoder.md": "Features, robot policies, PyTorch, ONNX and search.",
     "docs/scaling.md": "Whole slices of TPUs as the compiler sees them, and needs of more chips.",
     "kernels/README.md": "How the attention kernel works, what limits it, how to use it elsewhere.",
     "kernels/*/block_sizes.json": "The table of block sizes, and the source of each row.",

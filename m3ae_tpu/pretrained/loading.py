@@ -87,6 +87,12 @@ def load(path: Place, *, image_size: int | None = None) -> Pretrained:
         model = load_pretrained(folder)
     if image_size is None:
         return model
+    patch = model.config.model.patch_size
+    require(
+        image_size > 0 and image_size % patch == 0,
+        f"image_size = {image_size} is not a multiple of the model's patches of {patch} pixels. "
+        f"Set {max(1, round(image_size / patch)) * patch}.",
+    )
     try:
         data = dataclasses.replace(model.config.data, image_size=image_size)
         return dataclasses.replace(model, config=dataclasses.replace(model.config, data=data))

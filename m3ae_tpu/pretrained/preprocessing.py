@@ -10,10 +10,25 @@ from PIL import Image
 
 from m3ae_tpu.data.crops import resize_and_crop_center
 from m3ae_tpu.data.images import decode_upright
-from m3ae_tpu.errors import UserError
+from m3ae_tpu.errors import UserError, require
 
 type ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """Path of a file, its content, a Pillow image, or uint8 [height, width, 3]."""
+
+
+def several[Example](
+    name: str, examples: Sequence[Example] | np.ndarray | None
+) -> list[Example] | None:
+    """Returns examples as a list; None for None.
+
+    Raises:
+        UserError: they are one example, not in a list.
+    """
+    require(
+        not isinstance(examples, str | bytes | os.PathLike | Image.Image),
+        f"{name} = {repr(examples)[:60]} is one, not several. Give a list: {name}=[...].",
+    )
+    return None if examples is None else list(examples)
 
 
 def make_images(images: Sequence[ImageLike], size: int) -> UInt8[np.ndarray, "images size size 3"]:

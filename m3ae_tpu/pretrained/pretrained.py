@@ -19,7 +19,7 @@ from m3ae_tpu.model.m3ae import M3AE, Features
 from m3ae_tpu.parallel.mesh import replicated
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.row_map import RowMap
-from m3ae_tpu.pretrained.preprocessing import ImageLike, make_images
+from m3ae_tpu.pretrained.preprocessing import ImageLike, make_images, several
 from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.run.checkpoint_reader import named_arrays
 from m3ae_tpu.run.digests import arrays_sha256
@@ -76,15 +76,15 @@ class Pretrained:
     def rows(
         self,
         *,
-        images: Sequence[ImageLike] | None = None,
+        images: Sequence[ImageLike] | np.ndarray | None = None,
         texts: Sequence[str] | None = None,
         text_length: int | None = None,
     ) -> Rows:
         """Prepares examples as the model was trained on them.
 
         Args:
-            images: Paths, encoded bytes, Pillow images, or uint8 arrays [height, width, 3]. The
-                shorter side is resized, bicubic, and the centre cropped.
+            images: Paths, encoded bytes, Pillow images, or uint8 arrays [height, width, 3]; or one
+                array of all. The shorter side is resized, bicubic, and the centre cropped.
             texts: One for each image, or alone. Longer ones are cut; an empty one has no token.
             text_length: Tokens of a text; None: as in training.
 
@@ -92,6 +92,7 @@ class Pretrained:
             UserError: neither of both, numbers that differ, an image that cannot be read, or a
                 modality that the model has not learned.
         """
+        images, texts = several("images", images), several("texts", texts)
         require(
             bool(images) or bool(texts),
             "images and texts are both empty. Give images, texts, or both.",
@@ -132,7 +133,7 @@ class Pretrained:
     def encode(
         self,
         *,
-        images: Sequence[ImageLike] | None = None,
+        images: Sequence[ImageLike] | np.ndarray | None = None,
         texts: Sequence[str] | None = None,
     ) -> Features:
         """Computes the features of whole examples as float32 NumPy arrays; see `rows`.
@@ -144,7 +145,7 @@ class Pretrained:
     def encode_layers(
         self,
         *,
-        images: Sequence[ImageLike] | None = None,
+        images: Sequence[ImageLike] | np.ndarray | None = None,
         texts: Sequence[str] | None = None,
     ) -> Features:
         """Computes `encode`'s features after every block, on a leading axis.

@@ -30,6 +30,8 @@ def test_images_of_every_form_are_prepared_alike(tmp_path):
     images = RUN.rows(images=forms).images
     for image in images:
         np.testing.assert_array_equal(image, resize_and_crop_center(PIXELS[0], 32))
+    together = RUN.rows(images=PIXELS).images
+    np.testing.assert_array_equal(together, RUN.rows(images=list(PIXELS)).images)
 
 
 def test_a_turned_photograph_is_prepared_upright(tmp_path):
@@ -73,6 +75,9 @@ def test_features_of_one_modality_do_not_depend_on_other_rows(given):
         ({}, "images and texts are both empty"),
         ({"images": list(PIXELS), "texts": ["one"]}, r"images are 8 and texts 1\."),
         ({"images": [b"no image"]}, r"images\[0\] is not an image that can be read"),
+        ({"images": "cat.jpg"}, r"images = 'cat\.jpg' is one, not several\. Give a list: images="),
+        ({"texts": "a cat"}, r"texts = 'a cat' is one, not several\. Give a list: texts="),
+        ({"images": PIXELS[0]}, r"images\[0\] is an array uint8 \[50, 3\]\. Give"),
         ({"images": ["missing.jpg"]}, r"missing\.jpg cannot be read \(No such file"),
         ({"images": [PIXELS[0] / 255]}, r"images\[0\] is an array float64 \[40, 50, 3\]\. Give"),
     ],
