@@ -146,13 +146,13 @@ def allowed_kinds(model: Pretrained, options: FeatureOptions) -> tuple[ExampleKi
     has: tuple[ExampleKind, ...] = tuple(kind for kind, is_learned in learned.items() if is_learned)
     if options.kind == "auto":
         return has
+    lacks_vocabulary = model.tokenizer is None and model.config.model.vocab_size > 0
+    imported = ", or was imported without its vocabulary" if lacks_vocabulary else ""
     require(
         learned[options.kind],
-        f"--kind = {options.kind}, but the model has learned {_phrases(has)} only. "
+        f"--kind = {options.kind}, but the model has learned {_phrases(has)} only{imported}. "
         f"Choose of {', '.join(has)}.",
     )
-    if options.kind != "image":
-        model.require_tokenizer()
     return (options.kind,)
 
 

@@ -205,7 +205,7 @@ def test_wrong_input_is_refused_and_leaves_nothing(photos, tmp_path):
     (tmp_path / "lines.txt").write_text("a text")
     for model, given, options, message in [
         (only_images, photos, {"kind": "text"}, r"--kind = text, but the model has learned images"),
-        (only_images, photos, {"kind": "both"}, r"has learned images only\. Choose of image"),
+        (only_images, photos, {"kind": "both"}, r"images only, or was imported without"),
         (only_images, tmp_path / "lines.txt", {}, "holds no images"),
         (RUN, photos, {"layers": "3"}, r"names layer 3, and the encoder has the layers 1 to 2"),
         (RUN, photos, {"kind": "image", "pooling": "text_mean"}, "asks for text_mean"),
