@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 
+from m3ae_tpu.files import place
+from m3ae_tpu.run.claim import files_of
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FLAGS = ["--config=debug", "--num_steps=12", "--checkpoint.every_steps=4", "--probe.every_steps=0"]
 
@@ -99,7 +102,8 @@ def log(workdir, process=0):
 
 def metrics(workdir):
     """Returns all lines of metrics, without those that measure time."""
-    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    with files_of(place("workdir", str(workdir))) as folder:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if not name.startswith("time/")}
         for line in lines

@@ -2,19 +2,22 @@
 
 import json
 import os
-import pathlib
+import shutil
 import socket
 import subprocess
 import sys
 
+import fake_gcs
 import numpy as np
 import pytest
 import several
 
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.parallel.exit_codes import PEER_DIED
+from m3ae_tpu.files import place
+from m3ae_tpu.parallel.exit_codes import PEER_DIED, PREEMPTED
 from m3ae_tpu.parallel.joining import require_consistent
 from m3ae_tpu.parallel.processes import gathered, total
+from m3ae_tpu.run.claim import files_of
 
 MIXED = """
 import dataclasses
@@ -157,15 +160,56 @@ def test_two_and_four_processes_have_equal_bits_and_one_agrees(tmp_path):
     ]
 
 
+@pytest.fixture(params=["disk", "bucket"])
+def workdirs(request, tmp_path):
+    """Returns the address of a workdir by its name, on a disk or in a bucket."""
+    if request.param == "disk":
+        return lambda name: str(tmp_path / name)
+    fake_gcs.shared_server().restart("bucket")
+    return lambda name: f"gs://bucket/{name}"
+
+
+def copy(old, new):
+    """Copies a workdir."""
+    if not old.startswith("gs:"):
+        shutil.copytree(old, new)
+        return
+    objects = fake_gcs.shared_server().buckets["bucket"]
+    old, new = (address.removeprefix("gs://bucket/") for address in (old, new))
+    for name in list(objects):
+        if name.startswith(f"{old}/"):
+            objects.put(new + name.removeprefix(old), objects[name][0], {}, {})
+
+
+def read(address, name):
+    """Returns a small file of a workdir."""
+    with files_of(place("workdir", address)) as folder:
+        return (folder / name).read_bytes()
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_run_of_four_processes_goes_on_in_fewer(count, tmp_path):
-    flags = ["--mesh.fsdp=2"]
-    several.run(tmp_path / "whole", *flags, count=4)
-    several.run(tmp_path / "moved", *flags, "--num_steps=8", count=4)
-    # The rate of the longer schedule from the first step on.
-    several.run(tmp_path / "moved", *flags, "--num_steps=12", count=count)
-    whole, moved = several.metrics(tmp_path / "whole"), several.metrics(tmp_path / "moved")
-    assert [line["step"] for line in moved] == list(range(1, 13))
-    assert pathlib.Path(tmp_path / "moved" / "checkpoints" / "12").is_dir()
-    assert len(whole) == len(moved)
+def test_a_run_of_four_processes_goes_on_in_two_and_in_one(workdirs, tmp_path):
+    config = tmp_path / "mixed.py"
+    config.write_text(MIXED)
+    flags = [f"--config={config}", "--mesh.fsdp=2", "--log_record_ids"]
+    whole, stopped = workdirs("whole"), workdirs("stopped")
+    several.run(whole, *flags, count=4)
+    codes, outputs = several.Started(
+        stopped, *flags, count=4, action=several.TERMINATE, step=6, process=3
+    ).finish()
+    assert codes == [PREEMPTED] * 4, outputs
+    expected = several.metrics(whole)
+    done = len(several.metrics(stopped))
+    assert 6 <= done < 12
+    for count, name in ((2, "two"), (1, "one"), (1, "again")):
+        copy(stopped, workdirs(name))
+        several.run(workdirs(name), *flags, count=count)
+        assert read(workdirs(name), "record_ids.jsonl") == read(whole, "record_ids.jsonl")
+    # On the same mesh two processes have the bits of four; one adds up in another order.
+    assert several.metrics(workdirs("two")) == expected
+    one = several.metrics(workdirs("one"))
+    assert one == several.metrics(workdirs("again"))
+    assert one[:done] == expected[:done]
+    # The first step from the restored state: its loss and norms see every parameter.
+    for line, other in zip(one, expected, strict=True):
+        np.testing.assert_allclose(list(line.values()), list(other.values()), rtol=1e-6)
