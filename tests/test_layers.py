@@ -17,6 +17,7 @@ LAYERS = [
     "run",
     "train",
     "pretrained",
+    "probing",
     "evaluation",
     "report",
 ]

@@ -67,6 +67,7 @@ DESCRIPTIONS = {
     "m3ae_tpu/report/report.css": "The style of the report, light and dark.",
     "m3ae_tpu/rehearsal/page.html": "The page of rehearsals, with places for their parts.",
     "m3ae_tpu/search/page.html": "The contact sheet of a search, with places for its parts.",
+    "m3ae_tpu/report/probe.html": "The page of a probe, with places to fill in.",
     "m3ae_tpu/report/report.html": "The frame of the report.",
     "tests": "Behaviour, one file a topic, in the folders of the code.",
     "tests/kernels": "Tests of `kernels/`.",

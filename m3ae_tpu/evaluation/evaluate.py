@@ -15,12 +15,12 @@ from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
 from m3ae_tpu.evaluation.examples import describe_examples, example_remarks
-from m3ae_tpu.evaluation.probes import Targets, standard_error
 from m3ae_tpu.evaluation.protocol import Evaluation, Figures, Row, Subject
 from m3ae_tpu.evaluation.results import EVALUATION
 from m3ae_tpu.files import atomic_write
 from m3ae_tpu.pretrained.loading import load_pretrained
 from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.probing.scores import Targets, standard_error
 from m3ae_tpu.run.workdir import result_file
 
 TRAIN_SHARDS, TEST_SHARDS = "starter/train-*", "starter/heldout-*"
@@ -94,7 +94,7 @@ def evaluate_run(
         test=test,
         train_shards=train_set,
         test_shards=test_set,
-        targets=Targets.of_examples(train, test),
+        targets=Targets.of(train.labels, test.labels, train.groups),
         report=report,
     )
     figures: Figures = {

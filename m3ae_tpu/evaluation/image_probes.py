@@ -5,16 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, pool_images, thumbnails
-from m3ae_tpu.evaluation.folds import explain_no_folds
-from m3ae_tpu.evaluation.probes import (
-    NUM_NEIGHBORS,
-    choose,
-    linear_probe,
-    neighbors_probe,
-    num_neighbors,
-)
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.parallel.row_map import RowMap
+from m3ae_tpu.probing.confusion import describe_confusion
+from m3ae_tpu.probing.folds import explain_no_folds
+from m3ae_tpu.probing.linear import linear_probe
+from m3ae_tpu.probing.neighbors import NUM_NEIGHBORS, neighbors_probe, num_neighbors
+from m3ae_tpu.probing.scores import choose
 
 _PROBES = {"linear_probe": linear_probe, "knn": neighbors_probe}
 _TITLES = {"linear_probe": "Linear probe, images", "knn": "{} nearest neighbours, images"}
@@ -31,6 +28,7 @@ def run(subject: Subject) -> Figures:
     - `cross_validation/linear_probe/...`: mean accuracy of folds of the training examples, each
       classified by a fit on the others: to tune by.
     - `balanced/linear_probe/...`: the mean over the classes.
+    - `confusion/linear_probe`: of the pretrained encoder, see `describe_confusion`.
     - `poolings/linear_probe/pretrained/...`: test accuracy of every pooling; nothing is chosen by
       it.
     - `knn/...`: accuracy and pooling of nearest neighbours; `knn/num_neighbors`: ten, or as many as
@@ -39,7 +37,10 @@ def run(subject: Subject) -> Figures:
     if not subject.run.task.has_images:
         return {}
     if not subject.targets.folds:
-        reason = explain_no_folds(subject.train, subject.train_shards.pattern)
+        train = subject.train
+        reason = explain_no_folds(
+            train.labels, train.groups, train.label_names, subject.train_shards.pattern
+        )
         return {f"left_out/{name}": reason for name in _PROBES}
     mesh, normalizer = subject.run.mesh, subject.run.task.normalizer
     pool = RowMap(functools.partial(pool_images, normalizer=normalizer), mesh)
@@ -72,6 +73,9 @@ def run(subject: Subject) -> Figures:
             for who, score in scores.items():
                 figures[f"cross_validation/{name}/{who}"] = score.validation_accuracy
                 figures[f"balanced/{name}/{who}"] = score.balanced_accuracy
+            figures[f"confusion/{name}"] = describe_confusion(
+                subject.test.labels, scores["pretrained"].predicted, subject.train.label_names
+            )
         for pooling, score in pretrained[name].items():
             figures[f"poolings/{name}/pretrained/{pooling}"] = score.accuracy
     return figures

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from m3ae_tpu.evaluation.features import PAIR_POOLINGS, pool_pairs
-from m3ae_tpu.evaluation.folds import explain_no_folds
 from m3ae_tpu.evaluation.image_probes import probe_rows
-from m3ae_tpu.evaluation.probes import Targets, bag_of_words_probe, choose, linear_probe
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.parallel.row_map import RowMap
+from m3ae_tpu.probing.folds import explain_no_folds
+from m3ae_tpu.probing.linear import linear_probe
+from m3ae_tpu.probing.scores import Targets, choose
+from m3ae_tpu.probing.words import bag_of_words_probe
 
 _PREFIX = "linear_probe_image_and_text"
 _NO_WORDS = " Bag of words: left out, as no word occurs in two training captions."
@@ -30,10 +32,12 @@ def run(subject: Subject) -> Figures:
         if len(each) == 0:
             reason = f"{shards.pattern} hold no caption. Name shards with captions."
             return {f"left_out/{_PREFIX}": reason}
-    targets = Targets.of_examples(*examples)
+    targets = Targets.of(examples[0].labels, examples[1].labels, examples[0].groups)
     if not targets.folds:
         place = f"Records with captions of {subject.train_shards.pattern}"
-        return {f"left_out/{_PREFIX}": explain_no_folds(examples[0], place)}
+        train = examples[0]
+        reason = explain_no_folds(train.labels, train.groups, train.label_names, place)
+        return {f"left_out/{_PREFIX}": reason}
     normalizer = subject.run.task.normalizer
     pool = RowMap(functools.partial(pool_pairs, normalizer=normalizer), subject.run.mesh)
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.shards import Shards
-from m3ae_tpu.evaluation.probes import Targets
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.probing.scores import Targets
 
 type Figures = dict[str, Any]
 """Numbers and names by key, ready for `evaluation.json`. Shares are of 1."""

@@ -11,11 +11,11 @@ from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.sources import OpenData
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.evaluation.features import pool_images
-from m3ae_tpu.evaluation.folds import explain_no_folds, make_folds
-from m3ae_tpu.evaluation.probes import NUM_NEIGHBORS, neighbors_classifier
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.row_map import RowMap
+from m3ae_tpu.probing.folds import explain_no_folds, make_folds
+from m3ae_tpu.probing.neighbors import NUM_NEIGHBORS, neighbors_classifier
 
 
 def make_probe(
@@ -40,7 +40,7 @@ def make_probe(
 
     def score(model: M3AE) -> dict[str, float]:
         features, test_features = (pool(model, each.images)["mean"] for each in (train, test))
-        classifier = neighbors_classifier(min(NUM_NEIGHBORS, len(train)))
+        classifier = neighbors_classifier(min(NUM_NEIGHBORS, len(train)), mesh)
         classifier.fit(features, train.labels)
         is_right = classifier.predict(test_features) == test.labels
         return {"probe/knn_accuracy": float(np.mean(is_right))}
@@ -72,10 +72,8 @@ def read_probe_examples(
         if len(train) < len(shards):
             place = f"The first {len(train):,} of {len(shards):,} records of {place}"
             more = f" Or read more: --probe.max_examples={len(shards)}."
-        raise UserError(
-            f"{explain_no_folds(train, place)}{more} To train without a probe, set "
-            "--probe.every_steps=0."
-        )
+        reason = explain_no_folds(train.labels, train.groups, train.label_names, place)
+        raise UserError(f"{reason}{more} To train without a probe, set --probe.every_steps=0.")
     if probe.test_shards:
         return train, read(data.open(probe.test_shards), label_names=train.label_names)
     others, held_out = folds[0]

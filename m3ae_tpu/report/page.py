@@ -8,7 +8,9 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import rich
+from jaxtyping import UInt8
 
 from m3ae_tpu import charts
 from m3ae_tpu.config import PretrainConfig
@@ -18,6 +20,7 @@ from m3ae_tpu.evaluation.results import read_evaluation
 from m3ae_tpu.files import atomic_write
 from m3ae_tpu.pretrained.loading import has_model, load_pretrained
 from m3ae_tpu.report import sections
+from m3ae_tpu.report.confusion import confusion
 from m3ae_tpu.report.curves import curves
 from m3ae_tpu.report.examples import ShownExample, show_examples
 from m3ae_tpu.report.measured import Shown, measured
@@ -49,12 +52,15 @@ def report_workdir(
     path = result_file(workdir, output, FILE_NAME)
     config, examples, versions = load_run_config(workdir, PretrainConfig), None, {}
     evaluation = (read_evaluation(output) if output else {}) or read_evaluation(workdir)
-    shown = None
+    shown = images = None
     test_shards = test_shards or evaluation.get("examples/test_shards", TEST_SHARDS)
     with rich.get_console().status("reconstructing some held-out examples"):
         if has_model(workdir):
             run, shards = load_pretrained(workdir), open_shards(test_shards)
-            examples = show_examples(run, read_examples(run, shards))
+            labelled = read_examples(run, shards)
+            examples = show_examples(run, labelled)
+            if shards.digest == evaluation.get("examples/test_digest"):
+                images = labelled.images
             versions, shown = run.versions, Shown(run.step, shards.pattern, shards.digest)
     return write_report(
         workdir,
@@ -65,6 +71,7 @@ def report_workdir(
         examples=examples,
         versions=versions,
         shown=shown,
+        images=images,
         path=path,
     )
 
@@ -78,6 +85,7 @@ def write_report(
     examples: Sequence[ShownExample] | None,
     versions: Mapping[str, str],
     shown: Shown | None = None,
+    images: UInt8[np.ndarray, "examples size size 3"] | None = None,
     seconds: Mapping[str, float] | None = None,
     path: pathlib.Path,
 ) -> pathlib.Path:
@@ -91,6 +99,7 @@ def write_report(
         examples: Results of `show_examples`; None for a run without a checkpoint.
         versions: Versions of the packages that trained the run.
         shown: What the examples show; None as for `examples`.
+        images: Images of the test examples that were evaluated; None if they are not at hand.
         seconds: Parts of the run's wall time; None for a run that did not measure it.
         path: The report's file.
     """
@@ -102,6 +111,7 @@ def write_report(
         tiles=sections.tiles(evaluation, metrics),
         measured=measured(evaluation, shown, address_of(workdir)),
         features=sections.features(evaluation, address_of(workdir)),
+        confusion=_confusion(evaluation, images),
         reconstruction=sections.reconstruction(examples, evaluation, config),
         attention=sections.attention(examples),
         curves=curves(metrics, evaluation, first=wall_time(seconds or {})),
@@ -111,6 +121,17 @@ def write_report(
     )
     atomic_write(path, page)
     return path
+
+
+def _confusion(evaluation: Mapping[str, Any], images: np.ndarray | None) -> str:
+    """Returns the mistakes of the linear probe of images, folded; nothing without one."""
+    described = evaluation.get("confusion/linear_probe")
+    if described is None:
+        return ""
+    return (
+        "<details><summary>Linear probe, images: confused classes</summary>"
+        f"{confusion(described, images)}</details>"
+    )
 
 
 def _lead(

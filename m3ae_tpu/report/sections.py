@@ -9,9 +9,9 @@ from m3ae_tpu.charts import Bar, BarGroup, bar_chart
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.config.tree import leaves
 from m3ae_tpu.evaluation.evaluate import all_rows
-from m3ae_tpu.evaluation.probes import standard_error
 from m3ae_tpu.evaluation.protocol import Row
 from m3ae_tpu.model.masking import num_visible
+from m3ae_tpu.probing.scores import standard_error
 from m3ae_tpu.report.examples import ShownExample, Word
 
 _NO_CHECKPOINT = "This run has no checkpoint yet, so there is no model to ask."

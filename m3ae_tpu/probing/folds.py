@@ -1,12 +1,11 @@
 """Folds of training examples, by which probes make their choices."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, Int32
 from sklearn.model_selection import StratifiedGroupKFold
-
-from m3ae_tpu.data.labelled import LabelledExamples
 
 NUM_FOLDS = 5
 
@@ -41,21 +40,28 @@ def _teaches(labels: np.ndarray, others: np.ndarray, held_out: np.ndarray) -> bo
     return len(classes) > 1 and bool(np.isin(labels[held_out], classes).any())
 
 
-def explain_no_folds(train: LabelledExamples, place: str) -> str:
+def explain_no_folds(
+    labels: Int32[np.ndarray, " examples"],
+    groups: Int32[np.ndarray, " examples"],
+    label_names: Sequence[str],
+    place: str,
+) -> str:
     """Returns why training examples have no folds, and what to do.
 
     Args:
-        train: The examples.
-        place: Where they come from: the sentence's beginning.
+        labels: Their classes.
+        groups: Their near-duplicate groups.
+        label_names: Names of the classes.
+        place: Where the examples come from: the sentence's beginning.
     """
-    numbers = np.unique(train.labels)
+    numbers = np.unique(labels)
     if len(numbers) == 1:
         return (
-            f"{place} hold a single class, {train.label_names[numbers[0]]} (examples: "
-            f"{len(train)}), and a probe tells classes apart. Name shards of two or more classes."
+            f"{place} hold a single class, {label_names[numbers[0]]} (examples: "
+            f"{len(labels)}), and a probe tells classes apart. Name shards of two or more classes."
         )
     return (
-        f"{place} hold too little for cross-validation (examples: {len(train)}, classes: "
-        f"{len(numbers)}, near-duplicate groups: {len(np.unique(train.groups))}). "
+        f"{place} hold too little for cross-validation (examples: {len(labels)}, classes: "
+        f"{len(numbers)}, near-duplicate groups: {len(np.unique(groups))}). "
         "Name shards with more examples of each class."
     )

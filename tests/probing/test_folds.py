@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from m3ae_tpu.evaluation.folds import make_folds
+from m3ae_tpu.probing.folds import make_folds
 
 
 def folds_of(labels, groups):

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from m3ae_tpu.evaluation import probes
-from m3ae_tpu.evaluation.folds import make_folds
-from m3ae_tpu.evaluation.logistic_regression import LogisticRegression
+from m3ae_tpu.probing.folds import make_folds
+from m3ae_tpu.probing.linear import linear_probe
+from m3ae_tpu.probing.logistic_regression import LogisticRegression
+from m3ae_tpu.probing.neighbors import NUM_NEIGHBORS, neighbors_classifier, neighbors_probe
+from m3ae_tpu.probing.scores import ProbeScore, Targets, balanced_accuracy, choose
+from m3ae_tpu.probing.words import bag_of_words_probe
 
 
 def clusters(seed, examples=240, features=12, classes=3):
@@ -23,13 +26,13 @@ def clusters(seed, examples=240, features=12, classes=3):
 
 def targets(labels, test_labels):
     groups = np.arange(len(labels), dtype=np.int32)
-    return probes.Targets(labels, test_labels, make_folds(labels, groups))
+    return Targets(labels, test_labels, make_folds(labels, groups))
 
 
 def test_neighbors_vote_by_their_direction():
     train = np.array([[1, 0], [2, 0.1], [-1, 0], [-3, 0.2], [0, 1], [0.1, 4]], np.float32)
     labels = np.array([0, 0, 1, 1, 2, 2], np.int32)
-    classifier = probes.neighbors_classifier(2).fit(train, labels)
+    classifier = neighbors_classifier(2).fit(train, labels)
     points = np.array([[9, 0], [-0.5, 0], [0, 9]], np.float32)
     np.testing.assert_array_equal(classifier.predict(points), [0, 1, 2])
 
@@ -45,7 +48,7 @@ def test_neighbors_agree_with_a_full_sort_in_float64():
         nearest = np.argsort(-row)[:10]
         votes = np.bincount(labels[nearest], np.exp(row[nearest] / 0.07), minlength=3)
         expected.append(np.argmax(votes))
-    classifier = probes.neighbors_classifier(probes.NUM_NEIGHBORS).fit(train, labels)
+    classifier = neighbors_classifier(NUM_NEIGHBORS).fit(train, labels)
     np.testing.assert_array_equal(classifier.predict(test), expected)
 
 
@@ -79,9 +82,9 @@ def test_logistic_regression_predicts_the_labels_it_was_given():
 def test_linear_probe_learns_what_is_linear_and_nothing_from_noise():
     (train, labels), (test, test_labels) = clusters(0), clusters(1)
     classes = targets(labels, test_labels)
-    assert probes.linear_probe(classes, train, test).accuracy > 0.9
+    assert linear_probe(classes, train, test).accuracy > 0.9
     noise = np.random.default_rng(3).normal(size=(2, 240, 12)).astype(np.float32)
-    assert probes.linear_probe(classes, *noise).accuracy < 0.5
+    assert linear_probe(classes, *noise).accuracy < 0.5
 
 
 @pytest.mark.parametrize("num_features", [100, 300])
@@ -90,7 +93,7 @@ def test_few_examples_and_constant_features_are_no_obstacle(num_features):
         clusters(seed, examples=50, features=num_features) for seed in (0, 1)
     )
     train[:, 0] = test[:, 0] = 0.1
-    assert probes.linear_probe(targets(labels, test_labels), train, test).accuracy > 0.9
+    assert linear_probe(targets(labels, test_labels), train, test).accuracy > 0.9
 
 
 @pytest.mark.parametrize(
@@ -105,14 +108,14 @@ def test_few_examples_and_constant_features_are_no_obstacle(num_features):
 def test_small_sets_are_probed_with_the_folds_that_they_have(labels, groups):
     labels = np.array(labels, np.int32)
     folds = make_folds(labels, np.array(groups, np.int32))
-    classes = probes.Targets(labels, labels[:2], folds)
+    classes = Targets(labels, labels[:2], folds)
     features = np.random.default_rng(0).normal(size=(len(labels), 12)).astype(np.float32)
     captions = [f"a class {label}" for label in labels]
     for score in (
-        probes.linear_probe(classes, features, features[:2]),
-        probes.linear_probe(classes, np.ones_like(features), features[:2]),
-        probes.neighbors_probe(classes, features, features[:2]),
-        probes.bag_of_words_probe(classes, captions, captions[:2]),
+        linear_probe(classes, features, features[:2]),
+        linear_probe(classes, np.ones_like(features), features[:2]),
+        neighbors_probe(classes, features, features[:2]),
+        bag_of_words_probe(classes, captions, captions[:2]),
     ):
         assert score is not None
         assert 0 <= score.validation_accuracy <= 1
@@ -121,20 +124,23 @@ def test_small_sets_are_probed_with_the_folds_that_they_have(labels, groups):
 
 def test_choices_do_not_look_at_test_examples():
     (train, labels), (test, test_labels) = clusters(0), clusters(1)
-    score = probes.linear_probe(targets(labels, test_labels), train, test)
+    score = linear_probe(targets(labels, test_labels), train, test)
     other_classes = targets(labels, (2 - test_labels).astype(np.int32))
-    other = probes.linear_probe(other_classes, train, test[::-1].copy())
+    other = linear_probe(other_classes, train, test[::-1].copy())
     assert score.validation_accuracy == other.validation_accuracy
     assert score.accuracy != other.accuracy
 
 
 def test_pooling_is_chosen_by_validation_accuracy_alone():
     def score(validation, test):
-        return probes.ProbeScore(
-            accuracy=test, balanced_accuracy=test, validation_accuracy=validation
+        return ProbeScore(
+            accuracy=test,
+            balanced_accuracy=test,
+            validation_accuracy=validation,
+            predicted=np.zeros(1, int),
         )
 
-    assert probes.choose({"cls": score(0.4, 0.9), "mean": score(0.5, 0.1)}) == "mean"
+    assert choose({"cls": score(0.4, 0.9), "mean": score(0.5, 0.1)}) == "mean"
 
 
 def test_neighbors_are_cross_validated_without_an_examples_own_group():
@@ -148,8 +154,8 @@ def test_neighbors_are_cross_validated_without_an_examples_own_group():
 
     def validation(labels, groups):
         folds = make_folds(labels, groups)
-        classes = probes.Targets(labels, labels, folds)
-        return probes.neighbors_probe(classes, twice, twice).validation_accuracy
+        classes = Targets(labels, labels, folds)
+        return neighbors_probe(classes, twice, twice).validation_accuracy
 
     assert validation(right, twins) > 0.7
     assert validation(wrong, strangers) < 0.4
@@ -158,7 +164,7 @@ def test_neighbors_are_cross_validated_without_an_examples_own_group():
 def test_bag_of_words_finds_the_words_that_differ():
     captions = [f"a {animal} {number}" for number in range(20) for animal in ("cat", "dog")]
     classes = targets(np.array([0, 1] * 20, np.int32), np.array([1, 0], np.int32))
-    score = probes.bag_of_words_probe(classes, captions, ["The DOG", "one cat"])
+    score = bag_of_words_probe(classes, captions, ["The DOG", "one cat"])
     assert score is not None
     assert score.accuracy == 1
 
@@ -166,9 +172,9 @@ def test_bag_of_words_finds_the_words_that_differ():
 def test_captions_without_a_common_word_have_no_probe():
     classes = targets(np.array([0, 1] * 5, np.int32), np.array([0], np.int32))
     captions = [str(number) for number in range(10)]
-    assert probes.bag_of_words_probe(classes, captions, ["1"]) is None
+    assert bag_of_words_probe(classes, captions, ["1"]) is None
 
 
 def test_balanced_accuracy_weighs_classes_alike():
     labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
-    assert probes.balanced_accuracy(labels, predicted) == 0.5
+    assert balanced_accuracy(labels, predicted) == 0.5

@@ -1,0 +1,108 @@
+"""Linear probe: logistic regression of the features' principal components.
+
+Every choice is made by cross-validation on the training examples, whole near-duplicate groups at a
+time. The test examples decide nothing.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from m3ae_tpu.probing.logistic_regression import LogisticRegression
+from m3ae_tpu.probing.scores import ProbeScore, Targets, TestFeatures, TrainFeatures
+
+NUM_COMPONENTS = 256
+EXAMPLES_PER_COMPONENT = 16
+"""Sets of more examples than this for each of the 256 keep more components."""
+STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Weights of the loss against the penalty, `C` in scikit-learn: small ones regularise strongly."""
+FIRST_STRENGTHS = (0.01, 0.03)
+"""Those that are tried in any case; the search goes on from the better while it gets better."""
+RIDGE = 1e-3
+"""Added to variances before whitening, as a share of the mean one: keeps down those near 0."""
+
+
+def linear_probe(targets: Targets, train: TrainFeatures, test: TestFeatures) -> ProbeScore:
+    """Scores a linear classifier of the features' largest principal components.
+
+    Standardisation and components see no label and are computed once, on all training examples.
+    Cross-validation chooses the penalty, and whether components are whitened: scaled to variance 1.
+    """
+    components, test_components, variances = principal_components(train, test)
+    found = []
+    for is_whitened in (False, True):
+        scale = np.ones_like(variances)
+        if is_whitened:
+            scale = 1 / np.sqrt(variances + RIDGE * variances.mean() + np.finfo(np.float32).tiny)
+        scaled = components * scale
+        accuracies = _search(targets, scaled)
+        strength = max(sorted(accuracies), key=accuracies.__getitem__)
+        found.append((accuracies[strength], strength, is_whitened, scaled, scale))
+    accuracy, strength, is_whitened, scaled, scale = max(found, key=lambda each: each[0])
+    classifier = LogisticRegression(strength).fit(scaled, targets.train)
+    return ProbeScore.of(
+        targets,
+        classifier.predict(test_components * scale),
+        accuracy,
+        C=strength,
+        whitened="yes" if is_whitened else "no",
+        components=components.shape[1],
+    )
+
+
+def principal_components(
+    train: TrainFeatures, test: TestFeatures
+) -> tuple[
+    Float[np.ndarray, "train_examples components"],
+    Float[np.ndarray, "test_examples components"],
+    Float[np.ndarray, " components"],
+]:
+    """Returns the largest principal components of standardised features, and their variances.
+
+    There are 256, or one for 16 training examples, or as many as there are features or examples.
+    """
+    limit = max(NUM_COMPONENTS, train.shape[0] // EXAMPLES_PER_COMPONENT)
+    # The exact solvers: one for many examples, one for few.
+    solver = "covariance_eigh" if train.shape[0] > train.shape[1] else "full"
+    scaler, reduce = StandardScaler(), PCA(min(limit, *train.shape), svd_solver=solver)
+    with np.errstate(invalid="ignore"):  # Examples that are all alike: 0 / 0 of the variance.
+        components = reduce.fit_transform(scaler.fit_transform(train))
+        return components, reduce.transform(scaler.transform(test)), reduce.explained_variance_
+
+
+def _search(targets: Targets, features: np.ndarray) -> dict[float, float]:
+    """Returns the cross-validated accuracy by strength, for the first ones and on from the best."""
+
+    def accuracy(strength: float) -> float:
+        return _cross_validate(LogisticRegression(strength), targets, features)
+
+    accuracies = {strength: accuracy(strength) for strength in FIRST_STRENGTHS}
+    for ladder in (STRENGTHS, STRENGTHS[::-1]):
+        following = _following(ladder, accuracies)
+        while following is not None:
+            accuracies[following] = accuracy(following)
+            following = _following(ladder, accuracies)
+    return accuracies
+
+
+def _following(ladder: Sequence[float], accuracies: dict[float, float]) -> float | None:
+    """Returns the next strength of a ladder if the last one that was tried is the single best."""
+    tried = [strength for strength in ladder if strength in accuracies]
+    rest = ladder[ladder.index(tried[-1]) + 1 :]
+    is_best = accuracies[tried[-1]] > max(accuracies[strength] for strength in tried[:-1])
+    return rest[0] if rest and is_best else None
+
+
+def _cross_validate(
+    classifier: LogisticRegression, targets: Targets, features: np.ndarray
+) -> float:
+    """Returns the mean over the folds of the accuracy on each after a fit on the others."""
+    accuracies = []
+    for others, held_out in targets.folds:
+        fitted = classifier.fit(features[others], targets.train[others])
+        is_right = fitted.predict(features[held_out]) == targets.train[held_out]
+        accuracies.append(is_right.mean())
+    return float(np.mean(accuracies))
