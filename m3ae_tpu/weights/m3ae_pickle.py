@@ -71,7 +71,7 @@ def read_paper_pickle(path: pathlib.Path) -> PaperCheckpoint:
         step = np.asarray(data["step"])
     return PaperCheckpoint(
         parameters=_flat(tree, str(path)),
-        flags=dict(flags) if isinstance(flags, dict) else {},
+        flags=_flat_flags(flags) if isinstance(flags, dict) else {},
         step=int(step) if step is not None and step.size == 1 else 0,
     )
 
@@ -100,6 +100,17 @@ def _tree_of(data: Any) -> Any:
     tree = fields.get("params") if isinstance(fields, dict) else None
     # The model's variables are a dictionary with one collection, `params`.
     return tree["params"] if isinstance(tree, dict) and tree.keys() == {"params"} else tree
+
+
+def _flat_flags(flags: dict[Any, Any]) -> dict[str, Any]:
+    """Returns flags by dotted name; groups of them may be dictionaries."""
+    flat: dict[str, Any] = {}
+    for name, value in flags.items():
+        inner = (
+            {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {}
+        )
+        flat |= inner or {str(name): value}
+    return flat
 
 
 def _flat(tree: dict[Any, Any], path: str) -> dict[str, np.ndarray]:

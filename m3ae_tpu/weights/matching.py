@@ -116,18 +116,28 @@ def count_blocks(names: Iterable[str], stack: str) -> int:
     return max((int(number[1]) + 1 for number in found if number), default=0)
 
 
-def require_some(tensors: Tensors, names: Sequence[str]) -> None:
+def require_some(tensors: Tensors, num_axes: Mapping[str, int]) -> None:
     """Checks the tensors that tell a model's sizes, before `match` can check them all.
 
+    Args:
+        tensors: The source's.
+        num_axes: The number of axes of each, by name.
+
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or has another number of axes.
     """
-    missing = [name for name in names if name not in tensors]
+    missing = [name for name in num_axes if name not in tensors]
     require(
         not missing,
         f"The source lacks {some(missing)}, as every such model has. Half a model is not imported: "
         "name the whole file, or another --format.",
     )
+    for name, number in num_axes.items():
+        require(
+            len(tensors.shape(name)) == number,
+            f"{name} is {list(tensors.shape(name))} in the source, and {number} axes are expected. "
+            "Another kind of model, or another --format?",
+        )
 
 
 def some(names: Sequence[str], limit: int = 3) -> str:

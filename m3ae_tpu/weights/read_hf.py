@@ -72,7 +72,9 @@ def read_hf(source: Source, choices: Choices) -> Imported:
     table = f"{prefix}embeddings.position_embeddings"
     decoder_table = "decoder.decoder_pos_embed"
     has_decoder = "decoder.decoder_embed.weight" in tensors
-    require_some(tensors, [projection, table, *([decoder_table] if has_decoder else [])])
+    require_some(tensors, {projection: 4, table: 3})
+    if has_decoder:
+        require_some(tensors, {decoder_table: 3})
     width, num_channels, patch_size, _ = tensors.shape(projection)
     require(num_channels == 3, f"num_channels = {num_channels}. Only RGB models can be imported.")
     side = side_of(tensors.shape(table)[1] - 1)
@@ -98,7 +100,7 @@ def read_hf(source: Source, choices: Choices) -> Imported:
                 "--decoder_num_heads",
                 remarks,
             ),
-            mlp_ratio=mlp_ratio_of(_number(config, "decoder_intermediate_size"), narrow),
+            mlp_ratio=mlp_ratio_of(int(_number(config, "decoder_intermediate_size")), narrow),
         )
     parameters = [each for each in parameters if not computed.keys() & {*each.theirs}]
     if config.get("qkv_bias") is False:
@@ -124,11 +126,11 @@ def read_hf(source: Source, choices: Choices) -> Imported:
                 "--num_heads",
                 remarks,
             ),
-            mlp_ratio=mlp_ratio_of(_number(config, "intermediate_size"), width),
+            mlp_ratio=mlp_ratio_of(int(_number(config, "intermediate_size")), width),
         ),
         decoder=decoder,
         activation=_ACTIVATIONS[act],
-        norm_epsilon=float(config.get("layer_norm_eps", 1e-12)),
+        norm_epsilon=_number(config, "layer_norm_eps", 1e-12),
         stored_image_positions=0 if table in computed else side**2,
         stored_decoder_positions=side**2 if has_decoder and decoder_table not in computed else 0,
         compute_dtype="float32",
@@ -147,7 +149,7 @@ def read_hf(source: Source, choices: Choices) -> Imported:
     )
     default = IMAGENET if kind == "vit_mae" else HALF
     statistics = statistics_of(_statistics(source.preprocessor), default, choices, remarks)
-    masking = MaskingConfig(image_mask_ratio=float(config.get("mask_ratio", 0.75)))
+    masking = MaskingConfig(image_mask_ratio=_number(config, "mask_ratio", 0.75))
     made = model_folder_config(
         model,
         image_size=side * patch_size,
@@ -170,12 +172,13 @@ def _spelling(tensors: Tensors, stack: str) -> Spelling:
     return "v5" if f"{stack}0.attention.q_proj.weight" in tensors else "v4"
 
 
-def _number(config: dict[str, Any], name: str) -> int:
-    value = config.get(name)
+def _number(config: dict[str, Any], name: str, default: float | None = None) -> float:
+    value = config.get(name, default)
     require(
-        isinstance(value, int), f"{name} = {value} in config.json is not a number. Download it."
+        isinstance(value, int | float),
+        f"{name} = {value} in config.json is not a number. Download it again.",
     )
-    return cast(int, value)
+    return cast(float, value)
 
 
 def _statistics(preprocessor: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -187,7 +190,8 @@ def _statistics(preprocessor: dict[str, Any]) -> tuple[Any, Any] | None:
     if not preprocessor:
         return None
     factor = preprocessor.get("rescale_factor", 1 / 255)
-    is_usual = preprocessor.get("do_rescale", True) and abs(factor - 1 / 255) < 1e-6
+    is_number = isinstance(factor, int | float)
+    is_usual = preprocessor.get("do_rescale", True) and is_number and abs(factor - 1 / 255) < 1e-6
     require(
         is_usual,
         f"rescale_factor = {factor} in preprocessor_config.json is not 1/255. "

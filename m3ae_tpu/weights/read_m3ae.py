@@ -19,7 +19,7 @@ from m3ae_tpu.weights.imported import (
 from m3ae_tpu.weights.m3ae_pickle import PaperCheckpoint
 from m3ae_tpu.weights.matching import count_blocks, match, require_some
 from m3ae_tpu.weights.parameters import TOKEN, Parameter
-from m3ae_tpu.weights.tensors import in_memory
+from m3ae_tpu.weights.tensors import Tensors, in_memory
 
 CC12M: tuple[Rgb, Rgb] = (0.5762, 0.5503, 0.5213), (0.3207, 0.3169, 0.3307)
 _NONE: tuple[Rgb, Rgb] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -57,14 +57,13 @@ def read_m3ae(checkpoint: PaperCheckpoint, choices: Choices, vocab_size: int | N
     tensors, remarks, settings = in_memory(checkpoint.parameters), [], _Settings(checkpoint.flags)
     require_some(
         tensors,
-        [
-            "image_embedding/kernel",
-            "encoder/Block_0/TransformerMLP_0/fc1/kernel",
-        ],
+        {"image_embedding/kernel": 2, "encoder/Block_0/TransformerMLP_0/fc1/kernel": 2},
     )
     num_values, width = tensors.shape("image_embedding/kernel")
     patch_size = round((num_values / 3) ** 0.5)
     has_text = "text_embedding/embedding" in tensors
+    if has_text:
+        require_some(tensors, {"text_embedding/embedding": 2})
     has_decoder = "decoder_input_projection/kernel" in tensors
     parameters = m3ae_names.encoder_names(has_text=has_text)
     decoder = NO_DECODER
@@ -75,7 +74,13 @@ def read_m3ae(checkpoint: PaperCheckpoint, choices: Choices, vocab_size: int | N
             "a decoder that predicts codes of a tokenizer of images"
         )
     if has_decoder:
-        require_some(tensors, ["decoder/Block_0/TransformerMLP_0/fc1/kernel"])
+        require_some(
+            tensors,
+            {
+                "decoder_input_projection/kernel": 2,
+                "decoder/Block_0/TransformerMLP_0/fc1/kernel": 2,
+            },
+        )
         parameters += m3ae_names.decoder_names(has_text=has_text)
         narrow = tensors.shape("decoder_input_projection/kernel")[1]
         decoder = TransformerConfig(
@@ -188,10 +193,13 @@ class _Settings:
 
     def kinds(self) -> dict[Kind, int]:
         """Returns what a model with text has learned from, with the tokens of a text."""
-        lengths: dict[Kind, Any] = {"paired": self._data("tokenizer_max_length") or 64}
+        lengths: dict[Kind, tuple[Any, int]] = {"paired": (self._data("tokenizer_max_length"), 64)}
         if self._flags.get("unpaired_text_loss_weight"):
-            lengths["text"] = self._flags.get("unpaired_text_data.tokenizer_max_length") or 256
-        return {kind: int(length) for kind, length in lengths.items()}
+            lengths["text"] = self._flags.get("unpaired_text_data.tokenizer_max_length"), 256
+        return {
+            kind: length if isinstance(length, int) and length > 0 else default
+            for kind, (length, default) in lengths.items()
+        }
 
     def _model(self, name: str) -> Any:
         return self._flags.get(f"m3ae.{name}", self._flags.get(f"mae.{name}"))
@@ -201,7 +209,7 @@ class _Settings:
         return self._flags.get(f"data.{name}", self._flags.get(other))
 
 
-def _predicts_codes(tensors: Any, num_values: int) -> bool:
+def _predicts_codes(tensors: Tensors, num_values: int) -> bool:
     """Returns whether the image head has another number of outputs than a patch has values."""
-    head = "decoder_image_output/Dense_0/kernel"
-    return head in tensors and tensors.shape(head)[1] != num_values
+    head, deep = (f"decoder_image_output/{name}" for name in ("Dense_0/bias", "LayerNorm_0/scale"))
+    return deep not in tensors and head in tensors and tensors.shape(head) != (num_values,)

@@ -79,8 +79,10 @@ def read_timm(source: Source, choices: Choices) -> Imported:
         UserError: a tensor is missing or has no place, or the model is of another kind.
     """
     remarks: list[str] = []
-    arguments = source.config.get("model_args") or {}
-    pretrained = source.config.get("pretrained_cfg") or source.config
+    arguments, pretrained = (
+        source.config[name] if isinstance(source.config.get(name), dict) else default
+        for name, default in (("model_args", {}), ("pretrained_cfg", source.config))
+    )
     activation = str(arguments.get("act_layer") or _activation(source.config))
     require(
         activation in _ACTIVATIONS,
@@ -122,9 +124,11 @@ def _read(
     norm_pix_loss: bool,
 ) -> Imported:
     tensors = _with_class_row(source.tensors)
-    needed = ["patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"]
-    needed += ["decoder_pos_embed", "decoder_blocks.0.mlp.fc1.weight"] if has_decoder else []
-    require_some(tensors, needed)
+    require_some(
+        tensors, {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
+    )
+    if has_decoder:
+        require_some(tensors, {"decoder_pos_embed": 3, "decoder_blocks.0.mlp.fc1.weight": 2})
     width, _, patch_size, _ = tensors.shape("patch_embed.proj.weight")
     side = side_of(tensors.shape("pos_embed")[1] - 1)
     computed = computed_tables(tensors, ("pos_embed", "decoder_pos_embed"))
@@ -217,7 +221,7 @@ def _fold_layer_scales(tensors: Tensors, matched: Matched, encoder: TransformerC
         names = [f"{timm_names.ENCODER_STACK}{layer}.{tail}" for layer in range(encoder.num_layers)]
         if not any(name in tensors for name in names):
             continue
-        require_some(tensors, names)
+        require_some(tensors, dict.fromkeys(names, 1))
         for layer, name in enumerate(names):
             factor = tensors[name]
             require(

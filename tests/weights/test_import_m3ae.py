@@ -72,7 +72,7 @@ def test_models_of_images_alone_and_without_type_vectors_are_read(tmp_path):
     tree = reference_parameters()
     without = {name: node for name, node in tree.items() if "text" not in name}
     without = {name: node for name, node in without.items() if "type" not in name}
-    flags = {"mae.num_heads": 4, "mae.dec_num_heads": 4, "dataset": "imagenet"}
+    flags = {"mae": {"num_heads": 4, "dec_num_heads": 4}, "dataset": "imagenet"}
     flags |= {"imagenet_data.image_normalization": "imagenet", "imagenet_data.image_size": 64}
     path = write(tmp_path / "m.pkl", paper_pickle("plain", parameters=without, flags=flags))
     imported = read_weights(path, "m3ae", Choices())
@@ -109,7 +109,10 @@ def without(name):
 
 def with_head():
     tree = reference_parameters()
-    tree["decoder_image_output"]["LayerNorm_0"] = {"scale": np.ones(24, np.float32)}
+    head = tree["decoder_image_output"]
+    head["LayerNorm_0"] = {"scale": np.ones(24, np.float32), "bias": np.ones(24, np.float32)}
+    head["Dense_1"] = head["Dense_0"]
+    head["Dense_0"] = {"kernel": np.ones((24, 24), np.float32), "bias": np.ones(24, np.float32)}
     return tree
 
 
@@ -120,10 +123,14 @@ def with_head():
             {"parameters": without("LayerNorm_1")},
             r"lacks encoder/Block_1/LayerNorm_1/scale, .*Half",
         ),
-        ({"parameters": with_head()}, r"decoder_image_output/LayerNorm_0/scale: a head of several"),
+        ({"parameters": with_head()}, r"decoder_image_output/LayerNorm_0/.*: a head of several"),
         (
             {"parameters": reference_parameters() | {"extra": np.ones(2, np.float32)}},
             r"holds extra, which no part of our model is made of",
+        ),
+        (
+            {"parameters": reference_parameters() | {"text_embedding": {"embedding": np.ones(3)}}},
+            r"text_embedding/embedding is \[3\] in the source, and 2 axes are expected",
         ),
         ({"flags": {}}, r"how many attention heads its width of 24 .*--decoder_num_heads=N"),
         ({"flags": FLAGS | {"m3ae.num_heads": 5}}, r"--num_heads = 5 does not divide the width 32"),
