@@ -178,7 +178,7 @@ def _number(config: dict[str, Any], name: str, default: float | None = None) -> 
         isinstance(value, int | float),
         f"{name} = {value} in config.json is not a number. Download it again.",
     )
-    return cast(float, value)
+    return float(cast(Any, value))
 
 
 def _statistics(preprocessor: dict[str, Any]) -> tuple[Any, Any] | None:
