@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -178,8 +178,11 @@ def small_vector(width: int, *, key: Key[Array, ""], dtype: DTypeLike) -> Float[
     return 0.02 * jax.random.normal(key, (width,), dtype)
 
 
-def as_tokens(shape: tuple[int, ...]) -> Callable[[Float[Array, " width"]], Array]:
-    """Returns a function that repeats a vector to a shape [batch, tokens, width]."""
+def as_tokens(shape: tuple[Any, ...]) -> Callable[[Float[Array, " width"]], Array]:
+    """Returns a function that repeats a vector to a shape [batch, tokens, width].
+
+    Exported programs have a symbol for the batch.
+    """
     return lambda vector: jnp.broadcast_to(vector[None, None], shape)
 
 

@@ -190,6 +190,8 @@ def _write(
     tensors = to_theirs(image_arrays(pretrained), table)
     safetensors.numpy.save_file(tensors, folder / _WEIGHTS, {"format": "pt"})
     _write_json(folder / _CONFIG, config)
+    # The library's files are for their owner's eyes alone.
+    (folder / _WEIGHTS).chmod((folder / _CONFIG).stat().st_mode)
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

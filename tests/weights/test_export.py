@@ -60,6 +60,7 @@ def test_an_export_is_complete_and_tells_how_close_it_is(format_name, workdir, t
     export_model(workdir, format_name, output)
     assert {path.name for path in output.iterdir()} == FILES[format_name] | {"README.md"}
     assert [path.name for path in output.parent.iterdir()] == ["export"]
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1
     printed = capsys.readouterr().out
     largest = float(printed.split("the largest difference is ")[1])
     assert largest == 0 if format_name == "safetensors" else 0 <= largest < 1e-5
