@@ -44,6 +44,8 @@ class Rows(NamedTuple):
     """int32 [rows, text_length], padded with 0 at the end."""
     is_valid: Any = None
     """bool [rows, text_length]: True for tokens, False for padding."""
+    labels: Any = None
+    """int32 [rows], numbers of classes, where a run learns them."""
 
 
 type Batch = dict[Kind, Rows]

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import pathlib
 import textwrap
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -116,9 +117,16 @@ def define_flags[Options](options: type[Options]) -> Callable[[], Options]:
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             values[field.name] = define_flags(hint)
         else:
-            flag = define_flag(field.name, hint, field.default, docs[field.name])
+            flag = define_flag(field.name, _without_none(hint), field.default, docs[field.name])
             values[field.name] = lambda flag=flag: flag.value
     return lambda: options(**{name: value() for name, value in values.items()})
+
+
+def _without_none(hint: Any) -> Any:
+    """Returns the type of a value that is given, where None stands for one that is not."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    return hint
 
 
 def _field_docs(options: type) -> dict[str, str]:

@@ -12,12 +12,17 @@ _BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "off": False,
 def parse_value(hint: Any, words: Sequence[str]) -> Any:
     """Returns the value of type `hint` that one or more words spell.
 
-    A tuple may be typed as words, with commas, and in brackets.
+    A tuple may be typed as words, with commas, and in brackets. Several words for one of any number
+    of texts may hold commas and spaces.
 
     Raises:
         ValueError: the words spell no such value.
     """
     hint = _plain(hint)
+    if typing.get_args(hint)[-1:] == (...,):
+        (part_hint, _), (first, *others) = typing.get_args(hint), words
+        parts = words if others else [part.strip() for part in first.split(",") if part.strip()]
+        return tuple(parse_value(part_hint, [part]) for part in parts)
     if typing.get_origin(hint) is tuple:
         inner = re.fullmatch(r"\s*[\[(]?(.*?),?\s*[\])]?\s*", " ".join(words))
         parts = re.split(r"\s*,\s*|\s+", inner[1].strip()) if inner else []
@@ -45,6 +50,8 @@ def type_phrase(hint: Any) -> str:
     hint = _plain(hint)
     if choices := choices_of(hint):
         return f"one of {', '.join(choices)}"
+    if typing.get_args(hint)[-1:] == (...,):
+        return "a sequence of texts"
     if typing.get_origin(hint) is tuple:
         return f"a sequence of {len(typing.get_args(hint))} numbers"
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "one text"}

@@ -18,7 +18,7 @@ LAYERS = [
     "train",
     "pretrained",
     "probing",
-    "evaluation",
+    "evaluation finetuning",
     "report",
 ]
 # Rooms beside the layers, and what they may import.

@@ -208,10 +208,10 @@ def test_other_shards_of_the_same_names_and_counts_are_refused_unless_allowed(wo
 def test_compiled_programs_are_kept_where_that_is_possible(caches, tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": caches or str(tmp_path)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    # A process of its own: the modules of two programs define the same flags.
+    # A process of its own: the environment is changed before JAX is used.
     code = """
 import os
-from m3ae_tpu.pipelines.pretrain import keep_compiled_programs
+from m3ae_tpu.run.compiled_programs import keep_compiled_programs
 keep_compiled_programs()
 print(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
 """

@@ -36,6 +36,7 @@ DESCRIPTIONS = {
     "docs": "Pages on one topic.",
     "docs/buckets.md": "Runs, shards and prepared sets in a bucket: commands, promises, costs.",
     "docs/data.md": "From a download, a folder or texts to sets of shards, and to a run on them.",
+    "docs/fine-tuning.md": "Fine-tuning: commands, heads, recipes, rates by layer, figures.",
     "docs/pods.md": "From an empty project to a finished run on a TPU pod; GKE, Slurm, GPUs.",
     "docs/reconstruction.png": "Part of a report of `starter_long`, for the README.",
     "docs/results": "Results, with their commands, dates and hardware.",

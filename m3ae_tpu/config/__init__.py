@@ -1,7 +1,13 @@
 """The settings of a run, as plain data. Imports only the standard library."""
 
 from m3ae_tpu.config.data import DataConfig, Kind, SourceConfig
-from m3ae_tpu.config.evaluation import ProbeConfig
+from m3ae_tpu.config.evaluation import EvaluationConfig, ProbeConfig
+from m3ae_tpu.config.finetuning import (
+    AugmentationConfig,
+    FinetuneConfig,
+    FinetuneOptimizerConfig,
+    HeadConfig,
+)
 from m3ae_tpu.config.model import Dtype, ModelConfig, TransformerConfig
 from m3ae_tpu.config.pretraining import LossConfig, MaskingConfig, PretrainConfig
 from m3ae_tpu.config.training import (
@@ -14,10 +20,15 @@ from m3ae_tpu.config.training import (
 )
 
 __all__ = [
+    "AugmentationConfig",
     "CheckpointConfig",
     "DataConfig",
     "Dtype",
+    "EvaluationConfig",
+    "FinetuneConfig",
+    "FinetuneOptimizerConfig",
     "GradientSums",
+    "HeadConfig",
     "Kind",
     "LoggingConfig",
     "LossConfig",

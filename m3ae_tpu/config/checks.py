@@ -1,7 +1,9 @@
 """Checks of a config's fields. A refused value is named with its field, its default and the fix."""
 
 import dataclasses
+import math
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from m3ae_tpu.errors import UserError
@@ -67,6 +69,25 @@ def require_choice(config: Any, *names: str) -> None:
         choices = typing.get_args(getattr(hint, "__value__", hint))
         is_choice = getattr(config, name) in choices
         require_field(config, name, is_choice, f"is not one of {', '.join(choices)}")
+
+
+def require_whole_patches(image_size: int, patch_size: int) -> None:
+    """Raises `FieldError` unless images divide into patches."""
+    if image_size % patch_size:
+        raise FieldError(
+            f"data.image_size = {image_size} is not a multiple of model.patch_size = {patch_size}. "
+            f"Set --data.image_size={max(1, round(image_size / patch_size)) * patch_size}."
+        )
+
+
+def require_even_heads(tensor: int, sizes: Mapping[str, int]) -> None:
+    """Raises `FieldError` unless sizes, by the name of their field, divide over `mesh.tensor`."""
+    for name, size in sizes.items():
+        if tensor > 0 and size % tensor:
+            fits = math.gcd(tensor, *sizes.values())
+            raise FieldError(
+                f"mesh.tensor = {tensor} does not divide {name} = {size}. Set --mesh.tensor={fits}."
+            )
 
 
 def _default(config: Any, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from m3ae_tpu.config.checks import require_within
+from m3ae_tpu.config.checks import require_field, require_within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,3 +23,20 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         require_within(self, "[0, inf)", "every_steps")
         require_within(self, "[50, inf)", "max_examples")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Labelled examples that a classifier is scored on; every one counts once."""
+
+    shards: str = ""
+    """Labelled shards of test examples; empty: none are scored."""
+    split: tuple[float, float] = (0.0, 1.0)
+    """Range of their records, as that of a source: to tune on a part of the training records."""
+    every_steps: int = 0
+    """Steps between two evaluations; 0: only after the last step."""
+
+    def __post_init__(self) -> None:
+        require_within(self, "[0, inf)", "every_steps")
+        start, end = self.split
+        require_field(self, "split", 0 <= start < end <= 1, "is not a range within [0, 1]")

@@ -1,10 +1,16 @@
 """Settings of masked pre-training: the network, what is hidden, and the loss."""
 
 import dataclasses
-import math
 from typing import Literal
 
-from m3ae_tpu.config.checks import FieldError, require_choice, require_field, require_within
+from m3ae_tpu.config.checks import (
+    FieldError,
+    require_choice,
+    require_even_heads,
+    require_field,
+    require_whole_patches,
+    require_within,
+)
 from m3ae_tpu.config.evaluation import ProbeConfig
 from m3ae_tpu.config.model import ModelConfig
 from m3ae_tpu.config.training import RunConfig
@@ -72,12 +78,7 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        size, patch = self.data.image_size, self.model.patch_size
-        if size % patch:
-            raise FieldError(
-                f"data.image_size = {size} is not a multiple of model.patch_size = {patch}. "
-                f"Set --data.image_size={max(1, round(size / patch)) * patch}."
-            )
+        require_whole_patches(self.data.image_size, self.model.patch_size)
         self._require_stored_text_positions()
         self._require_even_tensors()
         for number, source in enumerate(self.data.sources):
@@ -107,10 +108,4 @@ class PretrainConfig(RunConfig):
         }
         if self.model.decoder.num_layers == 0:
             del sizes["model.decoder.num_heads"]
-        for name, size in sizes.items():
-            if self.mesh.tensor > 0 and size % self.mesh.tensor:
-                fits = math.gcd(self.mesh.tensor, *sizes.values())
-                raise FieldError(
-                    f"mesh.tensor = {self.mesh.tensor} does not divide {name} = {size}. "
-                    f"Set --mesh.tensor={fits}."
-                )
+        require_even_heads(self.mesh.tensor, sizes)

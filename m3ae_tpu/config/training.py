@@ -22,6 +22,8 @@ class OptimizerConfig:
     """Peak learning rate for a batch of 256; scaled by `batch_size / 256`."""
     warmup_fraction: float = 0.05
     """Fraction of the run's steps over which the rate rises from 0 to its peak."""
+    end_learning_rate: float = 0.0
+    """Learning rate after the last step for a batch of 256; scaled as the peak."""
     beta1: float = 0.9
     """Decay of the gradients' running mean."""
     beta2: float = 0.95
@@ -37,6 +39,12 @@ class OptimizerConfig:
         require_positive(self, "base_learning_rate", "accumulation_steps")
         require_within(self, "[0, 1)", "warmup_fraction", "beta1", "beta2")
         require_within(self, "[0, inf)", "weight_decay", "clip_norm")
+        require_field(
+            self,
+            "end_learning_rate",
+            0 <= self.end_learning_rate <= self.base_learning_rate,
+            f"is not in [0, base_learning_rate = {self.base_learning_rate}]",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ A leaf is a value that is not a dataclass. The dataclasses in a tuple are number
 """
 
 import dataclasses
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -50,9 +51,16 @@ def from_json[Config](config_type: type[Config], values: Any) -> Config:
 
 
 def differences(now: Mapping[str, Any], was: Mapping[str, Any]) -> dict[str, str]:
-    """Returns a phrase for each name whose value differs, such as "seed = 1 now, was 0"."""
+    """Returns a phrase for each name whose value differs, such as "seed = 1 now, was 0".
+
+    Long values are shortened.
+    """
+
+    def shown(values: Mapping[str, Any], name: str) -> str:
+        return textwrap.shorten(str(values.get(name, "nothing")), 100, placeholder=" ...")
+
     return {
-        name: f"{name} = {now.get(name, 'nothing')} now, was {was.get(name, 'nothing')}"
+        name: f"{name} = {shown(now, name)} now, was {shown(was, name)}"
         for name in dict.fromkeys([*now, *was])
         if name not in now or name not in was or now[name] != was[name]
     }

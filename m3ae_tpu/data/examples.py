@@ -42,7 +42,7 @@ _CACHE_BYTES = 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record as pre-training reads it: id, captions and encoded image only."""
+    """A record as training reads it: id, captions, class and encoded image only."""
 
     id: str
     captions: tuple[str, ...]
@@ -51,6 +51,8 @@ class Example:
     """Encoded; empty in a text-only source."""
     fault: Fault | None = None
     """Fault of the record at the requested index."""
+    label_name: str = ""
+    """Class; empty for a record without one."""
 
 
 type Pixels = UInt8[np.ndarray, "height width 4"]
@@ -94,7 +96,7 @@ class Examples:
         if is_cut:
             captions = tuple(caption[:_MAX_CHARACTERS] for caption in captions)
         image = record.image if self.kind != "text" else b""
-        return Example(record.id, captions, image, CUT if is_cut else None)
+        return Example(record.id, captions, image, CUT if is_cut else None, record.label_name)
 
     def decode(self, index: int, stored: Example | Fault) -> tuple[Example, Pixels | None]:
         """Returns the example of record `index` with its image; a substitute for a broken record.

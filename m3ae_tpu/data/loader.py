@@ -15,13 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 from m3ae_tpu.batch import Batch, Rows, Source
 from m3ae_tpu.config import DataConfig, Kind
 from m3ae_tpu.data.broken import BrokenRow
 from m3ae_tpu.data.crops import random_resized_crop
 from m3ae_tpu.data.examples import Example, Examples, Fault
+from m3ae_tpu.data.labelling import Labelling
 from m3ae_tpu.data.mirroring import may_mirror
 from m3ae_tpu.data.rows import DrawRows, Row
 from m3ae_tpu.data.text import Tokenizer
@@ -68,8 +69,13 @@ class MakeBatch:
         examples: Sequence[Examples],
         rows: DrawRows,
         tokenizer: Tokenizer | None,
+        labelling: Labelling | None = None,
     ):
-        """Takes the examples of each source, the rows of each step, and the tokenizer of texts."""
+        """Takes the examples of each source, the rows of each step, and the tokenizer of texts.
+
+        With `labelling` the rows have the numbers of their classes.
+        """
+        self._labelling = labelling
         self._data, self._examples, self._rows, self._tokenizer = data, examples, rows, tokenizer
         self._kinds: list[Kind] = [source.kind for source in sources]
         self._text_lengths = {source.kind: source.text_length for source in sources}
@@ -111,6 +117,8 @@ class MakeBatch:
                 )
                 made = made._replace(text_ids=text_ids, is_valid=is_valid)
                 counts[f"data/truncated_texts/{kind}"] = num_truncated
+            if self._labelling is not None:
+                made = made._replace(labels=self._labels(of_kind, examples))
             batch[kind] = made
         return batch, BatchInfo(counts, tuple(broken), ids)
 
@@ -128,8 +136,21 @@ class MakeBatch:
                     random_resized_crop(
                         image, images[number], area=self._data.crop_area, draws=row.crop_draws
                     )
+                    if self._labelling is not None and self._labelling.augment is not None:
+                        images[number] = self._labelling.augment(images[number], row.key)
                 del image  # The next one takes its memory, which is in the CPU cache.
         return examples, images
+
+    def _labels(
+        self, rows: Sequence[Row], examples: Sequence[Example]
+    ) -> Int32[np.ndarray, " rows"]:
+        """Returns the numbers of the examples' classes."""
+        assert self._labelling is not None
+        labels = []
+        for row, example in zip(rows, examples, strict=True):
+            with self._errors_placed(row):
+                labels.append(self._labelling.number(example.label_name))
+        return np.array(labels, np.int32)
 
     def _stored(self, rows: Sequence[Row]) -> Iterator[Example | Fault]:
         """Yields what is stored for each row, read a little ahead."""

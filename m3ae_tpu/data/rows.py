@@ -34,6 +34,8 @@ class Row(NamedTuple):
     """Picks one of the record's captions."""
     flip_draw: float
     crop_draws: Float64[np.ndarray, "attempts 4"]
+    key: tuple[int, int]
+    """Seed of the source and number of the row: decides draws that only some runs need."""
 
 
 class DrawRows:
@@ -44,6 +46,7 @@ class DrawRows:
         self._plan, self._splits = plan, splits
         self._order_seeds = [draw_seed(seed, source, "order") for source in range(len(splits))]
         self._augment_seeds = [draw_seed(seed, source, "augment") for source in range(len(splits))]
+        self._key_seeds = [draw_seed(seed, source, "key") for source in range(len(splits))]
 
     def __call__(self, step: int) -> list[Row]:
         """Draws a step's rows. Row n of a source has the n-th block of its random numbers."""
@@ -66,8 +69,8 @@ class DrawRows:
         draws = np.concatenate(runs)
         crops = draws[:, 2:num_draws].reshape(-1, *CROP_DRAWS)
         return [
-            Row(source, split[record], caption, flip, crop)
-            for record, (caption, flip), crop in zip(
-                records, draws[:, :2].tolist(), crops, strict=True
+            Row(source, split[record], caption, flip, crop, (self._key_seeds[source], number))
+            for number, record, (caption, flip), crop in zip(
+                numbers, records, draws[:, :2].tolist(), crops, strict=True
             )
         ]

@@ -15,6 +15,7 @@ from m3ae_tpu.config import DataConfig, SourceConfig, tree
 from m3ae_tpu.data import identity
 from m3ae_tpu.data.examples import Examples
 from m3ae_tpu.data.identity import ShardIdentity
+from m3ae_tpu.data.labelling import Labelling
 from m3ae_tpu.data.loader import NUM_READERS, Loader, MakeBatch
 from m3ae_tpu.data.plan import Plan
 from m3ae_tpu.data.rows import DRAWS_VERSION, DrawRows
@@ -37,6 +38,8 @@ class OpenData:
     """Indices of each source's records in its shards."""
     tokenizer: Tokenizer | None
     """None if no source has text."""
+    labelling: Labelling | None = None
+    """Classes of a run that learns them."""
 
     @property
     def num_records(self) -> tuple[int, ...]:
@@ -97,7 +100,9 @@ class OpenData:
             for shards, source, split in zip(self.shards, self.sources, self.splits, strict=True)
         ]
         rows = DrawRows(plan, self.splits, self.seed)
-        make_batch = MakeBatch(self.config, self.sources, examples, rows, self.tokenizer)
+        make_batch = MakeBatch(
+            self.config, self.sources, examples, rows, self.tokenizer, self.labelling
+        )
         return Loader(
             make_batch,
             start_step=start_step,

@@ -129,18 +129,27 @@ class Block(eqx.Module):
         return self.attention_in(self.attention_norm(x))
 
     def __call__(
-        self, x: Float[Array, "batch tokens width"], is_valid: Bool[Array, "batch tokens"] | None
+        self,
+        x: Float[Array, "batch tokens width"],
+        is_valid: Bool[Array, "batch tokens"] | None,
+        branch_scales: Float[Array, "batch 2"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
         x = self.operations.constrain(x)
         qkv = _remat(self.project_qkv)(x)
         with jax.named_scope(scopes.ATTENTION):
             attended = self.operations.attention(qkv, is_valid, self.num_heads)
-        x = x + self.attention_out(attended)
+        x = x + _scaled(self.attention_out(attended), branch_scales, 0)
         with jax.named_scope(scopes.MLP):
             hidden = _remat(lambda x: self.mlp_in(self.mlp_norm(x)))(x)
             activate = _GELU[self.activation]
-            x = x + _remat(lambda hidden: self.mlp_out(activate(hidden)))(hidden)
+            branch = _remat(lambda hidden: self.mlp_out(activate(hidden)))(hidden)
+            x = x + _scaled(branch, branch_scales, 1)
         return self.operations.constrain(x)
+
+
+def _scaled(branch: Array, scales: Float[Array, "batch 2"] | None, number: int) -> Array:
+    """Returns what a branch of a block adds to each example, times the example's factor."""
+    return branch if scales is None else branch * scales[:, number, None, None].astype(branch.dtype)
 
 
 def _remat(function: Callable) -> Callable:
@@ -196,6 +205,7 @@ class Transformer(eqx.Module):
         is_valid: Bool[Array, "batch tokens"] | None,
         *,
         final_norm: bool = True,
+        branch_scales: Float[Array, "layers batch 2"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
         """Encodes tokens; where `is_valid` is False they change no other token's output.
 
@@ -203,13 +213,16 @@ class Transformer(eqx.Module):
             x: Embedded tokens in the compute dtype; the output has it too.
             is_valid: True for tokens that may be attended to; None: all.
             final_norm: False leaves the last block's output as it is.
+            branch_scales: Factors of what attention and MLP of each block add to each example, see
+                `draw_branch_scales`; None: 1.
         """
 
-        def apply(x: Array, block: Block) -> tuple[Array, None]:
-            return block(x, is_valid), None
+        def apply(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
+            block, scales = layer
+            return block(x, is_valid, scales), None
 
         apply = _remat(apply) if self.remat else apply
-        x, _ = jax.lax.scan(apply, x, self.blocks, unroll=self.unroll)
+        x, _ = jax.lax.scan(apply, x, (self.blocks, branch_scales), unroll=self.unroll)
         return self.norm(x) if final_norm else x
 
     def all_layers(
@@ -240,3 +253,22 @@ class Transformer(eqx.Module):
         )
         x, _ = jax.lax.scan(lambda x, block: (block(x, is_valid), None), x, earlier)
         return last.project_qkv(x)
+
+
+def draw_branch_scales(
+    keys: Key[Array, " batch"], num_layers: int, rate: float
+) -> Float[Array, "layers batch 2"]:
+    """Draws the factors of drop path (stochastic depth, Huang et al. 2016).
+
+    A branch is dropped with a probability that grows in a line from 0 in the first block to `rate`
+    in the last; what is kept is scaled up, so that the mean stays.
+
+    Args:
+        keys: One for each example.
+        num_layers: Blocks.
+        rate: Probability in the last block.
+    """
+    kept = 1 - rate * np.arange(num_layers, dtype=np.float32) / max(1, num_layers - 1)
+    kept = jnp.asarray(kept)[:, None, None]
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (num_layers, 2)), out_axes=1)(keys)
+    return jnp.where(draws < kept, 1 / kept, jnp.zeros((), kept.dtype))

@@ -41,6 +41,7 @@ RULES = (
     Rule(r"text\.embedding\.table", ((TENSOR, FSDP), None)),
     Rule(r"text\.head\.kernel", (FSDP, TENSOR)),
     Rule(r"text\.head\.bias", (TENSOR,)),
+    Rule(r"class_head\.kernel", (FSDP, None)),
     Rule(r"(image|text)\.(decoder_)?positions", (None, FSDP)),
 )
 """Arrays that no rule names are whole on every device: norms, most biases, small vectors, counts.

@@ -2,15 +2,20 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import FinetuneConfig, PretrainConfig
 from m3ae_tpu.config.checks import FieldError
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import Place, place
+from m3ae_tpu.model.classifier import Classifier
 from m3ae_tpu.parallel.mesh import make_mesh, replicated
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.pretrained.model_folder import VOCABULARY, is_model_folder, read_parameters
@@ -18,14 +23,15 @@ from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.claim import files_of
-from m3ae_tpu.run.workdir import TOKENIZER, load_run_config, require_tokenizer_fits
+from m3ae_tpu.run.workdir import CONFIG, TOKENIZER, load_run_config, require_tokenizer_fits
 from m3ae_tpu.train.pretraining import init_model
+from m3ae_tpu.train.step import model_key
 
 
 def load_pretrained(folder: pathlib.Path) -> Pretrained:
     """Loads config, tokenizer and model of a run or a model folder, onto all devices.
 
-    Of a run the newest undamaged checkpoint counts.
+    Of a run the newest undamaged checkpoint counts; of a fine-tuned one, its encoder.
 
     Raises:
         UserError: the folder holds neither, or its files do not fit together.
@@ -35,17 +41,16 @@ def load_pretrained(folder: pathlib.Path) -> Pretrained:
         f"{folder} is not a folder. Name the workdir of a run, such as runs/quickstart, or a "
         "folder that import_weights or export_weights wrote.",
     )
-    config, mesh = load_run_config(folder, PretrainConfig), make_mesh()
-    shapes = jax.eval_shape(
-        functools.partial(init_model, config.model, config.seed, Operations(mesh))
-    )
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
-    )
-    if is_model_folder(folder):
-        step, model, run = read_parameters(folder, abstract)
+    config, mesh = load_config(folder), make_mesh()
+    if is_finetuned(folder):
+        _, step, classifier, run = _restore_classifier(folder)
+        model = classifier.m3ae
     else:
-        step, model, run = CheckpointReader(folder).restore_model(abstract)
+        abstract = _abstract(functools.partial(init_model, config.model, config.seed), mesh)
+        if is_model_folder(folder):
+            step, model, run = read_parameters(folder, abstract)
+        else:
+            step, model, run = CheckpointReader(folder).restore_model(abstract)
     tokenizer = None
     if ReconstructionTask.of_run(config).has_texts:
         copies = (folder / name for name in (TOKENIZER, VOCABULARY))
@@ -59,6 +64,67 @@ def load_pretrained(folder: pathlib.Path) -> Pretrained:
         mesh=mesh,
         tokenizer=tokenizer,
         versions=run["versions"],
+    )
+
+
+def load_config(folder: pathlib.Path) -> PretrainConfig:
+    """Returns the settings of a model: those that it was pre-trained with.
+
+    Of a fine-tuned model the settings of its encoder, with the images that it was fine-tuned on.
+
+    Raises:
+        UserError: the folder holds no model.
+    """
+    if not is_finetuned(folder):
+        return load_run_config(folder, PretrainConfig)
+    config = load_run_config(folder, FinetuneConfig)
+    return PretrainConfig(
+        seed=config.seed,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        model=config.model,
+        data=config.data,
+    )
+
+
+def is_finetuned(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds a fine-tuning run."""
+    try:
+        values = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "classes" in values
+
+
+def load_classifier(folder: pathlib.Path) -> tuple[FinetuneConfig, int, Classifier]:
+    """Loads settings, step and model of a fine-tuning run, onto all devices.
+
+    Raises:
+        UserError: the folder holds none, or nothing was saved yet.
+    """
+    require(
+        is_finetuned(folder),
+        f"{folder} does not hold a run of pipelines.finetune. Name the workdir of one.",
+    )
+    return _restore_classifier(folder)[:3]
+
+
+def _restore_classifier(
+    folder: pathlib.Path,
+) -> tuple[FinetuneConfig, int, Classifier, dict[str, Any]]:
+    config, mesh = load_run_config(folder, FinetuneConfig), make_mesh()
+    abstract = _abstract(
+        lambda operations: Classifier(config, key=model_key(config.seed), operations=operations),
+        mesh,
+    )
+    return config, *CheckpointReader(folder).restore_model(abstract)
+
+
+def _abstract(init: Callable[[Operations], Any], mesh: Mesh) -> Any:
+    """Returns shapes and dtypes of a model that lies whole on every device of a mesh."""
+    shapes = jax.eval_shape(lambda: init(Operations(mesh)))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
     )
 
 

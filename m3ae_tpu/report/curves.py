@@ -49,6 +49,18 @@ _CURVES = (
         show="{:.1%}".format,
         is_noisy=False,
     ),
+    _Curve(
+        title="Test images classified right",
+        metrics={"finetune/accuracy": "weights", "finetune/average/accuracy": "running average"},
+        show="{:.1%}".format,
+        is_noisy=False,
+    ),
+    _Curve(
+        title="Training images classified right, as augmented",
+        metrics={"train/accuracy": "accuracy"},
+        show="{:.0%}".format,
+        starts_at_zero=True,
+    ),
     _Curve(title="Gradient norm", metrics={"train/grad_norm": "norm"}, starts_at_zero=True),
     _Curve(
         title="Learning rate",

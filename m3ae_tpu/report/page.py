@@ -13,12 +13,12 @@ import rich
 from jaxtyping import UInt8
 
 from m3ae_tpu import charts
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import FinetuneConfig, PretrainConfig
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.evaluation.evaluate import TEST_SHARDS, read_examples
 from m3ae_tpu.evaluation.results import read_evaluation
 from m3ae_tpu.files import atomic_write
-from m3ae_tpu.pretrained.loading import has_model, load_pretrained
+from m3ae_tpu.pretrained.loading import has_model, is_finetuned, load_pretrained
 from m3ae_tpu.report import sections
 from m3ae_tpu.report.confusion import confusion
 from m3ae_tpu.report.curves import curves
@@ -50,10 +50,13 @@ def report_workdir(
             written.
     """
     path = result_file(workdir, output, FILE_NAME)
-    config, examples, versions = load_run_config(workdir, PretrainConfig), None, {}
+    config_type = FinetuneConfig if is_finetuned(workdir) else PretrainConfig
+    config, examples, versions = load_run_config(workdir, config_type), None, {}
     evaluation = (read_evaluation(output) if output else {}) or read_evaluation(workdir)
-    shown = images = None
-    test_shards = test_shards or evaluation.get("examples/test_shards", TEST_SHARDS)
+    shown, images, usual = None, None, TEST_SHARDS
+    if isinstance(config, FinetuneConfig) and config.evaluation.shards:
+        usual = config.evaluation.shards
+    test_shards = test_shards or evaluation.get("examples/test_shards", usual)
     with rich.get_console().status("reconstructing some held-out examples"):
         if has_model(workdir):
             run, shards = load_pretrained(workdir), open_shards(test_shards)
@@ -78,7 +81,7 @@ def report_workdir(
 
 def write_report(
     workdir: pathlib.Path,
-    config: PretrainConfig,
+    config: PretrainConfig | FinetuneConfig,
     *,
     metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any],
@@ -116,6 +119,7 @@ def write_report(
         attention=sections.attention(examples),
         curves=curves(metrics, evaluation, first=wall_time(seconds or {})),
         data=sections.data(config, metrics),
+        kind="fine-tuning" if isinstance(config, FinetuneConfig) else "pre-training",
         settings=sections.settings(config, dict(versions) | {"python": platform.python_version()}),
         workdir=html.escape(address_of(workdir)),
     )
@@ -135,7 +139,9 @@ def _confusion(evaluation: Mapping[str, Any], images: np.ndarray | None) -> str:
 
 
 def _lead(
-    config: PretrainConfig, metrics: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any]
+    config: PretrainConfig | FinetuneConfig,
+    metrics: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any],
 ) -> str:
     """Returns a sentence on the data, the model and the length of the run."""
     encoder, kinds = config.model.encoder, {source.kind for source in config.data.sources}
@@ -144,6 +150,8 @@ def _lead(
     steps = f"{done:,} steps"
     if done != config.num_steps:
         steps = f"{done:,} of {config.num_steps:,} steps"
+    if isinstance(config, FinetuneConfig):
+        nouns["image"] = f"images of {len(config.classes):,} classes"
     learned = [noun for kind, noun in nouns.items() if kind in kinds]
     learned = " and ".join([", ".join(learned[:-1]), learned[-1]] if learned[1:] else learned)
     is_imported = not any(source.shards for source in config.data.sources)

@@ -6,7 +6,7 @@ from typing import Any
 
 from m3ae_tpu.batch import mixture
 from m3ae_tpu.charts import Bar, BarGroup, bar_chart
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import FinetuneConfig, PretrainConfig, RunConfig
 from m3ae_tpu.config.tree import leaves
 from m3ae_tpu.evaluation.evaluate import all_rows
 from m3ae_tpu.evaluation.protocol import Row
@@ -42,6 +42,13 @@ def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
             (_, value), *others = row.values.items()
             others = [f"{name} {_format(value, row)}" for name, value in others]
             tile(row.title, _format(value, row), " · ".join(others) or "on held-out examples")
+    scored = [line for line in metrics if "finetune/accuracy" in line]
+    if scored:
+        last = scored[-1]
+        average = last.get("finetune/average/accuracy")
+        others = f"running average of the weights {percent(average)} · " if average else ""
+        count = f"{last['finetune/examples']:,.0f} test images, step {last['step']:,}"
+        tile("Accuracy after fine-tuning", percent(last["finetune/accuracy"]), others + count)
     speeds = sorted(speed for line in metrics if (speed := line.get("time/examples_per_second")))
     waits = sorted(
         wait for line in metrics if (wait := line.get("time/data_wait_fraction")) is not None
@@ -73,13 +80,15 @@ def features(evaluation: Mapping[str, Any], workdir: str) -> str:
 
 
 def reconstruction(
-    examples: Sequence[ShownExample] | None, evaluation: Mapping[str, Any], config: PretrainConfig
+    examples: Sequence[ShownExample] | None,
+    evaluation: Mapping[str, Any],
+    config: PretrainConfig | FinetuneConfig,
 ) -> str:
     """Returns reconstruction errors, and examples: masked, reconstructed, with guessed words."""
     if examples is None:
         return missing(_NO_CHECKPOINT)
     sentences = ["The first test examples of each class."]
-    if config.model.decoder.num_layers == 0:
+    if isinstance(config, FinetuneConfig) or config.model.decoder.num_layers == 0:
         sentences.append("The model is an encoder without a decoder: it reconstructs nothing.")
     elif any(example.original for example in examples):
         num_patches = (config.data.image_size // config.model.patch_size) ** 2
@@ -92,7 +101,8 @@ def reconstruction(
                 "This run predicts patches normalised one by one, so each predicted patch is shown "
                 "with the mean and the contrast of the original."
             )
-    if any(word.guesses for example in examples for word in example.words):
+    is_pretraining = isinstance(config, PretrainConfig)
+    if is_pretraining and any(word.guesses for example in examples for word in example.words):
         ratio = percent(config.masking.text_mask_ratio)
         sentences.append(
             f"{ratio} of the caption's tokens are hidden: they are shaded, with the model's three "
@@ -155,7 +165,7 @@ def attention(examples: Sequence[ShownExample] | None) -> str:
     )
 
 
-def data(config: PretrainConfig, metrics: Sequence[Mapping[str, Any]]) -> str:
+def data(config: RunConfig, metrics: Sequence[Mapping[str, Any]]) -> str:
     """Returns how much a run saw of each source, and how much of it was broken or cut."""
     last = metrics[-1] if metrics else {}
     if not any(name.startswith("data/rows/") for name in last):
@@ -174,7 +184,7 @@ def data(config: PretrainConfig, metrics: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>{note}'
 
 
-def settings(config: PretrainConfig, versions: Mapping[str, str]) -> str:
+def settings(config: RunConfig, versions: Mapping[str, str]) -> str:
     """Returns every field of the config, folded, and the versions that made the run."""
     fields = "".join(
         f"<div><code>{html.escape(name)}</code><code>{html.escape(str(value))}</code></div>"

@@ -62,7 +62,7 @@ class CheckpointReader:
             )
         return self._faults[step]
 
-    def latest_step(self, before: float = math.inf) -> int | None:
+    def latest_step(self, before: int | float = math.inf) -> int | None:
         """Returns the newest undamaged step, None if there are no steps at all.
 
         With `before`, steps from that one on do not count.
@@ -76,7 +76,7 @@ class CheckpointReader:
         """
         return processes.from_leader(lambda: self._find_latest_step(before))
 
-    def _find_latest_step(self, before: float) -> int | None:
+    def _find_latest_step(self, before: int | float) -> int | None:
         for step in self._stored.uncommitted():
             _LOG.warning(
                 "checkpoint %d is skipped: %s/%d was not saved to its end", step, self.folder, step
@@ -97,7 +97,7 @@ class CheckpointReader:
         return None
 
     def restore[State](
-        self, abstract_state: State, *, before: float = math.inf
+        self, abstract_state: State, *, before: int | float = math.inf
     ) -> tuple[State, dict[str, Any], dict[str, Any]]:
         """Restores the newest undamaged step, before another one if asked for.
 
@@ -148,7 +148,7 @@ class CheckpointReader:
         }
         return StoredStep(**self._read(step, as_numpy))
 
-    def _require_step(self, before: float = math.inf) -> int:
+    def _require_step(self, before: int | float = math.inf) -> int:
         step = self.latest_step(before)
         if step is None:
             raise UserError(

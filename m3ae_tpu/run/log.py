@@ -23,6 +23,8 @@ _BAR_METRICS = {
     "train/image_loss": "image",
     "train/text_loss": "text",
     "probe/knn_accuracy": "k-NN",
+    "finetune/accuracy": "test accuracy",
+    "finetune/average/accuracy": "of the average",
 }
 
 

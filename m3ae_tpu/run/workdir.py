@@ -29,6 +29,7 @@ _CHANGEABLE = (
     "checkpoint.",
     "logging.",
     "probe.",
+    "evaluation.",
     "data.num_workers",
     "data.tokenizer",
     "data.max_broken_fraction",

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import PyTree
 
 from m3ae_tpu.config import RunConfig
 from m3ae_tpu.data.prefetch import Prefetcher
@@ -39,11 +38,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class Probe(NamedTuple):
-    """Scores the model while a run goes on."""
+    """Scores the model while a run goes on, and after its last step."""
 
     every_steps: int
-    score: Callable[[PyTree], dict[str, float]]
-    """Returns metrics of the model, which it only reads."""
+    """0: only after the last step."""
+    score: Callable[[TrainState], dict[str, float]]
+    """Returns metrics of the state, which it only reads."""
 
 
 def train(
@@ -169,7 +169,8 @@ def train(
 
             is_last, stops = step == config.num_steps, preemption.reached(step)
             saves = is_last or stops or step % config.checkpoint.every_steps == 0
-            probes = is_last or (probe is not None and step % probe.every_steps == 0)
+            every = probe.every_steps if probe is not None else 0
+            probes = is_last or (every > 0 and step % every == 0)
             logs = probes or step % config.logging.every_steps == 0
             if logs or saves:
                 monitor.require_finite(
@@ -184,7 +185,7 @@ def train(
                 line |= data_log.line(step) | monitor.rates(step)
                 if probe is not None and probes:
                     with goodput.spent("probe"), watchdog.paused("in the probe"):
-                        line |= probe.score(state.model)
+                        line |= probe.score(state)
                 line |= goodput.line()
                 if at_peak and "time/seconds_per_step" in line:
                     line["time/mfu"] = at_peak / line["time/seconds_per_step"]

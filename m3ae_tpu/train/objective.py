@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import optax
 from jaxtyping import PyTree
 
 from m3ae_tpu.parallel.operations import Operations
@@ -23,3 +24,8 @@ class Objective(NamedTuple):
     """
     count_flops: Callable[[Any], int] = lambda batch: 0
     """FLOPs of a batch, forward and backward, for the utilisation of the chips; 0 if unknown."""
+    with_weights: Callable[[PyTree], PyTree] | None = None
+    """Returns the initial model, arrays on the mesh, with weights from elsewhere; None: it stays.
+    """
+    after_adamw: optax.GradientTransformation | None = None
+    """Goes on with the updates that AdamW makes, as with rates by layer."""

@@ -12,17 +12,18 @@ from m3ae_tpu.config import OptimizerConfig
 def learning_rate_schedule(
     config: OptimizerConfig, *, batch_size: int, num_steps: int
 ) -> optax.Schedule:
-    """Returns the rate of update 0, 1, 2, ...: from 0 to the peak in a line, then to 0 along a
-    cosine.
+    """Returns the rate of update 0, 1, 2, ...: from 0 to the peak in a line, then to the end value
+    along a cosine.
 
     The peak is `base_learning_rate * batch_size / 256`, with the batch of a whole update also where
-    gradients are accumulated. The first update has rate 0 unless there is no warm-up, as in the
-    paper's code; from `num_steps` on the rate is 0.
+    gradients are accumulated, and the end value likewise. The first update has rate 0 where
+    there is a warm-up, as in the paper's code; from `num_steps` on the rate is the end value.
     """
     peak = config.base_learning_rate * batch_size / 256
     # + 1e-9: 0.1 * 30 is 3.0000000000000004, 0.07 * 100 is 7.000000000000001, others fall below.
     warmup_steps = min(int(config.warmup_fraction * num_steps + 1e-9), num_steps - 1)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+    end = config.end_learning_rate * batch_size / 256
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps, end)
 
 
 def make_optimizer(

@@ -3,6 +3,7 @@
 Training, the replay of a step and rehearsals all take it from here, so it is the same.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ def make_program(
     optimizer, schedule = make_optimizer(
         config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
     )
+    if objective.after_adamw is not None:
+        optimizer = optax.chain(optimizer, objective.after_adamw)
     of_mesh = operations or Operations(mesh, config.mesh.gradient_sums)
 
     def init() -> TrainState:
@@ -60,6 +63,24 @@ def make_program(
         key=steps_key(config.seed),
         accumulation_steps=config.optimizer.accumulation_steps,
     )
-    return Program(
-        jax.jit(init, out_shardings=shardings), step, placed(abstract, shardings), schedule
-    )
+    first = jax.jit(init, out_shardings=shardings)
+    if objective.with_weights is not None:
+        first = functools.partial(_init_with_weights, objective, of_mesh, optimizer, shardings)
+    return Program(first, step, placed(abstract, shardings), schedule)
+
+
+def _init_with_weights(
+    objective: Objective,
+    operations: Operations,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+) -> TrainState:
+    """Makes the state before the first step, with weights from elsewhere.
+
+    They are arguments of a program, as constants of one they would be compiled.
+    """
+    assert objective.with_weights is not None
+    draw = functools.partial(objective.init_model, operations)
+    model = objective.with_weights(jax.jit(draw, out_shardings=shardings.model)())
+    init = functools.partial(init_state, optimizer=optimizer)
+    return jax.jit(init, out_shardings=shardings)(model)

@@ -13,12 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 from m3ae_tpu.config import MeshConfig
 from m3ae_tpu.config.checks import FieldError
-from m3ae_tpu.configs import m3ae_base, m3ae_huge, m3ae_large, m3ae_small
+from m3ae_tpu.configs import finetune_mae_base, m3ae_base, m3ae_huge, m3ae_large, m3ae_small
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.finetuning.objective import finetuning
 from m3ae_tpu.parallel.mesh import AXES, filled, make_mesh
 from m3ae_tpu.parallel.rules import LARGE_BYTES, RULES, rule_of, spec, state_shardings
 from m3ae_tpu.train.optimizer import make_optimizer
 from m3ae_tpu.train.pretraining import init_model
+from m3ae_tpu.train.program import make_program
 from m3ae_tpu.train.step import init_state
 
 CONFIGS = {
@@ -33,7 +35,13 @@ def mesh_of(data, fsdp, tensor):
 
 @functools.cache
 def state_of(name):
-    """Returns a config's abstract state, with stored positions."""
+    """Returns a config's abstract state: with stored positions, or 1,000 classes."""
+    if name == "finetune_mae_base":
+        config = dataclasses.replace(
+            finetune_mae_base.CONFIG, classes=tuple(f"class {number}" for number in range(1_000))
+        )
+        program = make_program(config, finetuning(config), make_mesh())
+        return program.abstract
     config = CONFIGS[name]
     model = dataclasses.replace(
         config.model,
@@ -58,7 +66,11 @@ def leaves_of(name, mesh):
 
 
 def test_every_rule_is_the_rule_of_a_parameter_and_of_its_moments():
-    names = [name for name, *_ in leaves_of("m3ae_base", mesh_of(1, 1, 1))]
+    names = [
+        name
+        for config in ("m3ae_base", "finetune_mae_base")
+        for name, *_ in leaves_of(config, mesh_of(1, 1, 1))
+    ]
     for rule in RULES:
         found = [name for name in names if rule_of(name) == rule]
         assert any(name.startswith("model.") for name in found), rule
@@ -66,7 +78,7 @@ def test_every_rule_is_the_rule_of_a_parameter_and_of_its_moments():
         assert any(".nu." in name for name in found), rule
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "finetune_mae_base"])
 def test_fsdp_cuts_every_array_over_a_mebibyte(name):
     for leaf, whole, own in leaves_of(name, mesh_of(16, 16, 1)):
         assert own == whole // 16 if whole > LARGE_BYTES else own in (whole, whole // 16), leaf

@@ -65,7 +65,7 @@ def run(workdir, *, num_steps=CONFIG.num_steps, **options: Any):
 
 
 def test_a_toy_objective_learns_saves_and_goes_on(tmp_path):
-    probe = Probe(3, lambda model: {"probe/norm": float(jnp.abs(model.kernel).sum())})
+    probe = Probe(3, lambda state: {"probe/norm": float(jnp.abs(state.model.kernel).sum())})
     assert run(tmp_path / "whole", probe=probe) == 6
     lines = read_metrics(tmp_path / "whole")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

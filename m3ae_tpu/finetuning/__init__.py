@@ -1,0 +1,1 @@
+"""Fine-tuning: an encoder and a head learn the classes of images."""

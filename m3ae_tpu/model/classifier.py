@@ -1,0 +1,68 @@
+"""A classifier of images: the encoder, and a linear head on one vector of its tokens."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from m3ae_tpu.config import FinetuneConfig
+from m3ae_tpu.model.inputs import Inputs
+from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.model.transformer import LayerNorm, Linear
+from m3ae_tpu.parallel.operations import Operations
+
+_HEAD_DEVIATION = 2e-5
+"""Standard deviation of the head's initial kernel, as He et al. (2022) fine-tune."""
+
+
+class Classifier(eqx.Module):
+    """An encoder with a head; all leaves are arrays."""
+
+    m3ae: M3AE
+    """Without decoder and text."""
+    norm: LayerNorm | None
+    """Norm of the mean of the patches; None where the head sees the class token."""
+    class_head: Linear
+
+    def __init__(
+        self, config: FinetuneConfig, *, key: Key[Array, ""], operations: Operations = Operations()
+    ):
+        """Draws initial values: the encoder's as in pre-training, the head's near 0.
+
+        Args:
+            config: Sizes, pooling and classes.
+            key: Decides every initial value.
+            operations: Those of the mesh that the model computes on.
+        """
+        width, dtype = config.model.encoder.width, jnp.dtype(config.model.parameter_dtype)
+        self.m3ae = M3AE(config.model, key=key, operations=operations)
+        self.norm = None
+        if config.head.pooling == "image_mean":
+            self.norm = LayerNorm(width, epsilon=config.model.norm_epsilon, dtype=dtype)
+        head_key = jax.random.fold_in(key, 0)
+        head = functools.partial(Linear, dtype=dtype, operations=operations, name="class_head")
+        head = head(width, len(config.classes), key=head_key)
+        kernel = _HEAD_DEVIATION * jax.random.normal(head_key, head.kernel.shape, dtype)
+        self.class_head = eqx.tree_at(lambda head: head.kernel, head, kernel)
+
+    def __call__(
+        self, inputs: Inputs, branch_scales: Float[Array, "layers batch 2"] | None = None
+    ) -> Float[Array, "batch classes"]:
+        """Computes the logits of the classes, float32 or wider.
+
+        Args:
+            inputs: Whole images.
+            branch_scales: Factors of drop path in training; None leaves nothing out.
+        """
+        features = self.m3ae.encode(
+            inputs, final_norm=self.norm is None, branch_scales=branch_scales
+        )
+        if self.norm is None:
+            pooled = features.cls[:, None]
+        else:
+            assert features.image_mean is not None
+            pooled = self.norm(features.image_mean[:, None])
+        return self.class_head(pooled.astype(np.promote_types(pooled.dtype, np.float32)))[:, 0]
