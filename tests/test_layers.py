@@ -36,6 +36,10 @@ BESIDE = {
     ),
     "features": "errors files config batch parallel model data pretrained prepare",
     "search": "errors files charts config batch parallel model data pretrained prepare features",
+    "experiments": (
+        "kernels errors files charts values overrides config batch parallel model data run train "
+        "pretrained evaluation report measure"
+    ),
     "rehearsal": "kernels errors files charts config batch parallel model train measure",
 }
 # Second copies of modules that already have a name below m3ae_tpu.

@@ -53,6 +53,7 @@ def train(
     workdir: Workdir,
     *,
     probe: Probe | None = None,
+    progress: Progress | None = None,
     log_record_ids: bool = False,
     allow_changed_data: bool = False,
     profile_steps: tuple[int, int] | None = None,
@@ -70,6 +71,7 @@ def train(
         data: What the config's data hold.
         workdir: The run's directory, prepared and locked.
         probe: Scores the model every so many steps, and at the end.
+        progress: Shows the steps; None: a bar of this run.
         log_record_ids: Writes to `record_ids.jsonl` which records each step sees.
         allow_changed_data: Goes on also where the checkpoint was made with other data.
         profile_steps: First and last step to profile.
@@ -138,7 +140,7 @@ def train(
             batch_size=config.batch_size, wait_seconds=lambda: batches.wait_seconds
         )
         preemption = stack.enter_context(Preemption())
-        progress = stack.enter_context(Progress(config.num_steps, start))
+        progress = stack.enter_context(progress or Progress(config.num_steps, start))
         step_fn, at_peak = program.step, 0.0
         profile = stack.enter_context(
             Profile(workdir.path, profile_steps if is_leader() else None, start_step=start)

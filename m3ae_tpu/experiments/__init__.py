@@ -1,0 +1,1 @@
+"""The paper's experiments, run again: tables of variants, and what trains and compares them."""
