@@ -23,8 +23,8 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=400,
-    batch_size=80,
+    num_steps=600,
+    batch_size=40,
     model=ModelConfig(
         patch_size=8,
         vocab_size=4_000,
@@ -34,10 +34,10 @@ CONFIG = PretrainConfig(
         unroll=4,
     ),
     optimizer=OptimizerConfig(
-        base_learning_rate=9.6e-3,
+        base_learning_rate=1.28e-2,
         warmup_fraction=0.1,
         clip_norm=1.0,
-        accumulation_steps=4,  # The same update, and on CPUs in less time.
+        accumulation_steps=2,  # The same update, and on CPUs in less time.
     ),
     data=DataConfig(
         sources=(SourceConfig(text_length=24),),
@@ -47,6 +47,6 @@ CONFIG = PretrainConfig(
         crop_area=(0.4, 1.0),
         num_workers=0,
     ),
-    checkpoint=CheckpointConfig(every_steps=100, keep=1),
-    logging=LoggingConfig(every_steps=10),
+    checkpoint=CheckpointConfig(every_steps=200, keep=1),
+    logging=LoggingConfig(every_steps=20),
 )

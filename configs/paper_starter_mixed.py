@@ -15,12 +15,12 @@ from m3ae_tpu.configs import paper_starter
 
 CONFIG = dataclasses.replace(
     paper_starter.CONFIG,
-    loss=LossConfig(image_weight=0.1, text_weight=0.05, unpaired_image_weight=72.0),
+    loss=LossConfig(image_weight=0.1, text_weight=0.05, unpaired_image_weight=36.0),
     data=dataclasses.replace(
         paper_starter.CONFIG.data,
         sources=(
-            SourceConfig(text_length=24, split=(0.0, 0.1), weight=8.0),
-            SourceConfig(kind="image", split=(0.1, 1.0), weight=72.0),
+            SourceConfig(text_length=24, split=(0.0, 0.1), weight=4.0),
+            SourceConfig(kind="image", split=(0.1, 1.0), weight=36.0),
         ),
     ),
 )

@@ -203,7 +203,7 @@ def _paired_share() -> Experiment:
         variants.append(
             _variant(
                 f"{percent} %",
-                starter=_mixture(percent, batch_size=80, multiple=4),
+                starter=_mixture(percent, batch_size=40, multiple=4),
                 starter_config="paper_starter_mixed",
                 full=("m3ae_base_mixed", _mixture(percent, batch_size=4_096, multiple=32)),
                 paper=_probe(accuracy),

@@ -82,7 +82,7 @@ def fit_scores(
     directions = _directions(train)
 
     def score(features: Float[np.ndarray, "examples features"]) -> dict[str, np.ndarray]:
-        reduced = reduce.transform(features)
+        reduced = np.asarray(reduce.transform(features))
         away = reduced[:, None] - means[None]
         distances = np.einsum("ncd,de,nce->nc", away, precision, away, optimize=True)
         cosines = _directions(reduced) @ directions.T

@@ -5,6 +5,7 @@ import datetime
 from typing import Any
 
 from m3ae_tpu.evaluation.probes import standard_error
+from m3ae_tpu.experiments.experiments import UNTRAINED
 from m3ae_tpu.experiments.measuring import FIGURES, POOLING
 from m3ae_tpu.experiments.summary import Comparison, Scores, compare, spreads
 from m3ae_tpu.experiments.variant import Experiment
@@ -145,6 +146,7 @@ def notes(outcome: Outcome) -> list[str]:
             f"{outcome.num_test:,} held-out images; a single accuracy on them has a standard error "
             f"of up to {error:.1f} points, which the spread over seeds does not contain."
         )
+    sentences += _beside_untrained(outcome)
     if outcome.comparisons:
         sentences.append(
             "± of a row is the standard deviation over seeds. ± of a difference is its standard "
@@ -159,6 +161,31 @@ def notes(outcome: Outcome) -> list[str]:
             "not the numbers."
         )
     return sentences
+
+
+def _beside_untrained(outcome: Outcome) -> list[str]:
+    """Returns a sentence on what the runs have learned at all."""
+    figure = next(iter(outcome.figures))
+    untrained = spreads(outcome.scores, UNTRAINED, figure)
+    if untrained is None:
+        return []
+    trained = {
+        variant.name: spread
+        for variant in outcome.experiment.variants
+        if (spread := spreads(outcome.scores, variant.name, figure))
+    }
+    above = [name for name, spread in trained.items() if spread.mean > untrained.mean]
+    if len(above) == len(trained):
+        return [f"All variants are above the untrained encoder ({outcome.figures[figure]})."]
+    which = (
+        f"Above the untrained encoder are {', '.join(above)} alone"
+        if above
+        else ("No variant is above the untrained encoder")
+    )
+    return [
+        f"{which} ({outcome.figures[figure]}): runs of so few steps have hardly begun to learn. "
+        "More --minutes, or a faster machine, give more steps."
+    ]
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import html
 import importlib.resources
 import json
 import pathlib
+import re
 import string
 
 from m3ae_tpu import charts
@@ -51,6 +52,9 @@ def _page(outcome: Outcome) -> str:
     return string.Template((folder / "page.html").read_text()).substitute(
         title=html.escape(experiment.title),
         style=f"{charts.STYLE}\n{style.strip()}",
+        scale="the paper's experiments, at the starter scale"
+        if outcome.num_steps
+        else "the paper's experiments, on given models",
         lead=html.escape(experiment.lead),
         tiles="".join(map(_tile, outcome.comparisons)),
         plots_title="Here and in the paper" if paper_columns(outcome) else "Here",
@@ -66,9 +70,14 @@ def _page(outcome: Outcome) -> str:
         images=outcome.images,
         table=_table(*table(outcome)),
         findings=findings or "<p>The paper shows examples, and no number to compare with.</p>",
-        notes="".join(f"<p>{html.escape(sentence)}</p>" for sentence in notes(outcome)),
+        notes="".join(f"<p>{_prose(sentence)}</p>" for sentence in notes(outcome)),
         command=html.escape(outcome.command),
     )
+
+
+def _prose(sentence: str) -> str:
+    """Returns a sentence as HTML, with what stands in backquotes as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(sentence))
 
 
 def _tile(comparison: Comparison) -> str:

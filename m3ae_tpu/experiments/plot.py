@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from m3ae_tpu.charts import WIDTH, Level, nice_ticks
 
-_LEFT, _RIGHT, _ROW, _TOP = 150, 64, 30, 34
+_RIGHT, _ROW, _TOP = 64, 30, 34
+_LETTER = 6.8  # Width of a letter, about.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ def dot_plot(
         show: Formats a value.
         level: A dashed vertical line to compare with.
     """
+    left = round(22 + _LETTER * max(len(row.name) for row in rows))
     values = [value for row in rows for value in row.values]
     values += [level.value] if level else []
     room = 0.08 * ((max(values) - min(values)) or abs(max(values)) or 1.0)
@@ -37,7 +39,7 @@ def dot_plot(
     height = _TOP + _ROW * len(rows) + 26
 
     def at(value: float) -> float:
-        return round(_LEFT + (WIDTH - _LEFT - _RIGHT) * (value - low) / (high - low), 1)
+        return round(left + (WIDTH - left - _RIGHT) * (value - low) / (high - low), 1)
 
     bottom = height - 22
     elements = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img">']
@@ -62,8 +64,8 @@ def dot_plot(
         shown = "  ".join(map(show, row.values))
         elements += [
             f"<g><title>{html.escape(row.name)}: {shown}</title>",
-            f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{html.escape(row.name)}</text>',
-            f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>',
+            f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{html.escape(row.name)}</text>',
+            f'<line class="rule" x1="{left}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>',
             *(
                 f'<circle class="line-{row.line}" cx="{at(value)}" cy="{y}" r="4" '
                 'fill-opacity="0.55"/>'

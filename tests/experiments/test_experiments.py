@@ -38,7 +38,7 @@ def test_rows_of_each_kind_divide_over_micro_batches_here_and_chips_there(experi
     for variant in experiment.variants:
         config = variant.starter.load()
         counts = [source.rows for source in mixture(config.data, config.batch_size)]
-        assert sum(counts) == 80
+        assert sum(counts) == 40
         assert all(count % config.optimizer.accumulation_steps == 0 for count in counts)
         if variant.full is not None:
             config = variant.full.load()
@@ -52,7 +52,7 @@ def test_shares_of_pairs_split_records_rows_and_loss_alike():
     config = variants["20 %"].starter.load()
     pairs, images = config.data.sources
     assert (pairs.split, images.split) == ((0, 0.2), (0.2, 1))
-    assert (pairs.weight, images.weight) == (16, 64)
+    assert (pairs.weight, images.weight) == (8, 32)
     assert (config.loss.image_weight, config.loss.text_weight) == (0.2, 0.1)
     assert config.loss.unpaired_image_weight == 0.8
     alone = ReconstructionTask.of_run(variants["0 %, images alone"].starter.load())

@@ -8,7 +8,7 @@ from m3ae_tpu.errors import UserError
 from m3ae_tpu.experiments import starter
 from m3ae_tpu.experiments.experiments import IMAGES_ALONE, UNTRAINED
 from m3ae_tpu.experiments.models import measure_models
-from m3ae_tpu.experiments.variant import Experiment, Finding, Setting, Variant
+from m3ae_tpu.experiments.variant import Experiment, Finding, Method, Setting, Variant
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ SMALL = {
 }
 
 
-def variant(name, method="reconstruction", **overrides):
+def variant(name, method: Method = "reconstruction", **overrides):
     setting = Setting(config="debug", overrides={**SMALL, **overrides})
     return Variant(name=name, starter=setting, full=None, method=method)
 
