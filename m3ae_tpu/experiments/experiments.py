@@ -205,7 +205,7 @@ def _paired_share() -> Experiment:
                 f"{percent} %",
                 starter=_mixture(percent, batch_size=40, multiple=4),
                 starter_config="paper_starter_mixed",
-                full=("m3ae_base_mixed", _mixture(percent, batch_size=4_096, multiple=32)),
+                full=("paper_base_mixed", _mixture(percent, batch_size=4_096, multiple=32)),
                 paper=_probe(accuracy),
             )
         )

@@ -15,7 +15,7 @@ _SECOND_FIGURE = "cross_validated"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was measured, and what a reader must know of it."""
+    """Figures of an experiment's runs, and remarks that a reader must know."""
 
     experiment: Experiment
     scores: Scores

@@ -16,13 +16,13 @@ _ROUND = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What every later call in the same folder keeps."""
+    """Length and cost of the runs, which every later call in the same folder keeps."""
 
     experiment: str
     num_steps: int
     """Steps of the longest run."""
     seconds_per_step: float
-    """Of the first variant, on the machine that made the plan."""
+    """Step of the costliest variant, on the machine that made the plan."""
     seconds_per_run: float
     """Start, compilation and scoring of a run, there."""
 
@@ -38,8 +38,8 @@ def fitting_steps(
         seconds: The time for all runs.
         num_runs: Number of runs that train.
         work: Sum over the runs of their share of the longest run's steps times their cost of a
-            step, in units of the first variant's.
-        seconds_per_step: A step of the first variant.
+            step, in units of the costliest variant's.
+        seconds_per_step: A step of the costliest variant.
         seconds_per_run: Time of a run beside its steps.
     """
     left = seconds - num_runs * seconds_per_run

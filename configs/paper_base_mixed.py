@@ -1,6 +1,6 @@
 """`m3ae_base` at 100 epochs where a tenth of the images has captions: the paper's shares of pairs.
 
-    python -m pipelines.pretrain --config=m3ae_base_mixed --workdir=runs/m3ae_base_mixed
+    python -m pipelines.pretrain --config=paper_base_mixed --workdir=runs/paper_base_mixed
 
 `pipelines.paper --experiment=paired_share --scale=full` prints the flags of the other shares. The
 loss is that of the paper's code, which takes the mean over all images and counts a missing caption
