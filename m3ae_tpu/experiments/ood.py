@@ -72,7 +72,7 @@ def fit_scores(
     """Returns a function from features to scores by name: high ones are foreign."""
     components = min(NUM_COMPONENTS, *train.shape)
     reduce = make_pipeline(StandardScaler(), PCA(components, svd_solver="full"))
-    train = reduce.fit_transform(train)
+    train = np.asarray(reduce.fit_transform(train))
     classes, rows = np.unique(labels, return_inverse=True)
     means = np.stack([train[labels == label].mean(axis=0) for label in classes])
     covariance = np.cov((train - means[rows]).T).reshape(components, components)
@@ -88,7 +88,7 @@ def fit_scores(
         cosines = _directions(reduced) @ directions.T
         nearest = np.sort(cosines, axis=1)[:, -min(NUM_NEIGHBORS, cosines.shape[1])]
         logits = reduced @ classifier.coef_.T + classifier.intercept_
-        sums = logsumexp(logits, axis=1)
+        sums = np.asarray(logsumexp(logits, axis=1))
         return {
             "mahalanobis": distances.min(axis=1),
             "knn": 1 - nearest,
