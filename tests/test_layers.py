@@ -38,7 +38,7 @@ BESIDE = {
     "search": "errors files charts config batch parallel model data pretrained prepare features",
     "experiments": (
         "kernels errors files charts values overrides config batch parallel model data run train "
-        "pretrained evaluation report measure"
+        "pretrained probing evaluation report measure"
     ),
     "rehearsal": "kernels errors files charts config batch parallel model train measure",
 }

@@ -173,7 +173,10 @@ def _measuring(experiment: Experiment, launched: list[Variant]) -> list[str]:
     runs = [workdir(experiment, variant) for variant in launched]
     labelled = f"--train_shards={BUCKET}/imagenet/train-* --test_shards={BUCKET}/imagenet/val-*"
     if experiment.measure == "probe":
-        return [f"python -m pipelines.evaluate {run} {labelled}" for run in runs]
+        labelled = f"--train={BUCKET}/imagenet/train-* --test={BUCKET}/imagenet/val-*"
+        return [
+            f"python -m pipelines.probe --model={run} {labelled} --method=lars_m3ae" for run in runs
+        ]
     if experiment.measure == "ood":
         labelled = (
             f"--train_shards={BUCKET}/cifar100/train-* --test_shards={BUCKET}/cifar100/test-* "

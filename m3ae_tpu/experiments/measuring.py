@@ -14,13 +14,15 @@ from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import require
 from m3ae_tpu.evaluation.features import Pooled, pool_images
-from m3ae_tpu.evaluation.folds import explain_no_folds
-from m3ae_tpu.evaluation.probes import Targets, linear_probe, neighbors_probe
 from m3ae_tpu.experiments import attention, embedding, ood, reconstruct
 from m3ae_tpu.experiments.variant import Measure
 from m3ae_tpu.model.inputs import Normalizer
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.probing.folds import explain_no_folds
+from m3ae_tpu.probing.linear import linear_probe
+from m3ae_tpu.probing.neighbors import neighbors_probe
+from m3ae_tpu.probing.scores import Targets
 
 POOLING = "cls_mean_max"
 """Features of images in all experiments: fixed beforehand, so that nothing is chosen by a score."""
@@ -37,7 +39,7 @@ class Examples:
 
     @functools.cached_property
     def targets(self) -> Targets:
-        return Targets.of_examples(self.train, self.test)
+        return Targets.of(self.train.labels, self.test.labels, self.train.groups)
 
 
 def read_examples(
@@ -71,7 +73,10 @@ def read_examples(
         test=read(open_shards(test_shards), train.label_names),
         foreign=read(open_shards(foreign_shards)) if foreign_shards else None,
     )
-    require(bool(examples.targets.folds), explain_no_folds(train, opened.pattern))
+    require(
+        bool(examples.targets.folds),
+        explain_no_folds(train.labels, train.groups, train.label_names, opened.pattern),
+    )
     return examples
 
 

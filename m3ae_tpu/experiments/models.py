@@ -40,7 +40,7 @@ def measure_models(
     require(
         experiment.measure != "probe",
         f"--model does not go with --experiment={experiment.name}, which trains its own. "
-        "To probe a model: python -m pipelines.evaluate WORKDIR.",
+        "To probe a model: python -m pipelines.probe --model=WORKDIR.",
     )
     require(
         not (output / "results.json").exists(),

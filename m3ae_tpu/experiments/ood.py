@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from m3ae_tpu.data.labelled import LabelledExamples
-from m3ae_tpu.evaluation.logistic_regression import LogisticRegression
+from m3ae_tpu.probing.logistic_regression import LogisticRegression
 
 FIGURES = {
     "mahalanobis": "AUROC, Mahalanobis distance",

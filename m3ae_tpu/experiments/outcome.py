@@ -4,11 +4,11 @@ import dataclasses
 import datetime
 from typing import Any
 
-from m3ae_tpu.evaluation.probes import standard_error
 from m3ae_tpu.experiments.experiments import UNTRAINED
 from m3ae_tpu.experiments.measuring import FIGURES, POOLING
 from m3ae_tpu.experiments.summary import Comparison, Scores, compare, spreads
 from m3ae_tpu.experiments.variant import Experiment
+from m3ae_tpu.probing.scores import standard_error
 
 _SECOND_FIGURE = "cross_validated"
 
@@ -141,8 +141,8 @@ def notes(outcome: Outcome) -> list[str]:
         sentences.append(
             f"Frozen features of single images (`{POOLING}`: class token, the middle block's mean, "
             "mean and maximum of the patches), chosen beforehand. A linear probe learns from the "
-            "training images; "
-            f"its penalty is chosen by cross-validation there. All are scored on the same "
+            "training images; its penalty, and whitening, are chosen by cross-validation there. "
+            "All are scored on the same "
             f"{outcome.num_test:,} held-out images; a single accuracy on them has a standard error "
             f"of up to {error:.1f} points, which the spread over seeds does not contain."
         )

@@ -80,7 +80,7 @@ def test_every_printed_command_is_one_that_its_program_takes(experiment, monkeyp
         assert program in (
             "pipelines.pretrain",
             "pipelines.rehearse",
-            "pipelines.evaluate",
+            "pipelines.probe",
             "pipelines.paper",
         )
         if program in ("pipelines.pretrain", "pipelines.rehearse"):
