@@ -186,7 +186,9 @@ def train_heads(
             order = np.random.default_rng([seed, epoch]).permutation(len(examples))
             for indices, is_counted in batches(order, steps, rows):
                 batch = (examples.take(indices).rows, labels[indices], is_counted)
-                state = step(state, examples.whole, factors, known_batch(data, batch))
+                batch = known_batch(data, batch)
+                # One step at a time: simulated devices that wait for each other in many would hang.
+                state = step(jax.block_until_ready(state), examples.whole, factors, batch)
             progress((epoch + 1) / recipe.epochs)
         parameters: Parameters = state[0]
         moments = _moments(parameters, examples, head, mesh) if head.is_normalised else None
