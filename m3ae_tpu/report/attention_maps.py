@@ -67,7 +67,7 @@ def _attention_to_words(
 def _attention(
     model: M3AE, rows: Rows, task: ReconstructionTask
 ) -> tuple[Float[Array, "batch tokens tokens"], tuple[int, int]]:
-    """Returns the last block's weights of all tokens, mean of its heads, and the grid of patches."""
+    """Returns the last block's weights of all tokens, mean of heads, and the grid of patches."""
     inputs = task.make_inputs(rows)
     assert inputs.images is not None
     x, is_valid = model.embed(inputs)
