@@ -322,7 +322,7 @@ def test_config_file_that_cannot_be_used_is_named_with_its_line(tmp_path, text, 
 
 @pytest.mark.parametrize("name", ["no/such/file.py", "nothing_like_it", "", "__init__"])
 def test_config_that_does_not_exist_lists_those_that_do(name):
-    with pytest.raises(UserError, match=rf"--config = {name} .*debug, m3ae_base, .*starter_long"):
+    with pytest.raises(UserError, match=rf"--config = {name} .*debug, .*m3ae_base, .*starter_long"):
         load_named_config(name, PretrainConfig)
 
 

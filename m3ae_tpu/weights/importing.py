@@ -19,8 +19,8 @@ from m3ae_tpu.weights.read_hf import read_hf
 from m3ae_tpu.weights.read_m3ae import read_m3ae
 from m3ae_tpu.weights.read_vit import read_mae, read_timm
 from m3ae_tpu.weights.sources import (
-    Format,
     Source,
+    SourceFormat,
     is_pickle,
     likely_format,
     open_source,
@@ -41,7 +41,7 @@ _MEANING = {
 def import_weights(
     source: pathlib.Path,
     output: pathlib.Path,
-    format: Format,
+    format: SourceFormat,
     *,
     choices: Choices | None = None,
     vocab: pathlib.Path | None = None,
@@ -80,7 +80,7 @@ def import_weights(
 
 
 def read_weights(
-    path: pathlib.Path, format: Format, choices: Choices, tokenizer: Tokenizer | None = None
+    path: pathlib.Path, format: SourceFormat, choices: Choices, tokenizer: Tokenizer | None = None
 ) -> Imported:
     """Reads weights of another library as a model of ours; see `import_weights`."""
     require_whole(path)
@@ -133,7 +133,7 @@ def _fates(imported: Imported) -> str:
     return "\n\n".join([*imported.remarks, "\n".join(lines)])
 
 
-def _vocabulary(path: pathlib.Path | None, format: Format) -> Tokenizer | None:
+def _vocabulary(path: pathlib.Path | None, format: SourceFormat) -> Tokenizer | None:
     if path is None:
         return None
     require(format == "m3ae", f"--vocab = {path} is for --format=m3ae: other models have no text.")
@@ -145,7 +145,7 @@ def _vocabulary(path: pathlib.Path | None, format: Format) -> Tokenizer | None:
     return tokenizer
 
 
-def _refuse_format(path: pathlib.Path, format: Format, source: Source) -> None:
+def _refuse_format(path: pathlib.Path, format: SourceFormat, source: Source) -> None:
     names = set(source.tensors)
     likely = likely_format(names)
     if "encoder.blocks.attention_in.kernel" in names:

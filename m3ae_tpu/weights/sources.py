@@ -12,7 +12,7 @@ from m3ae_tpu.weights.matching import some
 from m3ae_tpu.weights.tensors import StoredTensor, Tensors
 from m3ae_tpu.weights.torch_zip import is_torch_zip, read_torch_zip
 
-type Format = Literal["m3ae", "mae", "hf", "timm"]
+type SourceFormat = Literal["m3ae", "mae", "hf", "timm"]
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
@@ -110,7 +110,7 @@ def open_source(path: pathlib.Path) -> Source:
     )
 
 
-def likely_format(names: set[str]) -> Format | None:
+def likely_format(names: set[str]) -> SourceFormat | None:
     """Returns the format that tensors of some names have, or None."""
     if any("embeddings.patch_embeddings" in name for name in names):
         return "hf"
