@@ -22,7 +22,7 @@ _MOST_EXAMPLES, _SHOWN_EXAMPLES = 300, 6
 
 
 def figures(run: Pretrained, examples: LabelledExamples) -> dict[str, float]:
-    """Returns the figures of `FIGURES`; 1 is no better than the mean colour."""
+    """Returns the figures of `FIGURES`; 1 is as good as the mean colour."""
     examples = examples.take(np.arange(min(_MOST_EXAMPLES, len(examples))))
     found = {}
     for ratio, name in zip(RATIOS, FIGURES, strict=True):

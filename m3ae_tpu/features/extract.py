@@ -1,14 +1,11 @@
 """Extraction: examples are read, encoded and written part by part, and an interruption goes on."""
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,10 +13,9 @@ import numpy as np
 import rich
 import rich.progress
 
-from m3ae_tpu.batch import Rows
-from m3ae_tpu.data.crops import resize_and_crop_center
 from m3ae_tpu.errors import UserError, require
-from m3ae_tpu.features.examples import FIT, START, Example, Input, Place, choose_input
+from m3ae_tpu.features.decoding import decoded, make_rows
+from m3ae_tpu.features.examples import START, Example, Input, Place, choose_input
 from m3ae_tpu.features.options import ExampleKind, FeatureOptions
 from m3ae_tpu.features.parts import (
     DROPPED,
@@ -33,12 +29,9 @@ from m3ae_tpu.features.parts import (
 from m3ae_tpu.features.pooling import TOKEN_IS_VALID, Encoder, PooledLayers
 from m3ae_tpu.files import home_expanded, printable
 from m3ae_tpu.parallel.mesh import num_batch_shards
-from m3ae_tpu.prepare.cleaning import Unfit, decode_fit_image
 from m3ae_tpu.prepare.convert import passed_over_lines
-from m3ae_tpu.prepare.samples import Fault
 from m3ae_tpu.pretrained.pretrained import ENCODED_AT_A_TIME, Pretrained
 
-_NUM_THREADS = 16
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
@@ -275,64 +268,6 @@ def _stored(name: str, batches: list[np.ndarray], dtype: str) -> np.ndarray:
         f"--dtype = float16 ends at 65504, and {name} reaches {largest:g}. Set --dtype=float32.",
     )
     return array.astype(np.float16)
-
-
-class Decoded(NamedTuple):
-    """An example with its image resized and cropped."""
-
-    stop: Place
-    example: Example
-    """With a fault if the image cannot be decoded."""
-    image: np.ndarray | None
-    """uint8 [size, size, 3]; None without one."""
-
-
-def decoded(
-    taken: Iterable[tuple[Place, Example]], image_size: int, batch_size: int
-) -> Iterator[list[Decoded]]:
-    """Yields the examples in batches of `batch_size` or fewer, the next one decoded meanwhile."""
-
-    def decode(placed: tuple[Place, Example]) -> Decoded:
-        place, example = placed
-        if not example.image:
-            return Decoded(place, example, None)
-        try:
-            pixels, _ = decode_fit_image(example.image, FIT)
-        except Unfit as unfit:
-            broken = Example(place=example.place, fault=Fault(*unfit.fault))
-            return Decoded(place, broken, None)
-        image = resize_and_crop_center(pixels, image_size)
-        return Decoded(place, dataclasses.replace(example, image=b""), image)
-
-    source = iter(taken)
-    with (
-        concurrent.futures.ThreadPoolExecutor(min(_NUM_THREADS, os.cpu_count() or 1)) as pool,
-        warnings.catch_warnings(),
-    ):
-        # Cleaning silences Pillow by itself, which threads must not do at the same time.
-        warnings.simplefilter("ignore")
-
-        def submitted() -> list[concurrent.futures.Future[Decoded]]:
-            return [pool.submit(decode, placed) for placed in itertools.islice(source, batch_size)]
-
-        batch = submitted()
-        while batch:
-            following = submitted()
-            yield [future.result() for future in batch]
-            batch = following
-
-
-def make_rows(model: Pretrained, batch: Sequence[Decoded]) -> tuple[Rows, int]:
-    """Returns the rows of good examples of one kind, and the number of texts that are cut."""
-    rows, cut = Rows(), 0
-    images = [each.image for each in batch if each.image is not None]
-    if images:
-        rows = rows._replace(images=np.stack(images))
-    if batch[0].example.text:
-        texts = [each.example.text for each in batch]
-        ids, is_valid, cut = model.require_tokenizer().encode(texts, model.text_length)
-        rows = rows._replace(text_ids=ids, is_valid=is_valid)
-    return rows, cut
 
 
 class _Bar(contextlib.AbstractContextManager["_Bar"]):

@@ -11,8 +11,8 @@ import numpy as np
 import rich.progress
 
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.features.decoding import decoded
 from m3ae_tpu.features.examples import START, Example, Input, Place, open_input, read_file
-from m3ae_tpu.features.extract import decoded
 from m3ae_tpu.features.options import ExampleKind
 from m3ae_tpu.features.pooling import Encoder, PooledLayers
 from m3ae_tpu.features.reading import FeatureSet
