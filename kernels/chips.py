@@ -44,6 +44,7 @@ CHIPS = {
     "v6e": Chip("TPU v6 lite", 918e12, 1640e9, 32 * _GIB, 1, 128 * _MIB, "v6e:2x2", 1.75e9),
     "h100": Chip("NVIDIA H100 80GB HBM3", 989e12, 3350e9, 80 * _GIB),
     "h200": Chip("NVIDIA H200", 989e12, 4800e9, 141 * 10**9),
+    "a100": Chip("NVIDIA A100-SXM4-80GB", 312e12, 2039e9, 80 * _GIB),
 }
 """By the names that flags and tables use."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import importlib.util
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ def run_program(main: Callable[[list[str]], None], *, command: list[str] | None 
             no such words.
     """
 
+    _expect_no_cuda()
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold bytes that are not UTF-8.
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore
@@ -53,6 +55,22 @@ def run_program(main: Callable[[list[str]], None], *, command: list[str] | None 
             main(argv)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _expect_no_cuda() -> None:
+    """Keeps JAX from printing a traceback at every start where CUDA's compiler alone is installed.
+
+    It checks the versions of CUDA's libraries before it looks for a GPU.
+    """
+    if _is_installed("jax_plugins.xla_cuda13") and not _is_installed("nvidia.cudnn"):
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # Its parent is missing.
+        return False
 
 
 @contextlib.contextmanager

@@ -34,10 +34,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+COMPILERS = {
+    "tpu_compiler": ("libtpu", "make compile-tpu"),
+    "gpu_compiler": ("jax_cuda13_plugin", "make compile-gpu"),
+}
+"""Markers of tests that need a compiler: its module, and what installs it."""
+
+
 @pytest.fixture(autouse=True)
-def _optimizes_for_tpus(request, monkeypatch):
-    """Compiles for TPUs as users do: what the compiler schedules is under test."""
-    if request.node.get_closest_marker("tpu_compiler"):
+def _optimizes_for_accelerators(request, monkeypatch):
+    """Compiles for TPUs and GPUs as users do: what the compiler makes of it is under test."""
+    markers = map(request.node.get_closest_marker, COMPILERS)
+    if any(markers):
         former = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         jax.config.update("jax_disable_most_optimizations", False)
@@ -47,26 +55,28 @@ def _optimizes_for_tpus(request, monkeypatch):
         yield
 
 
-WITHOUT_COMPILER = "needs the TPU compiler, which is not installed"
+WITHOUT_COMPILER = "needs a compiler that is not installed: "
 
 
 def pytest_collection_modifyitems(items):
-    """Skips what needs the TPU compiler where it is missing, and puts the longest file first:
-    processes that share the suite then end at about the same time.
+    """Skips what needs a compiler that is missing, and puts the longest file first: processes that
+    share the suite then end at about the same time.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        for item in items:
-            if item.get_closest_marker("tpu_compiler"):
-                item.add_marker(pytest.mark.skip(reason=WITHOUT_COMPILER))
+    for marker, (module, target) in COMPILERS.items():
+        if importlib.util.find_spec(module) is None:
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=WITHOUT_COMPILER + target))
     items.sort(key=lambda item: item.path.name != "test_pretrain.py")
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says how many tests were left out for want of the TPU compiler, and how to run them."""
+    """Says how many tests were left out for want of a compiler, and how to run them."""
     skipped = terminalreporter.stats.get("skipped", [])
-    number = sum(WITHOUT_COMPILER in str(report.longrepr) for report in skipped)
-    if number:
-        terminalreporter.write_line(
-            f"Left out: {number} tests that compile for TPUs. "
-            "To run them, install the TPU compiler: make compile-tpu"
-        )
+    for name, (_, target) in COMPILERS.items():
+        reason = WITHOUT_COMPILER + target
+        if number := sum(reason in str(report.longrepr) for report in skipped):
+            terminalreporter.write_line(
+                f"Left out: {number} tests that are marked {name}. "
+                f"To run them, install the compiler: {target}"
+            )
