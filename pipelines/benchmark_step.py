@@ -14,9 +14,10 @@ images alone, is a masked autoencoder of the same sizes in PyTorch: timm's block
 bfloat16 by autocast, AdamW fused.
 
 Without an accelerator, or with `--static`, the step is compiled for one TPU chip, and its time is
-estimated component by component: for each operation the larger of work and memory traffic. The work
-of a matrix product is the compiler's own estimate. That of our attention kernels comes from a
-replay of their schedule. Other operations count by their memory traffic. None of these figures was
+bounded component by component: for each operation the larger of work and memory traffic. Work is a
+floor where it comes from the compiler's replay of the operation (our attention kernels) or of
+operations like it (`m3ae_tpu/measure/operation_time.py`), and a ceiling where it is what the
+compiler estimated. Every replay that was taken is named below the table. None of these figures was
 measured on a chip. They need libtpu (`pip install 'm3ae-tpu[compile-tpu]'`) and take minutes.
 """
 

@@ -1,8 +1,19 @@
-"""Parser of a compiled TPU program's text: operations, number of runs, and memory traffic."""
+"""Operations of a compiled TPU program, from its text: number of runs, memory traffic, work."""
 
 import math
 import re
 from typing import NamedTuple
+
+from m3ae_tpu.measure.hlo_program import (
+    Computations,
+    Instruction,
+    arrays,
+    called_computation,
+    elements,
+    loop_iterations,
+    read_program,
+)
+from m3ae_tpu.measure.hlo_work import product_flops, sums_rows
 
 
 class NotCountedError(Exception):
@@ -17,35 +28,23 @@ class Operation(NamedTuple):
     times: int
     """Runs in one call of the program."""
     cycles: int | None
-    """Cycles of one run; None where the replay gives none. 0 for a copy in the background."""
-    estimated_cycles: int | None
-    """Cycles of one run that the compiler estimated to choose the tiling of a matrix product; None
-    for other operations.
+    """Cycles of one run; None where the replay gives none, or says 0, as it does for fusions that
+    it cannot count. 0 for a copy in the background.
     """
+    estimated_cycles: int | None
+    """Cycles of one run that the compiler estimated to choose a tiling; None where it did not."""
     hbm_bytes: int
     """Bytes of arguments and results of one run outside VMEM, with tile padding."""
+    product_flops: int
+    """FLOPs of the matrix products in one run; 0 for an operation without one."""
+    sums_rows: bool
+    """If it sums over rows, as a bias's gradient does, beside no product."""
+    reads_hbm: bool
+    """If its largest argument lies outside VMEM."""
     source: str
     """Scope that JAX gave the operation: `jit(step)/...`."""
 
 
-type Computations = dict[str, list["Instruction"]]
-
-
-class Instruction(NamedTuple):
-    """A line of a computation."""
-
-    name: str
-    shape: str
-    kind: str
-    operands: tuple[str, ...]
-    rest: str
-    """Text after the operands: attributes, and `op_name`."""
-    is_root: bool
-
-
-_HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]\{([\d,]*)(?::([^{}]*))?\}")
 _FREE = {
     "parameter",
     "constant",
@@ -85,25 +84,6 @@ def operations(text: str, *, unknown_iterations: int | None = None) -> list[Oper
     return _operations_of(*read_program(text), 1, unknown_iterations)
 
 
-def read_program(text: str) -> tuple[Computations, str]:
-    """Returns the instructions of a compiled program by computation, and the entry's name."""
-    found: Computations = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            name = head.group(2)
-            found[name] = []
-            entry = name if head.group(1) else entry
-        elif name and (match := _INSTRUCTION.match(line)):
-            root, label, shape, kind, rest = match.groups()
-            inside, _, after = rest.partition(")")
-            operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-            if kind == "parameter" or kind == "constant":
-                after = inside
-            found[name].append(Instruction(label, shape, kind, operands, after, root is not None))
-    return found, entry
-
-
 def _operations_of(
     computations: Computations, name: str, times: int, unknown_iterations: int | None
 ) -> list[Operation]:
@@ -129,31 +109,26 @@ def _operations_of(
             cycles, estimate, hbm_bytes = 0, None, _moved(line.shape)
         else:
             hbm_bytes = _traffic(computations, line, [shapes[operand] for operand in line.operands])
-            cycles = _cycles(line.rest, "bundle_analysis_data")
+            cycles = _cycles(line.rest, "bundle_analysis_data") or None
             estimate = _cycles(line.rest, "window_config")
         source = re.search(r'op_name="([^"]*)"', line.rest)
         scope = source.group(1) if source else ""
-        found.append(Operation(line.name, line.kind, times, cycles, estimate, hbm_bytes, scope))
+        largest = max((shapes[operand] for operand in line.operands), key=_elements, default="")
+        found.append(
+            Operation(
+                line.name,
+                line.kind,
+                times,
+                cycles,
+                estimate,
+                hbm_bytes,
+                product_flops(computations, shapes, line),
+                sums_rows(computations, shapes, line),
+                _hbm_bytes(largest) > 0,
+                scope,
+            )
+        )
     return found
-
-
-def called_computation(rest: str, attribute: str) -> str | None:
-    found = re.search(rf"(?:{attribute})=%([\w.\-]+)", rest)
-    return found.group(1) if found else None
-
-
-def loop_iterations(computations: Computations, loop: str) -> int | None:
-    """Returns a loop's iterations: as annotated by the compiler, or the limit of its counter, which
-    starts at 0 in JAX's loops.
-    """
-    if annotated := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
-        return int(annotated.group(1))
-    lines = {line.name: line for line in computations[called_computation(loop, "condition") or ""]}
-    (root,) = (line for line in lines.values() if line.is_root)
-    if root.kind != "compare" or "direction=LT" not in root.rest:
-        return None
-    limit = lines[root.operands[1]]
-    return int(limit.rest) if limit.kind == "constant" else None
 
 
 def _cycles(text: str, field: str) -> int | None:
@@ -163,20 +138,19 @@ def _cycles(text: str, field: str) -> int | None:
 
 def _traffic(computations: Computations, line: Instruction, operands: list[str]) -> int:
     """Returns the bytes that an operation reads and writes; of a sliced array only the slice."""
-    reads, writes = [1.0] * len(operands), [1.0] * len(_arrays(line.shape))
+    reads, writes = [1.0] * len(operands), [1.0] * len(arrays(line.shape))
     called = called_computation(line.rest, "calls") if line.kind == "fusion" else None
     if called is not None:
         shares = _shares(computations, called)
         reads = [shares.get(number, 1.0) for number in range(len(operands))]
         writes = _written_shares(computations[called])
-    elif line.kind == "dynamic-slice":
-        reads[0] = _size(line.shape) / _size(operands[0])
+    elif line.kind in ("slice", "dynamic-slice"):
+        reads[0] = elements(line.shape) / elements(operands[0])
     elif line.kind == "dynamic-update-slice":
-        reads[0], writes = 0.0, [_size(operands[1]) / _size(line.shape)]
+        reads[0], writes = 0.0, [elements(operands[1]) / elements(line.shape)]
     read = sum(share * _hbm_bytes(shape) for share, shape in zip(reads, operands, strict=True))
     written = sum(
-        share * _array_bytes(array)
-        for share, array in zip(writes, _arrays(line.shape), strict=True)
+        share * _array_bytes(array) for share, array in zip(writes, arrays(line.shape), strict=True)
     )
     return round(read + written)
 
@@ -186,7 +160,7 @@ def _moved(shape: str) -> int:
 
     Its shape names source and destination, one of which may be sliced.
     """
-    both = _arrays(shape)[:2]
+    both = arrays(shape)[:2]
     sizes = [math.prod(int(size) for size in array[1].split(",") if size) for array in both]
     return round(
         sum(_array_bytes(x) * min(sizes) / size for x, size in zip(both, sizes, strict=True))
@@ -205,9 +179,9 @@ def _shares(computations: Computations, fusion: str) -> dict[int, float]:
                 continue
             if line.kind == "bitcast":
                 parameter_of[line.name] = parameter
-            elif place == 0 and line.kind == "dynamic-slice":
+            elif place == 0 and line.kind in ("slice", "dynamic-slice"):
                 touched.setdefault(parameter, []).append(
-                    _size(line.shape) / _size(lines[operand].shape)
+                    elements(line.shape) / elements(lines[operand].shape)
                 )
             elif place == 0 and line.kind == "dynamic-update-slice":
                 touched.setdefault(parameter, []).append(0.0)
@@ -230,24 +204,19 @@ def _written_shares(fused: list[Instruction]) -> list[float]:
             line = lines[line.operands[0]]
         if line.kind != "dynamic-update-slice":
             return 1.0
-        return _size(lines[line.operands[1]].shape) / _size(line.shape)
+        return elements(lines[line.operands[1]].shape) / elements(line.shape)
 
     if root.kind == "tuple":
         return [share(lines[name]) for name in root.operands]
-    return [share(root)] * len(_arrays(root.shape))
+    return [share(root)] * len(arrays(root.shape))
 
 
-def _arrays(shape: str) -> list[tuple[str, str, str, str]]:
-    return _ARRAY.findall(shape)
-
-
-def _size(shape: str) -> int:
-    """Returns the number of elements of an array."""
-    return math.prod(int(size) for size in _arrays(shape)[0][1].split(",") if size)
+def _elements(shape: str) -> int:
+    return elements(shape) if arrays(shape) else 0
 
 
 def _hbm_bytes(shape: str) -> int:
-    return sum(map(_array_bytes, _arrays(shape)))
+    return sum(map(_array_bytes, arrays(shape)))
 
 
 def _array_bytes(array: tuple[str, str, str, str]) -> int:

@@ -15,6 +15,8 @@ from m3ae_tpu.kernels.chips import CHIPS, chip_name
 from m3ae_tpu.measure.compiler_process import CompilerProcess
 from m3ae_tpu.measure.step_cost import (
     COMPONENTS,
+    ComponentCost,
+    KernelTime,
     StepCost,
     flops_by_component,
     replayed_kernels,
@@ -89,24 +91,28 @@ def schedule_steps(
     """
     results: dict[str, Any] = {"chip": chip}
     costs: dict[str, StepCost] = {}
-    kernel_us: dict[str, float] = {}
+    kernel_times: list[KernelTime] = []
     status = Console().status
     if "ours" in implementations:
         with status("replaying the attention kernels"):
             process = CompilerProcess(replay=True)
-            kernel_us = process.run(replayed_kernels, config, chip)
+            kernel_times = process.run(replayed_kernels, config, chip)
             process.close()
     process = CompilerProcess(replay=False)
     for name in implementations:
         with status(f"{name}: compiling, minutes"):
             try:
-                cost = costs[name] = process.run(scheduled_step, config, chip, name, kernel_us)
+                cost = costs[name] = process.run(scheduled_step, config, chip, name, kernel_times)
             except jax.errors.JaxRuntimeError as error:
                 results[name] = {"failed": _out_of_memory(error)}
                 continue
-        results[name] = dataclasses.asdict(cost) | {"us": cost.us, "hbm_bytes": cost.hbm_bytes}
+        totals = ("floor_us", "ceiling_us", "hbm_bytes")
+        results[name] = dataclasses.asdict(cost) | {field: getattr(cost, field) for field in totals}
     process.close()
+    results["kernels"] = [kernel._asdict() for kernel in kernel_times]
     _print_components(config, costs, chip)
+    for kernel in kernel_times:
+        rich.print(f"{kernel.component}: {kernel.us / 1e3:.2f} ms, {kernel.name}.")
     for name in implementations:
         if name not in costs:
             rich.print(f"{name}: {results[name]['failed']}")
@@ -130,21 +136,38 @@ def _print_components(config: PretrainConfig, costs: dict[str, StepCost], chip: 
     table.add_column("least", justify="right")
     for name in costs:
         table.add_column(f"{name}, ms", justify="right")
+        table.add_column("ceiling", justify="right")
         table.add_column("GB", justify="right")
     for component in COMPONENTS:
         cells = [f"{flops[component] / peak * 1e3:.2f}"]
         for cost in costs.values():
-            of_component = cost.components[component]
-            cells += [f"{of_component.us / 1e3:.2f}", f"{of_component.hbm_bytes / 1e9:.2f}"]
+            cells += _cells(cost.components[component])
         table.add_row(component, *cells)
     table.add_section()
-    whole, peaks = [f"{sum(flops.values()) / peak * 1e3:.2f}"], [""]
+    least = sum(flops.values()) / peak * 1e6
+    rows: dict[str, list[str]] = {
+        "whole step": [f"{least / 1e3:.2f}"],
+        "MFU": [""],
+        "peak memory": [""],
+        "operations": [""],
+    }
     for cost in costs.values():
-        whole += [f"{cost.us / 1e3:.2f}", f"{cost.hbm_bytes / 1e9:.2f}"]
-        peaks += ["", f"{cost.peak_bytes / 1e9:.2f}"]
-    table.add_row("whole step", *whole, style="bold")
-    table.add_row("peak memory", *peaks)
+        rows["whole step"] += _cells(cost)
+        rows["MFU"] += [f"{least / cost.floor_us:.0%}", f"{least / cost.ceiling_us:.0%}", ""]
+        rows["peak memory"] += ["", "", f"{cost.peak_bytes / 1e9:.2f}"]
+        rows["operations"] += ["", "", f"{cost.num_operations:,}"]
+    for heading, cells in rows.items():
+        table.add_row(heading, *cells, style="bold" if heading == "whole step" else None)
     rich.print(table)
     rich.print(
-        "least: FLOPs of matrix products at the chip's peak. GB: of memory traffic, or of memory."
+        "ms: a floor, work as the compiler's replay of operations like these says, or memory "
+        "traffic where that is more; no waits, no gaps. ceiling: with the cycles that the compiler "
+        "estimated. least: FLOPs of matrix products at the chip's peak. GB: of memory traffic, or "
+        "of memory."
     )
+
+
+def _cells(cost: ComponentCost | StepCost) -> list[str]:
+    """Returns floor and ceiling in ms, and traffic in GB."""
+    figures = cost.floor_us / 1e3, cost.ceiling_us / 1e3, cost.hbm_bytes / 1e9
+    return [f"{figure:.2f}" for figure in figures]

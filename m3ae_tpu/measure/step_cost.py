@@ -1,6 +1,8 @@
 """The cost of a train step by component, as the TPU compiler schedules it without a TPU."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from m3ae_tpu import scopes
 from m3ae_tpu.batch import mixture
@@ -10,6 +12,7 @@ from m3ae_tpu.kernels.chips import CHIPS
 from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.measure.hlo_text import operations
 from m3ae_tpu.measure.kernel_cost import Case, scheduled
+from m3ae_tpu.measure.operation_time import ceiling_us, floor_us
 from m3ae_tpu.measure.rehearsal import Kernels, compile_for, config_batch_shapes
 from m3ae_tpu.parallel.mesh import described_mesh
 from m3ae_tpu.train.card import num_tokens, reference_model
@@ -36,12 +39,23 @@ COMPONENTS = [
 """Components of a train step; `projections` are those around attention, with the residual sums."""
 
 
+class KernelTime(NamedTuple):
+    """Time of our kernels in one component of a step, forward and backward."""
+
+    component: str
+    name: str
+    """What was replayed: operation, shape and rows."""
+    us: float
+
+
 @dataclasses.dataclass(frozen=True)
 class ComponentCost:
     """The cost of one component of a step."""
 
-    us: float = 0.0
-    """Sum over operations of the larger of work and memory traffic; background copies are free."""
+    floor_us: float = 0.0
+    """Sum over operations of `operation_time.floor_us`; background copies are free."""
+    ceiling_us: float = 0.0
+    """The same of `operation_time.ceiling_us`."""
     hbm_bytes: int = 0
 
 
@@ -53,10 +67,16 @@ class StepCost:
     """Cost by name, one of `COMPONENTS`; a fusion over several counts where it began."""
     peak_bytes: int
     """Highest use of memory, parameters and optimizer state included."""
+    num_operations: int
+    """Operations that a step runs one after the other; none has its start counted."""
 
     @property
-    def us(self) -> float:
-        return sum(component.us for component in self.components.values())
+    def floor_us(self) -> float:
+        return sum(component.floor_us for component in self.components.values())
+
+    @property
+    def ceiling_us(self) -> float:
+        return sum(component.ceiling_us for component in self.components.values())
 
     @property
     def hbm_bytes(self) -> int:
@@ -79,54 +99,65 @@ def component_of(scope: str) -> str:
 
 
 def scheduled_step(
-    config: PretrainConfig, chip: str, kernels: Kernels, kernel_us: dict[str, float]
+    config: PretrainConfig, chip: str, kernels: Kernels, kernel_times: Sequence[KernelTime]
 ) -> StepCost:
     """Returns the cost of a step on one chip of a kind, as the TPU compiler schedules it. Takes
     minutes.
-
-    The work of a matrix product is what the compiler expected when it chose how to cut it; that of
-    a kernel comes from its own replay. Whatever else a step does counts by its memory traffic.
 
     Args:
         config: `batch_size` rows on the one chip.
         chip: A TPU of `CHIPS`.
         kernels: "ours", or "xla" for the step without kernels.
-        kernel_us: From `replayed_kernels`.
+        kernel_times: From `replayed_kernels`.
     """
     tpu_schedule.prepare(replay=False)
     mesh = described_mesh(CHIPS[chip].topology, 1)
     compiled = compile_for(mesh, config, kernels)
-    us, hbm_bytes = (dict.fromkeys(COMPONENTS, 0.0) for _ in range(2))
-    kernel_traffic: dict[str, float] = {}
-    for operation in operations(compiled.as_text() or ""):
-        component = component_of(operation.source)
-        hbm_bytes[component] += operation.times * operation.hbm_bytes
-        cost = tpu_schedule.Cost(chip, operation.estimated_cycles or 0, operation.hbm_bytes)
-        if operation.source.endswith("pallas_call"):
-            traffic = operation.times * cost.us
-            kernel_traffic[component] = kernel_traffic.get(component, 0.0) + traffic
-        elif not operation.kind.endswith("-start"):
-            us[component] += operation.times * cost.us
-    for component, traffic in kernel_traffic.items():
-        us[component] += max(traffic, kernel_us.get(component, 0.0))
     analysis = compiled.memory_analysis()
+    peak_bytes = analysis.peak_memory_in_bytes if analysis is not None else 0
+    return read_step(chip, compiled.as_text() or "", kernel_times, peak_bytes)
+
+
+def read_step(
+    chip: str, text: str, kernel_times: Sequence[KernelTime], peak_bytes: int
+) -> StepCost:
+    """Adds up the operations of a compiled step, given as its text, by component."""
+    floor, ceiling, hbm_bytes = (dict.fromkeys(COMPONENTS, 0.0) for _ in range(3))
+    kernel_traffic: dict[str, float] = {}
+    num_operations = 0
+    for operation in operations(text):
+        component, times = component_of(operation.source), operation.times
+        hbm_bytes[component] += times * operation.hbm_bytes
+        if operation.kind.endswith("-start"):
+            continue
+        num_operations += times
+        if operation.source.endswith("pallas_call"):
+            traffic = times * operation.hbm_bytes / CHIPS[chip].core_bytes_per_second * 1e6
+            kernel_traffic[component] = kernel_traffic.get(component, 0.0) + traffic
+        else:
+            floor[component] += times * floor_us(chip, operation)
+            ceiling[component] += times * ceiling_us(chip, operation)
+    for component, traffic in kernel_traffic.items():
+        own = sum(kernel.us for kernel in kernel_times if kernel.component == component)
+        floor[component] += max(traffic, own)
+        ceiling[component] += max(traffic, own)
     components = {
-        component: ComponentCost(us[component], round(hbm_bytes[component]))
+        component: ComponentCost(floor[component], ceiling[component], round(hbm_bytes[component]))
         for component in COMPONENTS
     }
-    return StepCost(components, analysis.peak_memory_in_bytes if analysis is not None else 0)
+    return StepCost(components, peak_bytes, num_operations)
 
 
-def replayed_kernels(config: PretrainConfig, chip: str) -> dict[str, float]:
-    """Returns the microseconds that our kernels take in a step, forward and backward, by component.
+def replayed_kernels(config: PretrainConfig, chip: str) -> list[KernelTime]:
+    """Returns the time that our kernels take in a step.
 
     Attention is replayed: `tpu_schedule.prepare(replay=True)` comes before. The text head counts by
     its matrix products at the chip's peak, those of the forward pass twice, as its kernels compute
     logits again.
     """
-    us = dict.fromkeys(COMPONENTS, 0.0)
-    peak = CHIPS[chip].core_flops
-    us["text head, loss"] = flops_by_component(config)["text head, loss"] * 4 / 3 / peak * 1e6
+    head = "text head, loss"
+    us = flops_by_component(config)[head] * 4 / 3 / CHIPS[chip].core_flops * 1e6
+    times = [KernelTime(head, "products of the text head at the peak, not replayed", us)]
     side = config.data.image_size // config.model.patch_size
     for source in mixture(config.data, config.batch_size):
         num_patches = 0 if source.kind == "text" else side**2
@@ -136,8 +167,14 @@ def replayed_kernels(config: PretrainConfig, chip: str) -> dict[str, float]:
             shape = AttentionShape(count, stack.num_heads, stack.width // stack.num_heads)
             case = Case(shape, backward=True, is_masked=source.kind != "image")
             row = scheduled("ours", case, chip)
-            us[f"{name}: attention"] += row.us * source.rows * stack.num_layers
-    return us
+            runs = source.rows * stack.num_layers
+            label = (
+                f"attention_forward and attention_backward, {count} tokens, {shape.num_heads} "
+                f"heads of {shape.head_dim}: {row.us:.2f} us a row, {row.cycles:,.0f} cycles, "
+                f"{runs:,} rows and blocks"
+            )
+            times.append(KernelTime(f"{name}: attention", label, row.us * runs))
+    return times
 
 
 def flops_by_component(config: PretrainConfig) -> dict[str, int]:

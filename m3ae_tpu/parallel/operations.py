@@ -17,6 +17,7 @@ from m3ae_tpu.kernels.attention import reference as attention_reference
 from m3ae_tpu.kernels.cross_entropy import CrossEntropy, cross_entropy
 from m3ae_tpu.kernels.cross_entropy import reference as cross_entropy_reference
 from m3ae_tpu.parallel import rules
+from m3ae_tpu.parallel.forms import Forms, forms_of
 from m3ae_tpu.parallel.mesh import AXES, BATCH, FSDP, TENSOR
 
 _ROWS = PartitionSpec(BATCH)
@@ -123,9 +124,8 @@ class Operations:
     ) -> Float[Array, "batch tokens *outer outputs"]:
         """Computes x @ kernel + bias in the dtype of x; `name` is the kernel's in `rules`."""
         layout, shape = self._layout(name, kernel), bias.shape
-        # A product of two matrices. On CPUs a gradient that contracts batch and tokens separately
-        # takes 1.5 times as long; on TPUs an output axis of 3 would be padded to a tile.
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x if self.forms.keeps_token_axis else x.reshape(-1, x.shape[-1])
+        # The kernel is a matrix: on TPUs an output axis of 3 would be padded to a tile.
         shards = self._size(TENSOR) if len(shape) > 1 else 1
         if shards > 1:  # What a device holds must be contiguous where axes become one.
             kernel, bias = (_shards_first(array, shards) for array in (kernel, bias))
@@ -151,6 +151,11 @@ class Operations:
         if self.mesh is None or self.mesh.size == 1:
             return rows
         return jax.lax.with_sharding_constraint(rows, NamedSharding(self.mesh, _ROWS))
+
+    @property
+    def forms(self) -> Forms:
+        """The forms in which the mesh's devices compute; those of a CPU without a mesh."""
+        return Forms() if self.mesh is None else forms_of(self._device.platform)
 
     @property
     def _device(self) -> Any:
@@ -225,7 +230,8 @@ def _shards_first(array: Array, shards: int) -> Array:
 
 
 def _product(x: Array, kernel: Array, bias: Array) -> Array:
-    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None]
+    unit_axes = (None,) * (x.ndim - 1)
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[unit_axes]
 
 
 class _Layout(NamedTuple):
@@ -244,7 +250,7 @@ def _product_of_gathered(
     """Computes `_product`; the kernel is gathered for it, and again for its gradient.
 
     Args:
-        x: Rows.
+        x: Rows, with one leading axis or more.
         kernel: A matrix.
         bias: Added.
         layout: Places of the kernel; None leaves them to the compiler.
@@ -259,31 +265,35 @@ def _product_forward(x, kernel, bias, layout, has_wide_sums):
 
 def _product_backward(layout, has_wide_sums, saved, dy: Array) -> tuple[Array, Array, Array]:
     x, kernel, bias = saved
+    axes = tuple(range(x.ndim - 1))
     product = functools.partial(
-        jnp.dot, preferred_element_type=kernel.dtype if has_wide_sums else x.dtype
+        jax.lax.dot_general,
+        dimension_numbers=((axes, axes), ((), ())),
+        preferred_element_type=kernel.dtype if has_wide_sums else x.dtype,
     )
-    dkernel = product(x.T, dy) if layout is None else _summed(product, x, dy, layout)
-    dbias = jax.lax.reduce_sum(dy.astype(bias.dtype if has_wide_sums else dy.dtype), axes=(0,))
+    dkernel = product(x, dy) if layout is None else _summed(product, x, dy, layout)
+    dbias = jax.lax.reduce_sum(dy.astype(bias.dtype if has_wide_sums else dy.dtype), axes=axes)
     dx = dy @ _gathered(x, kernel, layout).T
     return dx, dkernel.astype(kernel.dtype), dbias.astype(bias.dtype)
 
 
 def _summed(product: Callable, x: Array, dy: Array, layout: _Layout) -> Array:
-    """Computes the product of all rows' x and dy; a device gets its part of the sum alone."""
+    """Contracts all rows of x and dy; a device gets its part of the sum alone."""
     mesh, (inputs, outputs) = layout.used.mesh, layout.used.spec
     scattered = rules.axis_of(FSDP, layout.kept.spec) if mesh.shape[FSDP] > 1 else None
 
     def of_own_rows(x: Array, dy: Array) -> Array:
-        own, summed = product(x.T, dy), [axis for axis in BATCH if mesh.shape[axis] > 1]
+        own, summed = product(x, dy), [axis for axis in BATCH if mesh.shape[axis] > 1]
         if scattered is not None:
             own = jax.lax.psum_scatter(own, FSDP, scatter_dimension=scattered, tiled=True)
             summed.remove(FSDP)
         return jax.lax.psum(own, summed) if summed else own
 
+    tokens = (None,) * (x.ndim - 2)
     return jax.shard_map(
         of_own_rows,
         mesh=mesh,
-        in_specs=(PartitionSpec(BATCH, inputs), PartitionSpec(BATCH, outputs)),
+        in_specs=(PartitionSpec(BATCH, *tokens, inputs), PartitionSpec(BATCH, *tokens, outputs)),
         out_specs=layout.kept.spec,
         check_vma=False,
     )(x, dy)

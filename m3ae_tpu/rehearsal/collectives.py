@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from m3ae_tpu.measure.hlo_text import (
+from m3ae_tpu.measure.hlo_program import (
     Computations,
     Instruction,
     called_computation,

@@ -1,4 +1,4 @@
-"""Guards the parser of compiled programs: runs and memory traffic of a loop's operations."""
+"""Guards the reader of compiled programs: runs, memory traffic and work of their operations."""
 
 import pytest
 
@@ -51,3 +51,63 @@ def test_a_loop_over_a_stack_counts_the_slices_that_it_touches():
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(NotCountedError, match=r"loop\.1: the number of iterations is not known"):
         operations(PROGRAM.replace("direction=LT", "direction=NE"))
+
+
+PRODUCTS = """HloModule products
+
+%fused.1 (p.0: bf16[4,6,8], p.1: bf16[8,16], p.2: bf16[16]) -> bf16[4,6,16] {
+  %p.0 = bf16[4,6,8]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p.1 = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(1)
+  %w.1 = bf16[1,8,16]{2,1,0:T(8,128)(2,1)} bitcast(%p.1)
+  %p.2 = bf16[16]{0:T(256)(128)(2,1)} parameter(2)
+  %b.1 = bf16[4,6,16]{2,1,0:T(8,128)(2,1)} broadcast(%p.2), dimensions={2}
+  %y.1 = bf16[4,6,16]{2,1,0:T(8,128)(2,1)} convolution(%p.0, %w.1), window={size=1}, LABELS
+  ROOT %out.1 = bf16[4,6,16]{2,1,0:T(8,128)(2,1)} add(%y.1, %b.1)
+}
+
+%sum.1 (p.3: bf16[4,6,16]) -> f32[16] {
+  %p.3 = bf16[4,6,16]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %wide.1 = f32[4,6,16]{2,1,0:T(8,128)} convert(%p.3)
+  %zero.1 = f32[]{:T(128)} constant(0)
+  ROOT %sum.2 = f32[16]{0:T(128)} reduce(%wide.1, %zero.1), dimensions={0,1}, to_apply=%add.1
+}
+
+ENTRY %main (p.4: bf16[4,6,8], p.5: bf16[8,16], p.6: bf16[16]) -> f32[16] {
+  %p.4 = bf16[4,6,8]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p.5 = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(1)
+  %p.6 = bf16[16]{0:T(256)(128)(2,1)} parameter(2)
+  %y.2 = bf16[4,6,16]{2,1,0:T(8,128)(2,1)S(1)} fusion(%p.4, %p.5, %p.6), calls=%fused.1, COST
+  ROOT %s.1 = f32[16]{0:T(128)} fusion(%y.2), kind=kLoop, calls=%sum.1
+}
+""".replace("LABELS", "dim_labels=0bf_0io->0bf")
+
+
+def test_products_and_sums_within_fusions_are_found():
+    product, row_sum = operations(PRODUCTS)
+    assert product.product_flops == 2 * 4 * 6 * 8 * 16
+    assert not product.sums_rows
+    assert product.reads_hbm
+    assert row_sum.sums_rows
+    assert not row_sum.reads_hbm
+    assert row_sum.product_flops == 0
+    (norm,) = operations(PRODUCTS.replace("dimensions={0,1}", "dimensions={2}"))[1:]
+    assert not norm.sums_rows
+
+
+def test_examples_that_are_multiplied_apart_are_not_summed():
+    apart = "window={size=4 stride=3 pad=3_3 lhs_dilate=4}"
+    product, _ = operations(
+        PRODUCTS.replace("window={size=1}", apart).replace("bf16[1,8,16]", "bf16[4,8,16]")
+    )
+    assert product.product_flops == 2 * 4 * 6 * 8 * 16
+    summed, _ = operations(
+        PRODUCTS.replace("window={size=1}", "window={size=4}").replace("[1,8,16]", "[4,8,16]")
+    )
+    assert summed.product_flops == 4 * product.product_flops
+
+
+@pytest.mark.parametrize(("cycles", "counted"), [("0", None), ("12", 12)])
+def test_no_cycles_in_the_replay_are_none_that_it_could_count(cycles, counted):
+    cost = f'backend_config={{"bundle_analysis_data":{{"estimated_cycles":"{cycles}"}}}}'
+    product, _ = operations(PRODUCTS.replace("COST", cost))
+    assert product.cycles == counted

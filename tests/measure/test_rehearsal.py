@@ -51,8 +51,14 @@ def test_a_step_is_scheduled_component_by_component(tmp_path):
     step = json.loads(figures.read_text())
     for kernels in ("ours", "xla"):
         components = step[kernels]["components"]
-        assert components["encoder: attention"]["us"] > 0
-        assert components["rest"]["us"] < 0.25 * step[kernels]["us"]
+        assert components["encoder: attention"]["floor_us"] > 0
+        assert components["rest"]["floor_us"] < 0.25 * step[kernels]["floor_us"]
+        assert step[kernels]["floor_us"] < step[kernels]["ceiling_us"]
+    assert [kernel["component"] for kernel in step["kernels"]] == [
+        "text head, loss",
+        "encoder: attention",
+        "decoder: attention",
+    ]
 
 
 def collectives(text):
