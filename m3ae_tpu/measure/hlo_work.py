@@ -1,4 +1,4 @@
-"""What an operation of a compiled TPU program computes: FLOPs of its products, sums over rows.
+"""Work of an operation of a compiled TPU program: FLOPs of its products, sums over rows.
 
 A fusion computes all that the computations within it do. TPUs compute matrix products as
 convolutions.

@@ -44,7 +44,7 @@ class KernelTime(NamedTuple):
 
     component: str
     name: str
-    """What was replayed: operation, shape and rows."""
+    """Operation, shape and rows, as they were replayed."""
     us: float
 
 
