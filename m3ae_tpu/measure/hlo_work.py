@@ -18,7 +18,7 @@ def product_flops(computations: Computations, shapes: Shapes, line: Instruction)
 
     Args:
         computations: The program's.
-        shapes: Of the instructions beside the operation, by name.
+        shapes: Shapes of the instructions beside the operation, by name.
         line: The operation.
     """
     return sum(
