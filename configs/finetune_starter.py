@@ -16,6 +16,7 @@ from m3ae_tpu.config import (
     EvaluationConfig,
     FinetuneConfig,
     FinetuneOptimizerConfig,
+    HeadConfig,
     LoggingConfig,
     ModelConfig,
     SourceConfig,
@@ -23,7 +24,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = FinetuneConfig(
-    num_steps=1_000,
+    num_steps=3_000,
     batch_size=32,
     model=ModelConfig(
         patch_size=8,
@@ -33,14 +34,14 @@ CONFIG = FinetuneConfig(
         compute_dtype="float32",
         unroll=4,
     ),
+    head=HeadConfig(pooling="image_avgmax"),
     drop_path=0.0,
-    augmentation=AugmentationConfig(
-        rand_augment_operations=0, erasing_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0
-    ),
+    image_mask_ratio=0.5,
+    augmentation=AugmentationConfig(rand_augment_operations=0, erasing_probability=0.0),
     optimizer=FinetuneOptimizerConfig(
         base_learning_rate=1.6e-2,
         warmup_fraction=0.1,
-        layer_decay=0.75,
+        layer_decay=0.6,
         clip_norm=1.0,
         average_decay=0.98,
     ),
@@ -52,7 +53,7 @@ CONFIG = FinetuneConfig(
         crop_area=(0.4, 1.0),
         num_workers=0,
     ),
-    evaluation=EvaluationConfig(shards="starter/heldout-*", every_steps=250),
-    checkpoint=CheckpointConfig(every_steps=250),
+    evaluation=EvaluationConfig(shards="starter/heldout-*", every_steps=500),
+    checkpoint=CheckpointConfig(every_steps=500),
     logging=LoggingConfig(every_steps=25),
 )

@@ -12,19 +12,26 @@ from jaxtyping import Array, Int, Key
 
 from m3ae_tpu import scopes
 from m3ae_tpu.batch import Batch
-from m3ae_tpu.config import FinetuneConfig, Kind
+from m3ae_tpu.config import FinetuneConfig, Kind, MaskingConfig
 from m3ae_tpu.finetuning.averaging import average_weights
 from m3ae_tpu.finetuning.erasing import erase
 from m3ae_tpu.finetuning.layer_decay import scale_by_layer
 from m3ae_tpu.finetuning.mixing import Mixture, draw_mixture, mixed_targets
 from m3ae_tpu.model.classifier import Classifier
 from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
+from m3ae_tpu.model.masking import Masks, draw_masks, num_visible
 from m3ae_tpu.model.transformer import draw_branch_scales
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.train.card import Card, size
 from m3ae_tpu.train.flops import flops_by_scope
 from m3ae_tpu.train.objective import Objective
 from m3ae_tpu.train.step import Metrics, model_key
+
+_POOLED = {
+    "cls": "the class token",
+    "image_mean": "the mean of the patches",
+    "image_avgmax": "half the sum of mean and maximum of the patches",
+}
 
 
 def finetuning(
@@ -70,7 +77,7 @@ def classification_loss(
         model: In any parameter dtype; the loss is float32 or wider.
         batch: Images with labels.
         rows: int32, each row's place in the global batch.
-        key: The step's; with `rows` it decides drop path, erasing and mixing.
+        key: The step's; with `rows` it decides masks, drop path, erasing and mixing.
         config: The run's.
         normalizer: The run's normaliser of images.
 
@@ -80,7 +87,7 @@ def classification_loss(
     """
     images, labels = batch["image"], batch["image"].labels
     operations, augmentation = model.m3ae.operations, config.augmentation
-    drop_key, erase_key, mix_key = jax.random.split(key, 3)
+    drop_key, erase_key, mix_key, mask_key = jax.random.split(key, 4)
 
     def row_keys(key: Key[Array, ""]) -> Key[Array, " batch"]:
         places = operations.constrain(rows["image"])
@@ -102,7 +109,12 @@ def classification_loss(
     if config.drop_path > 0:
         num_layers = config.model.encoder.num_layers
         scales = draw_branch_scales(row_keys(drop_key), num_layers, config.drop_path)
-    logits = model(Inputs(pixels), scales)
+    masks = Masks()
+    if config.image_mask_ratio > 0:
+        height, width = model.m3ae.grid(pixels)
+        masking = MaskingConfig(image_mask_ratio=config.image_mask_ratio)
+        masks = draw_masks(mask_key, rows["image"], masking, num_patches=height * width)
+    logits = model(Inputs(pixels), masks, scales)
     targets = mixed_targets(labels, logits.shape[1], mixture.share, config.label_smoothing)
     nll = -(targets.astype(logits.dtype) * jax.nn.log_softmax(logits)).sum(axis=1)
     is_right = (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
@@ -126,12 +138,14 @@ def _card(config: FinetuneConfig, loss, model: Classifier, batch: Batch) -> Card
     flops = _count_flops(config, loss, batch) / num_rows
     side = config.data.image_size
     num_patches = (side // config.model.patch_size) ** 2
+    num_seen = num_visible(num_patches, config.image_mask_ratio)
+    seen = "" if num_seen == num_patches else f", {num_seen} of them seen in training"
     return [
         ("parameters", f"{size(model):,}, of which the head has {size(model.class_head):,}"),
         ("FLOPs per example", f"{flops / 1e9:.3g} G, forward and backward"),
-        ("images", f"{side} px, {num_patches} patches"),
+        ("images", f"{side} px, {num_patches} patches{seen}"),
         ("classes", f"{len(config.classes):,}"),
-        ("head", f"on {'the class token' if model.norm is None else 'the mean of the patches'}"),
+        ("head", f"on {_POOLED[config.head.pooling]}"),
         ("layer decay", f"{config.optimizer.layer_decay:g}; drop path {config.drop_path:g}"),
         (
             "dtypes",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from m3ae_tpu.config import FinetuneConfig
 from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.m3ae import M3AE
+from m3ae_tpu.model.masking import Masks
 from m3ae_tpu.model.transformer import LayerNorm, Linear
 from m3ae_tpu.parallel.operations import Operations
 
@@ -24,8 +25,9 @@ class Classifier(eqx.Module):
     m3ae: M3AE
     """Without decoder and text."""
     norm: LayerNorm | None
-    """Norm of the mean of the patches; None where the head sees the class token."""
+    """Norm of the pooled patches; None where the head sees the class token."""
     class_head: Linear
+    pooling: str = eqx.field(static=True)
 
     def __init__(
         self, config: FinetuneConfig, *, key: Key[Array, ""], operations: Operations = Operations()
@@ -40,7 +42,8 @@ class Classifier(eqx.Module):
         width, dtype = config.model.encoder.width, jnp.dtype(config.model.parameter_dtype)
         self.m3ae = M3AE(config.model, key=key, operations=operations)
         self.norm = None
-        if config.head.pooling == "image_mean":
+        self.pooling = config.head.pooling
+        if self.pooling != "cls":
             self.norm = LayerNorm(width, epsilon=config.model.norm_epsilon, dtype=dtype)
         head_key = jax.random.fold_in(key, 0)
         head = functools.partial(Linear, dtype=dtype, operations=operations, name="class_head")
@@ -49,20 +52,27 @@ class Classifier(eqx.Module):
         self.class_head = eqx.tree_at(lambda head: head.kernel, head, kernel)
 
     def __call__(
-        self, inputs: Inputs, branch_scales: Float[Array, "layers batch 2"] | None = None
+        self,
+        inputs: Inputs,
+        masks: Masks = Masks(),
+        branch_scales: Float[Array, "layers batch 2"] | None = None,
     ) -> Float[Array, "batch classes"]:
         """Computes the logits of the classes, float32 or wider.
 
         Args:
             inputs: Whole images.
+            masks: Selects the patches that training sees; without one all of them are seen.
             branch_scales: Factors of drop path in training; None leaves nothing out.
         """
-        features = self.m3ae.encode(
-            inputs, final_norm=self.norm is None, branch_scales=branch_scales
+        tokens = self.m3ae.encoder(
+            *self.m3ae.embed(inputs, masks),
+            final_norm=self.norm is None,
+            branch_scales=branch_scales,
         )
-        if self.norm is None:
-            pooled = features.cls[:, None]
-        else:
-            assert features.image_mean is not None
-            pooled = self.norm(features.image_mean[:, None])
+        pooled, patches = tokens[:, :1], tokens[:, 1:]
+        if self.norm is not None:
+            pooled = patches.mean(axis=1, keepdims=True)
+            if self.pooling == "image_avgmax":
+                pooled = (pooled + patches.max(axis=1, keepdims=True)) / 2
+            pooled = self.norm(pooled)
         return self.class_head(pooled.astype(np.promote_types(pooled.dtype, np.float32)))[:, 0]

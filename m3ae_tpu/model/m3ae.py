@@ -134,26 +134,17 @@ class M3AE(eqx.Module):
         self.compute_dtype = jnp.dtype(config.compute_dtype)
         self.operations = operations
 
-    def encode(
-        self,
-        inputs: Inputs,
-        *,
-        final_norm: bool = True,
-        branch_scales: Float[Array, "layers batch 2"] | None = None,
-    ) -> Features:
+    def encode(self, inputs: Inputs, *, final_norm: bool = True) -> Features:
         """Computes the features of whole examples; nothing is hidden.
 
         Args:
             inputs: Whole examples.
             final_norm: False returns the last block's tokens, and means of them, before the norm.
-            branch_scales: Factors of drop path, see `transformer.draw_branch_scales`; None: all 1.
 
         Raises:
             ValueError: neither images nor texts, or texts for a model without text parameters.
         """
-        encoded = self.encoder(
-            *self.embed(inputs), final_norm=final_norm, branch_scales=branch_scales
-        )
+        encoded = self.encoder(*self.embed(inputs), final_norm=final_norm)
         return self._features(encoded, inputs)
 
     def encode_layers(self, inputs: Inputs, *, final_norm: bool = True) -> Features:

@@ -15,8 +15,9 @@ from small_classifier import CLASSES, CONFIG, NOTHING, batch, classifier, images
 from m3ae_tpu.batch import Rows
 from m3ae_tpu.config import HeadConfig
 from m3ae_tpu.finetuning.averaging import average_of, average_weights
-from m3ae_tpu.finetuning.objective import classification_loss, init_classifier
+from m3ae_tpu.finetuning.objective import classification_loss, finetuning, init_classifier
 from m3ae_tpu.model.inputs import Normalizer, make_inputs
+from m3ae_tpu.model.masking import Masks, Selection
 from m3ae_tpu.model.transformer import draw_branch_scales
 from m3ae_tpu.parallel.mesh import by_example, make_mesh
 from m3ae_tpu.parallel.operations import Operations
@@ -27,16 +28,18 @@ KEY = jax.random.key(5)
 INPUTS = make_inputs(Rows(images=jnp.asarray(images())), NORMALIZER, jnp.float32)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "image_mean"])
+@pytest.mark.parametrize("pooling", ["cls", "image_mean", "image_avgmax"])
 def test_a_head_sees_what_its_twin_in_timm_sees(pooling):
     model = classifier(pooling)
     tokens = np.asarray(model.m3ae.encode(INPUTS, final_norm=pooling == "cls").tokens, np.float64)
     if model.norm is None:
         pooled = tokens[:, 0]
-    else:  # Global average pooling: the patches before the final norm, then a norm of their own.
-        mean = tokens[:, 1:].mean(axis=1)
-        mean -= mean.mean(axis=1, keepdims=True)
-        pooled = mean / np.sqrt((mean**2).mean(axis=1, keepdims=True) + 1e-6)
+    else:  # Global pooling: the patches before the final norm, then a norm of their own.
+        pooled = tokens[:, 1:].mean(axis=1)
+        if pooling == "image_avgmax":
+            pooled = 0.5 * (tokens[:, 1:].max(axis=1) + pooled)
+        pooled -= pooled.mean(axis=1, keepdims=True)
+        pooled /= np.sqrt((pooled**2).mean(axis=1, keepdims=True) + 1e-6)
         pooled = pooled * np.asarray(model.norm.scale) + np.asarray(model.norm.bias)
     expected = pooled @ np.asarray(model.class_head.kernel) + np.asarray(model.class_head.bias)
     np.testing.assert_allclose(model(INPUTS), expected, atol=2e-5)
@@ -63,12 +66,37 @@ def test_drop_path_grows_in_a_line_and_keeps_the_mean():
 def test_a_dropped_branch_adds_nothing_and_scales_of_one_change_nothing():
     model = classifier()
     ones = jnp.ones((3, len(images()), 2))
-    np.testing.assert_array_equal(model(INPUTS, ones), model(INPUTS))
+    np.testing.assert_array_equal(model(INPUTS, branch_scales=ones), model(INPUTS))
     first = ones.at[:, 0].set(0.0)
     x, _ = model.m3ae.embed(INPUTS)
     encoded = model.m3ae.encoder(x, None, final_norm=False, branch_scales=first)
     np.testing.assert_array_equal(encoded[0], x[0])
-    np.testing.assert_array_equal(model(INPUTS, first)[1:], model(INPUTS)[1:])
+    np.testing.assert_array_equal(model(INPUTS, branch_scales=first)[1:], model(INPUTS)[1:])
+
+
+def test_masked_patches_do_not_count():
+    model = classifier()
+    visible = jnp.array([[1, 2]] * len(images()), jnp.int32)
+    hidden = jnp.array([[0, 3]] * len(images()), jnp.int32)
+    masks = Masks(image=Selection(visible, hidden))
+    assert INPUTS.images is not None
+    noise = INPUTS._replace(images=INPUTS.images.at[:, :8, :8].set(9.0).at[:, 8:, 8:].set(-9.0))
+    np.testing.assert_array_equal(model(noise, masks), model(INPUTS, masks))
+    assert np.abs(model(noise) - model(INPUTS)).max() > 1e-3
+
+
+def test_training_sees_the_share_of_patches_that_the_config_leaves():
+    config = dataclasses.replace(CONFIG, augmentation=NOTHING, drop_path=0.0)
+    model, rows = classifier(), {"image": jnp.arange(8)}
+    whole = loss_of(config)(model, batch(), rows, KEY)[0]
+    masked = dataclasses.replace(config, image_mask_ratio=0.75)
+    values = [
+        float(loss_of(masked)(model, batch(), rows, jax.random.fold_in(KEY, step))[0])
+        for step in range(2)
+    ]
+    assert len({float(whole), *values}) == 3
+    lines = dict(finetuning(masked).describe(model, batch()))
+    assert lines["images"] == "16 px, 4 patches, 1 of them seen in training"
 
 
 @functools.cache
@@ -102,7 +130,7 @@ def test_every_step_and_every_row_has_its_own_draws():
 
 
 def test_devices_and_micro_batches_change_no_draw():
-    config = dataclasses.replace(CONFIG, drop_path=0.5)
+    config = dataclasses.replace(CONFIG, drop_path=0.5, image_mask_ratio=0.5)
     loss = functools.partial(classification_loss, config=config, normalizer=NORMALIZER)
     optimizer = optax.sgd(1.0)
 

@@ -134,6 +134,10 @@ def test_broken_test_images_are_named_and_left_out(tmp_path, caplog):
         ({"classes": ("cat",)}, "classes = .* is a single class"),
         ({"classes": ("cat", "cat")}, "classes = .* names a class twice"),
         ({"drop_path": 1.0}, r"drop_path = 1.0 is not in \[0, 1\)"),
+        (
+            {"image_mask_ratio": 0.9},
+            "image_mask_ratio = 0.9 hides all of an image.s 4 patches. Set a smaller one.",
+        ),
         ({"batch_size": 15}, "batch_size = 15 is not a multiple of 2, and mixup and cutmix pair"),
     ],
 )
