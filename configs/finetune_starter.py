@@ -24,7 +24,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = FinetuneConfig(
-    num_steps=3_000,
+    num_steps=5_000,
     batch_size=32,
     model=ModelConfig(
         patch_size=8,
@@ -53,7 +53,7 @@ CONFIG = FinetuneConfig(
         crop_area=(0.4, 1.0),
         num_workers=0,
     ),
-    evaluation=EvaluationConfig(shards="starter/heldout-*", every_steps=500),
-    checkpoint=CheckpointConfig(every_steps=500),
+    evaluation=EvaluationConfig(shards="starter/heldout-*", every_steps=1_000),
+    checkpoint=CheckpointConfig(every_steps=1_000),
     logging=LoggingConfig(every_steps=25),
 )
