@@ -99,8 +99,8 @@ class FinetuneConfig(RunConfig):
     Attention and MLP are passed by apart from each other.
     """
     image_mask_ratio: float = 0.0
-    """Share of the patches that training does not see, drawn at each step for each image; scores are
-    those of whole images. It regularises, and 0.5 halves the cost of a step (Liu et al. 2022).
+    """Share of the patches that training does not see, drawn at each step for each image; whole
+    images are scored. It regularises, and 0.5 halves the cost of a step (Liu et al. 2022).
     """
     label_smoothing: float = 0.1
     """Share of the target that all classes have alike."""
