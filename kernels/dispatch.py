@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
+from jax._src import config  # For the interpret mode, which has no public accessor.
 from jax.experimental.pallas import tpu as pltpu
 
 
@@ -39,3 +40,8 @@ def interpret_mode(*, is_allowed: bool) -> Iterator[None]:
     # None is the value of the mode when it is off.
     with pltpu.force_tpu_interpret_mode(cast(Any, None)):
         yield
+
+
+def is_interpreted() -> bool:
+    """Returns whether kernels that are traced now will run in Pallas' interpret mode."""
+    return config.pallas_tpu_interpret_mode_context_manager.value is not None
