@@ -47,7 +47,10 @@ _SHAPES = define_flag(
     "text_head. A wrong name lists the right ones.",
 )
 _AGAINST = define_flag(
-    "against", list, ["xla"], "Baselines: xla, flash, splash, tokamax, cudnn; --against= for none."
+    "against",
+    list,
+    ["xla"],
+    "Baselines: xla, flash, splash, tokamax, cudnn, hopper; --against= for none.",
 )
 _STATIC = define_flag(
     "static",
@@ -126,10 +129,11 @@ def _check_names(flag: str, names, choices) -> None:
 def _check_scheduled(against: list[str]) -> None:
     import importlib.util
 
-    require(
-        "cudnn" not in against,
-        "--against = cudnn runs on GPUs and cannot be scheduled for TPUs. Leave it out.",
-    )
+    for name in ("cudnn", "hopper"):
+        require(
+            name not in against,
+            f"--against = {name} runs on GPUs and cannot be scheduled for TPUs. Leave it out.",
+        )
     require(
         importlib.util.find_spec("libtpu") is not None,
         "libtpu is missing. Install it: pip install 'm3ae-tpu[compile-tpu]'",

@@ -8,9 +8,10 @@ from jaxtyping import Array, Bool, Float
 
 from ..dispatch import device_kind_of, local_tpu_kind
 from . import cudnn, reference
+from .hopper import call as attention_hopper
 from .tpu import call as attention_tpu
 
-type Implementation = Literal["auto", "tpu", "cudnn", "xla"]
+type Implementation = Literal["auto", "tpu", "cudnn", "hopper", "xla"]
 
 
 def attention(
@@ -36,7 +37,9 @@ def attention(
         num_heads: Divides `width`.
         implementation: "auto" takes the fastest that supports the shape on the device: the Pallas
             kernel on TPUs, cuDNN on NVIDIA GPUs, XLA elsewhere. The others ask for one by name:
-            "tpu" runs on a CPU under `pltpu.force_tpu_interpret_mode()`.
+            "tpu" runs on a CPU under `pltpu.force_tpu_interpret_mode()`, "hopper", the Pallas
+            kernel on Hopper GPUs, under `plgpu.force_gpu_interpret_mode()`. "auto" does not take
+            "hopper", which no GPU has measured so far.
         device_kind: `device_kind` of the devices that the program is for; it decides "auto" and the
             TPU kernel's block sizes. None: the kind is read from the mesh of the context or of
             `qkv`. Without a mesh the choice is made when the program is lowered; block sizes are
@@ -66,13 +69,17 @@ def attention(
     def on_nvidia(qkv: Array, is_valid: Array | None) -> Array:
         return cudnn.attention(qkv, is_valid, num_heads)
 
+    def on_hopper(qkv: Array, is_valid: Array | None) -> Array:
+        return attention_hopper.attention(qkv.reshape(flat_shape), is_valid, num_heads)
+
     def on_any(qkv: Array, is_valid: Array | None) -> Array:
         return reference.attention(qkv, is_valid, num_heads)
 
-    functions = {"tpu": on_tpu, "cudnn": on_nvidia, "xla": on_any}
+    functions = {"tpu": on_tpu, "cudnn": on_nvidia, "hopper": on_hopper, "xla": on_any}
     unsupported = {
         "tpu": attention_tpu.unsupported_reason(flat_shape, qkv.dtype, num_heads, tpu_kind),
         "cudnn": cudnn.unsupported_reason(qkv.dtype, width // num_heads),
+        "hopper": attention_hopper.unsupported_reason(qkv.dtype, tokens, width // num_heads),
         "xla": None,
     }
     if implementation != "auto":

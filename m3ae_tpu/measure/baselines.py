@@ -97,6 +97,10 @@ def _cudnn(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
     return attention(qkv, is_valid, num_heads, implementation="cudnn")
 
 
+def _hopper(qkv: Array, is_valid: Array | None, num_heads: int) -> Array:
+    return attention(qkv, is_valid, num_heads, implementation="hopper")
+
+
 def _padded_heads(qkv: Array, num_heads: int) -> list[Array]:
     """Returns queries, keys and values [batch, heads, padded tokens, head_dim], as flash kernels
     take them.
@@ -201,6 +205,7 @@ _ATTENTION = {
     "splash": _splash,
     "tokamax": _tokamax,
     "cudnn": _cudnn,
+    "hopper": _hopper,
 }
 _CROSS_ENTROPY = {
     "ours": _loss(cross_entropy),
@@ -208,4 +213,4 @@ _CROSS_ENTROPY = {
     "tokamax": _tokamax_loss,
 }
 AGAINST = {"attention": list(_ATTENTION)[1:], "cross_entropy": list(_CROSS_ENTROPY)[1:]}
-"""Baselines of each operation; cudnn needs a GPU, flash and splash a TPU."""
+"""Baselines of each operation; cudnn and hopper need a GPU, flash and splash a TPU."""

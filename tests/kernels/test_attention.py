@@ -245,7 +245,9 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="implementation = 'cuda'; choose auto, tpu, cudnn, xla"):
+    with pytest.raises(
+        ValueError, match="implementation = 'cuda'; choose auto, tpu, cudnn, hopper, xla"
+    ):
         inspect.unwrap(attention)(X, None, 2, implementation="cuda")
 
 

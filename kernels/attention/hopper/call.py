@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float
 from . import backward, forward
 from .operands import TILE
 
-_MAX_TOKENS = 512
-_HEAD_DIMS = 32, 64
+_MAX_TOKENS = {32: 512, 64: 384}
+"""By width of a head: queries, keys, values and gradients of one head fit into shared memory."""
 _TOKEN_MULTIPLE = 8
 """Asynchronous copies of swizzled rows take the tokens in multiples of this."""
 
@@ -24,10 +24,10 @@ def unsupported_reason(dtype: jnp.dtype, tokens: int, head_dim: int) -> str | No
     """Returns why the kernels do not support rows of this shape, or None if they do."""
     if dtype != jnp.bfloat16:
         return f"dtype = {dtype} is not bfloat16"
-    if tokens > _MAX_TOKENS:
-        return f"tokens = {tokens} is more than {_MAX_TOKENS}"
-    if head_dim not in _HEAD_DIMS:
+    if head_dim not in _MAX_TOKENS:
         return f"a head's width of {head_dim} is neither 32 nor 64"
+    if tokens > (most := _MAX_TOKENS[head_dim]):
+        return f"tokens = {tokens} is more than {most} with heads of {head_dim}"
     return None
 
 
@@ -58,10 +58,13 @@ def attention(
     qkv = jnp.pad(qkv, ((0, 0), (0, -tokens % _TOKEN_MULTIPLE), (0, 0)))
     bias = None
     if is_valid is not None:
-        is_key = jnp.pad(is_valid, ((0, 0), (0, -tokens % TILE)))
-        bias = jnp.where(is_key, 0.0, -jnp.inf).astype(jnp.float32)
+        bias = _bias(jnp.pad(is_valid, ((0, 0), (0, -tokens % TILE))))
     static = _Static(num_heads=num_heads, tokens=tokens, is_masked=bias is not None)
     return _attention(qkv, bias, static)[:, :tokens]
+
+
+def _bias(is_key: Array) -> Array:
+    return jnp.where(is_key, 0.0, -jnp.inf).astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -71,13 +74,16 @@ def _attention(qkv: Array, bias: Array | None, static: _Static) -> Array:
 
 def _attention_fwd(qkv: Array, bias: Array | None, static: _Static):
     out, lse = _forward(qkv, bias, static)
-    return out, (qkv, bias, lse)
+    return out, (qkv, bias, out, lse)
 
 
 def _attention_bwd(static: _Static, saved, dout: Array):
-    qkv, bias, lse = saved
-    arrays = [qkv, *([] if bias is None else [bias]), lse, dout]
-    (dqkv,) = _call(backward.attention_backward, backward.scratch, static, arrays, lambda qkv: [qkv])
+    qkv, bias, out, lse = saved
+    bias_or_end = _bias(jnp.arange(_rows(static))[None] < static.tokens) if bias is None else bias
+    arrays = [qkv, bias_or_end, out, lse, dout]
+    (dqkv,) = _call(
+        backward.attention_backward, backward.scratch, static, arrays, lambda qkv: [qkv]
+    )
     return dqkv, None if bias is None else jnp.zeros_like(bias)
 
 
@@ -104,7 +110,11 @@ def _rows(static: _Static) -> int:
 
 
 def _call(
-    function: Callable, scratch: Callable, static: _Static, arrays: Sequence[Array], outputs: Callable
+    function: Callable,
+    scratch: Callable,
+    static: _Static,
+    arrays: Sequence[Array],
+    outputs: Callable,
 ) -> tuple[Array, ...]:
     """Runs a kernel on arrays whose first axis is the batch, of which the first is qkv.
 

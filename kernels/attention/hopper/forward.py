@@ -33,7 +33,7 @@ _LEAST = -1e30
 """Smallest maximum of a row of logits: with it a row without a valid key has weights of 0."""
 _CHUNK = {32: 288, 64: 256}
 """Keys whose scores a warpgroup holds at once, by width of a head."""
-_PART = 96
+_PART = 128
 """Keys of one product."""
 
 
@@ -79,9 +79,7 @@ def attention_forward(*refs, tokens: int, head_dim: int, is_masked: bool):
             scores = [logits(query, start, length) for start, length in cut]
             former = jnp.full_like(scores[0].max(axis=1), _LEAST) if largest is None else largest
             largest = functools.reduce(jnp.maximum, [x.max(axis=1) for x in scores], former)
-            weights = [
-                jnp.exp2(x * factor - of_rows(largest * factor, x.shape[1])) for x in scores
-            ]
+            weights = [jnp.exp2(x * factor - of_rows(largest * factor, x.shape[1])) for x in scores]
             own = sum(x.sum(axis=1) for x in weights)
             if result is None:
                 total, result = own, zeros(head_dim)
@@ -90,13 +88,13 @@ def attention_forward(*refs, tokens: int, head_dim: int, is_masked: bool):
                 total, result = total * decay + own, result * of_rows(decay, head_dim)
             for x, (start, length) in zip(weights, cut, strict=True):
                 result = added(result, x.astype(jnp.bfloat16), v.at[pl.ds(start, length)])
-        if is_masked:
+        log_sum = largest * factor + jnp.log2(total)
+        if is_masked:  # Without a valid key all weights are 0, in the backward pass too.
+            log_sum = jnp.where(total > 0, log_sum, -_LEAST)
             total = jnp.where(total > 0, total, 1.0)
         lanes = pl.ds(head * head_dim, head_dim)
         result = (result / of_rows(total, head_dim)).astype(jnp.bfloat16)
         store(result, staged, out.at[batch, past_end(number * TILE, TILE), lanes])
-        store(
-            largest * factor + jnp.log2(total), staged_lse, lse.at[batch, head, tile(number)]
-        )
+        store(log_sum, staged_lse, lse.at[batch, head, tile(number)])
 
     plgpu.wait_smem_to_gmem(0)

@@ -10,6 +10,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ...dispatch import is_interpreted
@@ -17,18 +18,18 @@ from ...dispatch import is_interpreted
 TILE = 64
 """Rows of a tile: those of a warpgroup's matrix product."""
 SWIZZLE_COLUMNS = 32
-"""bfloat16 numbers of a swizzled row; the contracted axis of a product is a multiple of it."""
+"""Numbers of a swizzled row; the contracted axis of a product is a multiple of it."""
 LOG2_E = math.log2(math.e)
 _LAYOUT = plgpu.Layout.WGMMA
 _LONGEST_COPY = 256
 """Numbers that one asynchronous copy moves along an axis, at most."""
 
 
-def block(rows: int, columns: int) -> Any:
-    """Returns shared memory for bfloat16 operands of products."""
+def block(rows: int, columns: int, dtype: DTypeLike = jnp.bfloat16) -> Any:
+    """Returns shared memory for operands of products, of 16 bits a number."""
     tiling = plgpu.TilingTransform((8, SWIZZLE_COLUMNS))
     swizzle = plgpu.SwizzleTransform(2 * SWIZZLE_COLUMNS)
-    return plgpu.SMEM((rows, columns), jnp.bfloat16, transforms=(tiling, swizzle))
+    return plgpu.SMEM((rows, columns), dtype, transforms=(tiling, swizzle))
 
 
 def vector(length: int) -> Any:
@@ -46,6 +47,11 @@ def past_end(start, length: int) -> Any:
     return pl.ds(start + lax.axis_index("batch") * 0, length)  # Static starts would be refused.
 
 
+def unknown_zero(number) -> Any:
+    """Returns 0 for the number of any tile, which the compiler cannot know before the loop."""
+    return lax.shift_right_logical(number, 9) * TILE
+
+
 def zeros(columns: int) -> Float[Array, "64 columns"]:
     return plgpu.layout_cast(jnp.zeros((TILE, columns), jnp.float32), _LAYOUT)
 
@@ -58,6 +64,11 @@ def of_rows(x: Float[Array, "64"], columns: int) -> Float[Array, "64 columns"]:
 def of_columns(x: Float[Array, " columns"]) -> Float[Array, "64 columns"]:
     """Repeats a number of each column."""
     return lax.broadcast_in_dim(x, (TILE, x.shape[0]), [1])
+
+
+def load_tile(ref) -> Float[Array, "64 columns"]:
+    """Loads a tile of an operand from shared memory, as float32."""
+    return plgpu.load(ref, layout=_LAYOUT).astype(jnp.float32)
 
 
 def load_rows(ref) -> Float[Array, "64"]:
@@ -108,14 +119,6 @@ def _interpreted_product(a, b) -> Array:
         return product(stored, b)
 
     return pl.run_scoped(run, plgpu.SMEM(a.shape, a.dtype))
-
-
-def split(x: Float[Array, "64 columns"]) -> list[Float[Array, "64 columns"]]:
-    """Returns two bfloat16 numbers that add up to x: its rounding, and what that leaves."""
-    # The barrier keeps pairs together, which one instruction rounds. Alone, each would be rounded
-    # by the slow unit that computes exponentials.
-    high = lax.optimization_barrier(x.astype(jnp.bfloat16))
-    return [high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)]
 
 
 def store(x: Array, staged, destination) -> None:

@@ -1,0 +1,116 @@
+"""Guards attention on Hopper GPUs without one: the kernels against float64 in the interpreter, and
+what the assembler makes of them.
+"""
+
+import importlib.util
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpu_code import compile_attention
+from test_attention import errors, exact, inputs, out_and_gradients
+
+from m3ae_tpu.kernels.attention import attention
+
+INTERPRETED = plgpu.InterpretGPUParams(uninitialized_memory="nan")
+MOST_INSTRUCTIONS = {"forward": 1000, "backward": 2700}
+"""Instructions of the loops that compute, for 257 tokens and heads of 32. Lower them with the
+kernels.
+"""
+
+
+def interpreted(qkv, is_valid, num_heads, dout):
+    """Runs the kernels on this CPU; uninitialised memory is NaN."""
+
+    def function(qkv):
+        return attention(qkv, is_valid, num_heads, implementation="hopper")
+
+    with plgpu.force_gpu_interpret_mode(INTERPRETED):
+        return out_and_gradients(function, qkv, dout)
+
+
+def check(tokens, head_dim, spread, *, is_masked):
+    qkv, is_valid, dout = inputs(tokens, head_dim, jnp.bfloat16, num_heads=1, spread=spread)
+    if is_masked:
+        qkv, is_valid, dout = qkv[::2], is_valid[::2], dout[::2]
+    else:
+        qkv, is_valid, dout = qkv[:1], None, dout[:1]
+    want, kernel = exact(qkv, is_valid, 1, dout), interpreted(qkv, is_valid, 1, dout)
+    plain = out_and_gradients(
+        lambda qkv: attention(qkv, is_valid, 1, implementation="xla"), qkv, dout
+    )
+    for ours, theirs in zip(errors(kernel, want), errors(plain, want), strict=True):
+        assert ours <= 1.1 * theirs
+    if is_masked:  # Row 0 has no valid key.
+        for array in kernel:
+            np.testing.assert_array_equal(array[0], 0.0)
+
+
+def test_bfloat16_is_as_exact_as_xla():
+    check(33, 32, 22, is_masked=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "spread"),
+    [
+        (65, 32, 22),
+        (65, 64, 1),
+        (81, 32, 1),
+        (81, 64, 22),
+        (257, 32, 1),
+        (257, 64, 500),
+        (321, 32, 500),
+        (321, 64, 1),
+    ],
+)
+def test_shapes_of_models_are_as_exact_as_xla(tokens, head_dim, spread, is_masked):
+    check(tokens, head_dim, spread, is_masked=is_masked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 513, 3, 32), jnp.bfloat16, "tokens = 513 is more than 512"),
+        ((1, 385, 3, 64), jnp.bfloat16, "tokens = 385 is more than 384 with heads of 64"),
+        ((1, 8, 3, 48), jnp.bfloat16, "a head's width of 48 is neither 32 nor 64"),
+        ((1, 8, 3, 32), jnp.float32, "dtype = float32 is not bfloat16"),
+    ],
+)
+def test_what_is_not_supported_is_named(shape, dtype, message):
+    with pytest.raises(NotImplementedError, match=message):
+        attention(jnp.zeros(shape, dtype), None, 1, implementation="hopper")
+
+
+needs_disassembler = pytest.mark.skipif(
+    importlib.util.find_spec("nvidia") is None,
+    reason="needs NVIDIA's disassembler: pip install nvidia-cuda-nvdisasm",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.gpu_compiler
+@needs_disassembler
+def test_the_decoders_kernels_issue_in_little_time(tmp_path):
+    forward, backward = compile_attention(tmp_path, 257, 16, 32, is_masked=False)
+    for kernel, most in zip((forward, backward), MOST_INSTRUCTIONS.values(), strict=True):
+        assert kernel.spilled_bytes == 0
+        assert sum(kernel.loops) <= most
+        assert 2 * (kernel.shared_bytes + 1024) <= 228 * 1024  # Two programs a multiprocessor.
+    us = sum(kernel.issue_microseconds(heads=16, tiles=5) for kernel in (forward, backward))
+    assert us <= 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.gpu_compiler
+@needs_disassembler
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "num_heads", "head_dim"),
+    [(65, 12, 64), (81, 12, 64), (257, 12, 64), (321, 16, 32), (321, 12, 64), (512, 16, 32)],
+)
+def test_no_register_is_spilled(tokens, num_heads, head_dim, is_masked, tmp_path):
+    for kernel in compile_attention(tmp_path, tokens, num_heads, head_dim, is_masked=is_masked):
+        assert kernel.spilled_bytes == 0
