@@ -7,11 +7,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import sysconfig
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+BINARIES = pathlib.Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
+"""Folder into which the packages of NVIDIA's assembler and disassembler put programs."""
 _WARPS = 4
 _ISSUED_PER_MICROSECOND = 4 * 132 * 1755
 """Instructions of warps that an H100 issues: 132 multiprocessors, 4 a clock each, 1.755 GHz."""
@@ -78,13 +81,10 @@ def compile_attention(
 
     It does so in another process: Mosaic GPU reads where to write its files when it is loaded.
     """
-    import nvidia.cu13  # pyright: ignore[reportMissingImports]
-
-    binaries = pathlib.Path(nvidia.cu13.__path__[0]) / "bin"
     dumps = ("PTX", "PTXAS", "RESOURCES", "SASS")
     environment = {
         **os.environ,
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
         "MOSAIC_GPU_DUMP_TO": str(folder),
         **{f"MOSAIC_GPU_DUMP_{name}": "1" for name in dumps},

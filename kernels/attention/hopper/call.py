@@ -5,6 +5,7 @@ gradient.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -60,7 +61,8 @@ def attention(
     if is_valid is not None:
         bias = _bias(jnp.pad(is_valid, ((0, 0), (0, -tokens % TILE))))
     static = _Static(num_heads=num_heads, tokens=tokens, is_masked=bias is not None)
-    return _attention(qkv, bias, static)[:, :tokens]
+    out: Any = _attention(qkv, bias, static)
+    return out[:, :tokens]
 
 
 def _bias(is_key: Array) -> Array:

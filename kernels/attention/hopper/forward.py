@@ -1,6 +1,7 @@
 """Forward pass of the Hopper attention kernels."""
 
 import functools
+from typing import Any
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -73,7 +74,9 @@ def attention_forward(*refs, tokens: int, head_dim: int, is_masked: bool):
     @pl.loop(0, -(-tokens // TILE))
     def _(number):
         query = q.at[tile(number)]
-        largest = total = result = None
+        largest: Any = None
+        total: Any = None
+        result: Any = None
         for first, chunk in parts(tokens, _CHUNK[head_dim], SWIZZLE_COLUMNS):
             cut = [(first + start, length) for start, length in parts(chunk, _PART, 1)]
             scores = [logits(query, start, length) for start, length in cut]

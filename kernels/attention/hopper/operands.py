@@ -5,7 +5,6 @@ copies.
 import math
 from typing import Any
 
-import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
@@ -27,9 +26,10 @@ _LONGEST_COPY = 256
 
 def block(rows: int, columns: int, dtype: DTypeLike = jnp.bfloat16) -> Any:
     """Returns shared memory for operands of products, of 16 bits a number."""
-    tiling = plgpu.TilingTransform((8, SWIZZLE_COLUMNS))
-    swizzle = plgpu.SwizzleTransform(2 * SWIZZLE_COLUMNS)
-    return plgpu.SMEM((rows, columns), dtype, transforms=(tiling, swizzle))
+    gpu: Any = plgpu  # Its transforms are abstract to a type checker.
+    tiling, swizzle = (8, SWIZZLE_COLUMNS), 2 * SWIZZLE_COLUMNS
+    transforms = gpu.TilingTransform(tiling), gpu.SwizzleTransform(swizzle)
+    return plgpu.SMEM((rows, columns), dtype, transforms=transforms)
 
 
 def vector(length: int) -> Any:
@@ -94,11 +94,11 @@ def product(a, b) -> Float[Array, "64 columns"]:
         plgpu.wgmma_wait(0)
         return accumulator[...]
 
-    return pl.run_scoped(run, plgpu.ACC((TILE, b.shape[1]), jnp.float32))
+    return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((TILE, b.shape[1]), jnp.float32))
 
 
-def added(total: Float[Array, "64 columns"], a, b) -> Float[Array, "64 columns"]:
-    """Computes total + a @ b, where b is in shared memory, a in shared memory or registers."""
+def added(total: Float[Array, "64 columns"], a: Array, b) -> Float[Array, "64 columns"]:
+    """Computes total + a @ b, where a is in registers and b in shared memory."""
     if is_interpreted():  # The interpreter takes no operand from registers, and no initial value.
         return total + _interpreted_product(a, b)
 
@@ -106,13 +106,11 @@ def added(total: Float[Array, "64 columns"], a, b) -> Float[Array, "64 columns"]
         plgpu.wgmma(accumulator, a, b)
         plgpu.wgmma_wait(0)
 
-    return pl.run_state(run)(plgpu.ACC.init(total))
+    initial: Any = plgpu.WGMMAAccumulatorRef.init(total)
+    return pl.run_state(run)(initial)
 
 
-def _interpreted_product(a, b) -> Array:
-    if not isinstance(a, jax.Array):
-        return product(a, b)
-
+def _interpreted_product(a: Array, b) -> Array:
     def run(stored):
         stored[...] = a
         plgpu.commit_smem()
