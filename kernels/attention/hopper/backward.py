@@ -24,7 +24,6 @@ from .operands import (
     start_copy,
     store,
     tile,
-    unknown_zero,
     vector,
     zeros,
 )
@@ -109,8 +108,7 @@ def attention_backward(*refs, tokens: int, head_dim: int, is_masked: bool):
         row_sums, estimate = load_rows(sums.at[rows]), load_rows(means.at[rows]) * enlarged
         dquery, mean_key, rest = zeros(head_dim), zeros(head_dim), estimate * 0.0
         for first, length in parts(tokens, _KEYS, SWIZZLE_COLUMNS):
-            # The assembler would compute all places before the loop, and spill them.
-            keys = pl.ds(first + unknown_zero(number), length)
+            keys = pl.ds(first, length)
             logits = product(q.at[rows], k.at[keys].T) * scale
             if is_masked or first + length > tokens:
                 logits = logits + of_columns(load_columns(key_bias.at[keys]))

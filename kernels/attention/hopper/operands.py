@@ -47,11 +47,6 @@ def past_end(start, length: int) -> Any:
     return pl.ds(start + lax.axis_index("batch") * 0, length)  # Static starts would be refused.
 
 
-def unknown_zero(number) -> Any:
-    """Returns 0 for the number of any tile, which the compiler cannot know before the loop."""
-    return lax.shift_right_logical(number, 9) * TILE
-
-
 def zeros(columns: int) -> Float[Array, "64 columns"]:
     return plgpu.layout_cast(jnp.zeros((TILE, columns), jnp.float32), _LAYOUT)
 
