@@ -8,10 +8,11 @@ A folder of features holds
 - `dropped.jsonl`: place and reason of each input without a row;
 - `manifest.json`: model, options, arrays, counts, and the parts with their digests. It is written
   last: its presence means that the features are complete;
-- `.parts/`: what was asked for, and a summary of each finished part.
+- `.parts/`: what was asked for, and a summary of each finished part under its own digest.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -101,10 +102,14 @@ class FeatureFolder:
             ) from None
 
     def finished(self, number: int) -> Part | None:
-        """Returns the summary of a part whose files are there; None if it must be made."""
-        path = self._summary(number)
+        """Returns the summary of a part whose files are as they were written; None if it must be
+        made, again or at all.
+        """
         try:
-            known = json.loads(path.read_text())
+            digest, text = self._summary(number).read_text().split("\n", 1)
+            if digest != _digest(text):
+                return None
+            known = json.loads(text)
             places = {name: Place(*known[name]) for name in ("start", "stop")}
             part = Part(**known | places)
         except (FileNotFoundError, ValueError, TypeError, KeyError):
@@ -112,6 +117,8 @@ class FeatureFolder:
         for name, written in part.files.items():
             file = self.path / name
             if not file.is_file() or file.stat().st_size != written["bytes"]:
+                return None
+            if file_sha256(file) != written["sha256"]:
                 return None
         return part
 
@@ -172,7 +179,8 @@ class FeatureFolder:
             dropped=[_drop_line(example) for example in dropped],
             cut_texts=cut_texts,
         )
-        atomic_write(self._summary(number), json.dumps(dataclasses.asdict(part)))
+        summary = json.dumps(dataclasses.asdict(part))
+        atomic_write(self._summary(number), f"{_digest(summary)}\n{summary}")
         return part
 
     def finish(self, parts: Sequence[Part], manifest: Mapping[str, Any]) -> None:
@@ -191,6 +199,10 @@ class FeatureFolder:
 
     def _summary(self, number: int) -> pathlib.Path:
         return self._work / f"{number:05d}.json"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _drop_line(example: Example) -> dict[str, str]:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from m3ae_tpu.errors import UserError
@@ -142,10 +143,15 @@ def _local_files(folder: str, above: tuple[str, ...]) -> Iterator[tuple[str, int
             "Make it readable, or move it away."
         ) from None
     for entry in entries:
-        if entry.is_dir():
+        try:
+            status = entry.stat()
+        except OSError:  # A link to nothing or to itself: reading says so of this file alone.
+            yield entry.path, 0
+            continue
+        if stat.S_ISDIR(status.st_mode):
             yield from _local_files(entry.path, (*above, real))
-        elif entry.is_file() or entry.is_symlink():
-            yield entry.path, entry.stat().st_size if entry.is_file() else 0
+        elif stat.S_ISREG(status.st_mode):  # A pipe would be waited for.
+            yield entry.path, status.st_size
 
 
 def _find_formats(sizes: Mapping[str, int]) -> dict[str, Format]:

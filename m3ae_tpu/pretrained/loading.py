@@ -27,6 +27,9 @@ from m3ae_tpu.run.workdir import CONFIG, TOKENIZER, load_run_config, require_tok
 from m3ae_tpu.train.pretraining import init_model
 from m3ae_tpu.train.step import model_key
 
+_MOST_PATCHES = 1_000
+"""Patches on a side of an image, above which positions alone fill the memory."""
+
 
 def load_pretrained(folder: pathlib.Path) -> Pretrained:
     """Loads config, tokenizer and model of a run or a model folder, onto all devices.
@@ -51,20 +54,36 @@ def load_pretrained(folder: pathlib.Path) -> Pretrained:
             step, model, run = read_parameters(folder, abstract)
         else:
             step, model, run = CheckpointReader(folder).restore_model(abstract)
-    tokenizer = None
-    if ReconstructionTask.of_run(config).has_texts:
-        copies = (folder / name for name in (TOKENIZER, VOCABULARY))
-        copy = next((str(copy) for copy in copies if copy.exists()), config.data.tokenizer)
-        tokenizer = Tokenizer(copy)
-        require_tokenizer_fits(run, tokenizer.path, tokenizer.model)
+    has_texts = ReconstructionTask.of_run(config).has_texts
     return Pretrained(
         config=config,
         step=step,
         model=model,
         mesh=mesh,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer_of(folder, config, run) if has_texts else None,
         versions=run["versions"],
     )
+
+
+def _tokenizer_of(folder: pathlib.Path, config: PretrainConfig, run: dict[str, Any]) -> Tokenizer:
+    """Returns the tokenizer in a folder of a model, or the one that the config names.
+
+    Raises:
+        UserError: neither is the one that the model was trained with.
+    """
+    copies = (folder / name for name in (TOKENIZER, VOCABULARY))
+    copy = next((str(copy) for copy in copies if copy.exists()), "")
+    try:
+        tokenizer = Tokenizer(copy or config.data.tokenizer)
+        require_tokenizer_fits(run, tokenizer.path, tokenizer.model)
+    except UserError:
+        if copy:
+            raise
+        raise UserError(
+            f"{folder} lacks the tokenizer of its model ({TOKENIZER} or {VOCABULARY}), and "
+            f"data.tokenizer = {config.data.tokenizer} is another. Copy the whole folder again."
+        ) from None
+    return tokenizer
 
 
 def load_config(folder: pathlib.Path) -> PretrainConfig:
@@ -158,6 +177,11 @@ def load(path: Place, *, image_size: int | None = None) -> Pretrained:
         image_size > 0 and image_size % patch == 0,
         f"image_size = {image_size} is not a multiple of the model's patches of {patch} pixels. "
         f"Set {max(1, round(image_size / patch)) * patch}.",
+    )
+    require(
+        image_size <= _MOST_PATCHES * patch,
+        f"image_size = {image_size} gives more than {_MOST_PATCHES:,} patches of {patch} pixels a "
+        f"side. Set a size near that of the training, {model.config.data.image_size}.",
     )
     try:
         data = dataclasses.replace(model.config.data, image_size=image_size)

@@ -118,12 +118,18 @@ def read_parameters(folder: pathlib.Path, abstract: PyTree) -> tuple[int, PyTree
             jax.device_put(file.get_tensor(name).astype(leaf.dtype), leaf.sharding)
             for name, leaf in wanted.items()
         ]
-    run = {
-        "tokenizer_sha256": metadata["tokenizer_sha256"],
-        "versions": json.loads(metadata["versions"]),
-    }
-    model = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    return int(metadata["step"]), model, run
+    try:
+        step = int(metadata["step"])
+        run = {
+            "tokenizer_sha256": metadata["tokenizer_sha256"],
+            "versions": json.loads(metadata["versions"]),
+        }
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged: its metadata says no step, tokenizer or versions ({error}). "
+            "Copy it again."
+        ) from None
+    return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), run
 
 
 def read_source(folder: pathlib.Path) -> str:

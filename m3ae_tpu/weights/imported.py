@@ -175,6 +175,32 @@ def side_of(num_patches: int) -> int:
     return side
 
 
+def require_rgb(projection: tuple[int, ...]) -> None:
+    """Refuses models of other images than RGB.
+
+    Args:
+        projection: Shape of the convolution that embeds patches [width, channels, patch, patch].
+
+    Raises:
+        UserError: it takes another number of channels.
+    """
+    require(projection[1] == 3, f"num_channels = {projection[1]}. Only RGB models can be imported.")
+
+
+def require_square(name: str, size: Any) -> None:
+    """Refuses models of images that are not square: their positions may fit a square by chance.
+
+    Args:
+        name: The field, for messages.
+        size: As the source has it: pixels, height and width, or None where it does not say them.
+
+    Raises:
+        UserError: height and width differ.
+    """
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    require(len(sides) == 1, f"{name} = {size} is not square. Only square images can be imported.")
+
+
 def is_computed(table: np.ndarray) -> bool:
     """Returns whether a table [1, 1 + patches, width] is bit for bit the one that we compute."""
     side, width = side_of(table.shape[1] - 1), table.shape[2]

@@ -137,12 +137,18 @@ def _vocabulary(path: pathlib.Path | None, format: SourceFormat) -> Tokenizer | 
     if path is None:
         return None
     require(format == "m3ae", f"--vocab = {path} is for --format=m3ae: other models have no text.")
-    tokenizer = Tokenizer(str(path))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"--vocab = {path} cannot be read ({error.strerror}). "
+            "Name vocab.txt of bert-base-uncased."
+        ) from None
     require(
-        is_wordpiece(tokenizer.model),
+        is_wordpiece(content),
         f"--vocab = {path} is not a WordPiece vocabulary. Name vocab.txt of bert-base-uncased.",
     )
-    return tokenizer
+    return Tokenizer(str(path))
 
 
 def _refuse_format(path: pathlib.Path, format: SourceFormat, source: Source) -> None:

@@ -34,8 +34,9 @@ _INERT_NAMES = {
     | {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32"},
 }
 _STATES = {"M3AETrainState", "TrainState"}
-_DEPTH = 16
-"""Dictionaries in dictionaries that a tree of parameters may have."""
+_DEPTH, _MAX_VALUES, _MAX_NAME = 16, 100_000, 200
+"""Dictionaries in dictionaries that a tree of parameters may have, values, characters of a key.
+A small pickle may hold one dictionary in many places."""
 
 
 class PaperCheckpoint(NamedTuple):
@@ -66,14 +67,20 @@ def read_paper_pickle(path: pathlib.Path) -> PaperCheckpoint:
         "Name a checkpoint of that code, such as model.pkl.",
     )
     assert isinstance(data, dict)
-    flags, step = data.get("variant"), array_of(data.get("step"))
-    if isinstance(data.get("step"), int):
-        step = np.asarray(data["step"])
+    flags = data.get("variant")
     return PaperCheckpoint(
         parameters=_flat(tree, str(path)),
         flags=_flat_flags(flags) if isinstance(flags, dict) else {},
-        step=int(step) if step is not None and step.size == 1 else 0,
+        step=_step_of(data.get("step")),
     )
+
+
+def _step_of(value: Any) -> int:
+    """Returns a number of steps that was saved as a number or an array; 0 for anything else."""
+    array = array_of(value)
+    if array is not None and array.size == 1 and array.dtype.kind in "iu":
+        value = array.item()
+    return value if type(value) is int and 0 <= value < 2**63 else 0
 
 
 def _find(module: str, name: str) -> type | None:
@@ -106,21 +113,32 @@ def _flat_flags(flags: dict[Any, Any]) -> dict[str, Any]:
     """Returns flags by dotted name; groups of them may be dictionaries."""
     flat: dict[str, Any] = {}
     for name, value in flags.items():
-        inner = (
-            {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {}
-        )
-        flat |= inner or {str(name): value}
+        if _is_name(name) and isinstance(value, dict):
+            flat |= {f"{name}.{key}": one for key, one in value.items() if _is_name(key)}
+        elif _is_name(name):
+            flat[name] = value
     return flat
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= _MAX_NAME
 
 
 def _flat(tree: dict[Any, Any], path: str) -> dict[str, np.ndarray]:
     flat: dict[str, np.ndarray] = {}
     pending: list[tuple[str, Any, int]] = [("", tree, 0)]
+    num_values = 1
     while pending:
         name, value, depth = pending.pop()
         if isinstance(value, dict) and depth < _DEPTH:
+            num_values += len(value)
+            require(
+                num_values <= _MAX_VALUES and all(map(_is_name, value)),
+                f"{path} holds parameters as no checkpoint of the paper's code does: too many, or "
+                "under keys that are not names. Take the file from its authors.",
+            )
             for key, child in value.items():
-                pending.append((f"{name}/{key}" if name else str(key), child, depth + 1))
+                pending.append((f"{name}/{key}" if name else key, child, depth + 1))
             continue
         array = array_of(value)
         if array is None:

@@ -79,7 +79,8 @@ def match(
         folded: Parameters that other tensors, named likewise, are multiplied into; by the caller.
 
     Raises:
-        UserError: a tensor is missing, has no place, or does not fit the model's sizes.
+        UserError: a tensor is missing, has no place, does not fit the model's sizes, or holds
+            numbers that are not finite.
     """
     ours = _our_shapes(config)
     depths = {"encoder": config.encoder.num_layers, "decoder": config.decoder.num_layers}
@@ -90,6 +91,12 @@ def match(
     folded = folded or {}
     _require_all(tensors, wanted, [*dropped, *folded], reasons)
     arrays = to_ours(tensors, parameters, depths)
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    require(
+        not broken,
+        f"The source holds numbers that are not finite, in our {some(broken)}. "
+        "Take an earlier checkpoint of that training, or copy the file again.",
+    )
     lines = [_line_of(parameter, ours[parameter.ours]) for parameter in parameters]
     for pattern, name in folded.items():
         lines += [
@@ -112,7 +119,8 @@ def count_blocks(names: Iterable[str], stack: str) -> int:
         names: All of the source.
         stack: Beginning of the blocks' names, before their number.
     """
-    found = (re.match(rf"{re.escape(stack)}(\d+)[./]", name) for name in names)
+    # A name with a larger number is one that no part of our model is made of.
+    found = (re.match(rf"{re.escape(stack)}([0-9]{{1,3}})[./]", name) for name in names)
     return max((int(number[1]) + 1 for number in found if number), default=0)
 
 

@@ -26,6 +26,8 @@ from m3ae_tpu.weights.imported import (
     heads_of,
     mlp_ratio_of,
     model_folder_config,
+    require_rgb,
+    require_square,
     side_of,
     statistics_of,
 )
@@ -75,8 +77,9 @@ def read_hf(source: Source, choices: Choices) -> Imported:
     require_some(tensors, {projection: 4, table: 3})
     if has_decoder:
         require_some(tensors, {decoder_table: 3})
-    width, num_channels, patch_size, _ = tensors.shape(projection)
-    require(num_channels == 3, f"num_channels = {num_channels}. Only RGB models can be imported.")
+    width, _, patch_size, _ = tensors.shape(projection)
+    require_rgb(tensors.shape(projection))
+    require_square("image_size", config.get("image_size"))
     side = side_of(tensors.shape(table)[1] - 1)
     computed = computed_tables(tensors, (table, decoder_table))
     spelling, stack = _stack_of(tensors, prefix)

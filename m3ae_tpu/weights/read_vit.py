@@ -19,6 +19,8 @@ from m3ae_tpu.weights.imported import (
     heads_of,
     mlp_ratio_of,
     model_folder_config,
+    require_rgb,
+    require_square,
     side_of,
     statistics_of,
 )
@@ -83,6 +85,10 @@ def read_timm(source: Source, choices: Choices) -> Imported:
         source.config[name] if isinstance(source.config.get(name), dict) else default
         for name, default in (("model_args", {}), ("pretrained_cfg", source.config))
     )
+    require_some(source.tensors, {"patch_embed.proj.weight": 4})
+    require_rgb(source.tensors.shape("patch_embed.proj.weight"))
+    size = arguments.get("img_size") or pretrained.get("input_size")  # Maybe channels before it.
+    require_square("img_size", size[-2:] if isinstance(size, list) else size)
     activation = str(arguments.get("act_layer") or _activation(source.config))
     require(
         activation in _ACTIVATIONS,

@@ -4,6 +4,7 @@ An ordinary unpickler imports modules and calls functions that the file names. T
 names, each with a class of ours; other names are refused before anything is made of them.
 """
 
+import functools
 import io
 import pickle
 import pickletools
@@ -29,6 +30,7 @@ _FAULTS = (
     LookupError,
     MemoryError,
     RecursionError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
@@ -89,8 +91,11 @@ class MadeClass(Inert):
 class Dictionary(dict[Any, Any]):
     """Stands for dictionaries of other classes, such as flax's FrozenDict."""
 
-    def __init__(self, *args: Any):
-        super().__init__(args[0] if args else ())
+    def __new__(cls, *args: Any) -> Any:
+        # Not copied: a small pickle may name one large dictionary again and again.
+        if args and not isinstance(args[0], dict):
+            _refuse("a dictionary that is not made of a dictionary")
+        return args[0] if args else super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
         for part in state if isinstance(state, tuple) else (state,):
@@ -144,10 +149,20 @@ class StateArray(Inert):
 class EncodedBytes(Inert):
     """Stands for `_codecs.encode`, by which pickles of old protocols keep bytes."""
 
-    def __new__(cls, text: Any, encoding: Any = "") -> Any:
-        if not isinstance(text, str) or encoding != "latin1":
-            _refuse("bytes in an encoding of their own")
-        return text.encode("latin1")
+
+def _encoded(text: Any, encoding: Any = "") -> bytes:
+    if not isinstance(text, str) or encoding != "latin1":
+        _refuse("bytes in an encoding of their own")
+    return text.encode("latin1")
+
+
+class Reconstructed(Inert):
+    """Stands for `copyreg._reconstructor`, by which old protocols make an object of a class."""
+
+    def __new__(cls, made: Any, *_facts: Any) -> Any:
+        if not (isinstance(made, type) and issubclass(made, Inert)):
+            _refuse("an object of a class of Python's own")
+        return made()
 
 
 class DeviceArray(Inert):
@@ -175,6 +190,7 @@ NUMPY_NAMES: dict[str, type] = {
     "numpy.ndarray": ArrayType,
     "ml_dtypes.bfloat16": BFloat16,
     "_codecs.encode": EncodedBytes,
+    "copyreg._reconstructor": Reconstructed,
     "collections.OrderedDict": Dictionary,
     **{
         f"{module}.{name}": stub
@@ -186,7 +202,9 @@ NUMPY_NAMES: dict[str, type] = {
         )
     },
 }
-"""Names that arrays and numbers are pickled with."""
+"""Names that arrays, numbers and plain objects are pickled with."""
+_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Names of Python 2, which protocols 0 to 2 keep."""
 
 
 def load_pickle(
@@ -209,14 +227,16 @@ def load_pickle(
         UserError: a name is refused, or the pickle is damaged, cut off or makes no sense.
     """
     start = file.tell()
+    # The same text gives the same bytes: a small pickle may name a large text again and again.
+    encoded = functools.cache(_encoded)
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module_name: str, global_name: str, /) -> Any:
-            stub = find(module_name, global_name)
+            stub = find(_OLD_MODULES.get(module_name, module_name), global_name)
             if stub is None:
                 where = f"{module_name}.{global_name}"
                 _refuse(f"{where[:100]}, which no checkpoint of this format needs")
-            return stub
+            return encoded if stub is EncodedBytes else stub
 
         def persistent_load(self, pid: Any, /) -> Any:
             if persistent is None:

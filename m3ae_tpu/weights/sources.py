@@ -27,6 +27,9 @@ _WRONG_BEGINNINGS = {
         "was written by a torch older than 1.6. Open it in torch and save it again"
     ),
 }
+_PICKLES = {b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}
+_OLD_PICKLES = {b"(", b"}", b"]", b")", b"c"}
+"""First steps of protocols 0 and 1, which do not say their number."""
 
 
 class Source(NamedTuple):
@@ -81,8 +84,10 @@ def require_whole(path: pathlib.Path) -> None:
 def is_pickle(path: pathlib.Path) -> bool:
     """Returns whether a file begins as a pickle does."""
     with path.open("rb") as file:
-        beginning = file.read(2)
-    return beginning[:1] == b"\x80" and beginning[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")
+        beginning = file.read(16)
+    if beginning[4:9] == b"\0\0\0\0{":
+        return False  # The header of safetensors after its length, whatever bytes that has.
+    return beginning[:2] in _PICKLES or beginning[:1] in _OLD_PICKLES
 
 
 def open_source(path: pathlib.Path) -> Source:
@@ -121,11 +126,13 @@ def likely_format(names: set[str]) -> SourceFormat | None:
 
 def _parts(index: pathlib.Path) -> Tensors:
     """Opens the files that an index names, and checks that each tensor is where it says."""
-    listed = _json_beside(index, index.name).get("weight_map", {})
-    require(bool(listed), f"{index} lists no tensors. Download it again.")
+    listed = _json_beside(index, index.name).get("weight_map")
+    is_list = isinstance(listed, dict) and all(isinstance(each, str) for each in listed.values())
+    require(is_list and bool(listed), f"{index} lists no tensors. Download it again.")
+    assert isinstance(listed, dict)
     stored: dict[str, StoredTensor] = {}
     for name in sorted(set(listed.values())):
-        part = index.parent / pathlib.PurePath(str(name)).name
+        part = index.parent / pathlib.PurePath(name).name
         require(part.exists(), f"{index} names {name}, which is not there. Download it too.")
         require_whole(part)
         if is_torch_zip(part):
@@ -166,7 +173,7 @@ def _json_beside(path: pathlib.Path, name: str) -> dict[str, Any]:
     require_whole(beside)
     try:
         content = json.loads(beside.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{beside} is not JSON. Download it again.") from None
     require(isinstance(content, dict), f"{beside} is not a JSON object. Download it again.")
     return content

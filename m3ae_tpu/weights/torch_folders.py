@@ -34,6 +34,7 @@ _WEIGHTS, _CONFIG, _PREPROCESSOR = (
 _HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
 _TIMM_ACTIVATIONS = {"gelu_tanh": "gelu_tanh", "gelu_erf": "gelu"}
 _TIMM_EPSILON = 1e-6
+_QKV_BIAS = "attention_in.bias"
 
 
 def write_hf(folder: pathlib.Path, pretrained: Pretrained) -> list[Comparison]:
@@ -43,8 +44,12 @@ def write_hf(folder: pathlib.Path, pretrained: Pretrained) -> list[Comparison]:
         UserError: the model has learned no images.
     """
     _require_images(pretrained)
-    table = hf_names.encoder_names()
-    config = _hf_config(pretrained) | {"architectures": ["ViTModel"], "model_type": "vit"}
+    table = _without_zero_biases(hf_names.encoder_names(), pretrained)
+    config = _hf_config(pretrained) | {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "qkv_bias": _has_qkv_bias(table),
+    }
     _write(folder, pretrained, table, config)
     _write_json(folder / _PREPROCESSOR, _preprocessor(pretrained))
     return [_compare_encoder(folder, pretrained, table)]
@@ -63,10 +68,12 @@ def write_hf_mae(folder: pathlib.Path, pretrained: Pretrained) -> list[Compariso
         "--format=hf_mae needs a decoder, and this model has none (model.decoder.num_layers = 0). "
         "Use --format=hf for its encoder.",
     )
-    table = hf_names.encoder_names(prefix=hf_names.PREFIX) + hf_names.decoder_names()
+    names = hf_names.encoder_names(prefix=hf_names.PREFIX) + hf_names.decoder_names()
+    table = _without_zero_biases(names, pretrained)
     config = _hf_config(pretrained) | {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
+        "qkv_bias": _has_qkv_bias(table),
         "decoder_hidden_size": decoder.width,
         "decoder_num_hidden_layers": decoder.num_layers,
         "decoder_num_attention_heads": decoder.num_heads,
@@ -95,7 +102,7 @@ def write_timm(folder: pathlib.Path, pretrained: Pretrained) -> list[Comparison]
         f"model.norm_epsilon = {model.norm_epsilon:g}, and timm's ViT takes {_TIMM_EPSILON:g} "
         "only. Use --format=hf or --format=onnx.",
     )
-    encoder = model.encoder
+    encoder, table = model.encoder, _without_zero_biases(timm_names.encoder_names(), pretrained)
     arguments = {
         "img_size": data.image_size,
         "patch_size": model.patch_size,
@@ -104,6 +111,7 @@ def write_timm(folder: pathlib.Path, pretrained: Pretrained) -> list[Comparison]
         "num_heads": encoder.num_heads,
         "mlp_ratio": encoder.mlp_ratio,
         "act_layer": _TIMM_ACTIVATIONS[model.activation],
+        "qkv_bias": _has_qkv_bias(table),
     }
     size = [3, data.image_size, data.image_size]
     config = {
@@ -129,7 +137,6 @@ def write_timm(folder: pathlib.Path, pretrained: Pretrained) -> list[Comparison]
             "classifier": "head",
         },
     }
-    table = timm_names.encoder_names()
     _write(folder, pretrained, table, config)
     return [_compare_encoder(folder, pretrained, table)]
 
@@ -140,6 +147,21 @@ def _require_images(pretrained: Pretrained) -> None:
         "The model has learned texts only, and this format is for images. "
         "Use --format=onnx, stablehlo or safetensors.",
     )
+
+
+def _without_zero_biases(table: list[Parameter], pretrained: Pretrained) -> list[Parameter]:
+    """Returns a table without the biases of queries, keys and values if all of them are zero.
+
+    A model that was imported without them is exported without them.
+    """
+    arrays = image_arrays(pretrained)
+    biases = [parameter for parameter in table if parameter.ours.endswith(_QKV_BIAS)]
+    has_bias = any(arrays[parameter.ours].any() for parameter in biases)
+    return table if has_bias else [each for each in table if each not in biases]
+
+
+def _has_qkv_bias(table: list[Parameter]) -> bool:
+    return any(parameter.ours.endswith(_QKV_BIAS) for parameter in table)
 
 
 def _hf_config(pretrained: Pretrained) -> dict[str, Any]:
@@ -154,7 +176,6 @@ def _hf_config(pretrained: Pretrained) -> dict[str, Any]:
         "image_size": data.image_size,
         "patch_size": model.patch_size,
         "num_channels": 3,
-        "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,

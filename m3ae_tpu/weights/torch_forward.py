@@ -96,7 +96,8 @@ class TorchTensors:
         return self._norm(x, f"{name}.norm")
 
     def _linear(self, x: np.ndarray, name: str, layer: int = 0) -> np.ndarray:
-        return x @ self(f"{name}.kernel", layer).T + self(f"{name}.bias", layer)
+        y, bias = x @ self(f"{name}.kernel", layer).T, f"{name}.bias"
+        return y + self(bias, layer) if bias in self._theirs else y
 
     def _norm(self, x: np.ndarray, name: str, layer: int = 0) -> np.ndarray:
         y = x - x.mean(axis=-1, keepdims=True)

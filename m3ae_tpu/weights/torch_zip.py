@@ -29,6 +29,10 @@ _DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+# What zipfile raises for archives that are damaged, encrypted, or packed in a way it does not know.
+_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_LARGEST_PICKLE = 2**28
+"""Bytes. Tensors lie beside the pickle, not in it."""
 _INERT_MODULES = {"pathlib", "torch.optim.lr_scheduler"}
 _COUNTS = {"num_batches_tracked"}
 
@@ -72,7 +76,8 @@ class _Rebuilt(Inert):
         last = offset + sum(
             (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
         )
-        if math.prod(shape) and last >= storage.size:
+        # No tensor of a model repeats numbers: a small file would fill the memory.
+        if math.prod(shape) > storage.size or (math.prod(shape) and last >= storage.size):
             raise ValueError("a tensor that is larger than its storage")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -117,10 +122,17 @@ def read_torch_zip(path: pathlib.Path) -> TorchFile:
     try:
         archive = zipfile.ZipFile(path)
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        require(
+            archive.getinfo(pickled).file_size <= _LARGEST_PICKLE,
+            f"{path} is refused: {pickled} in it unpacks to more than any checkpoint has. "
+            "Take the file from its authors.",
+        )
         data = archive.read(pickled)
         folder = pickled.removesuffix("data.pkl")
         is_big = _text(archive, f"{folder}byteorder") == "big"
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except UserError:
+        raise
+    except _FAULTS as error:
         raise UserError(
             f"{path} is damaged, or was not copied to its end ({str(error)[:80]}). Copy it again."
         ) from None
@@ -183,7 +195,7 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
 def _read(archive: zipfile.ZipFile, path: pathlib.Path, tensor: _Tensor) -> np.ndarray:
     try:
         content = archive.read(tensor.storage.key)
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+    except (*_FAULTS, KeyError, ValueError) as error:
         raise UserError(
             f"{path} is damaged, or was not copied to its end ({str(error)[:80]}). Copy it again."
         ) from None

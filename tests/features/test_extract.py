@@ -131,11 +131,25 @@ def test_an_interrupted_extraction_ends_in_the_same_bytes(photos, tmp_path, monk
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_a_finished_extraction_makes_only_what_is_missing(photos, tmp_path, monkeypatch):
+DAMAGED = {0: "part-00000.npy", 2: ".parts/00002.json"}
+
+
+def change_a_byte(path):
+    """Damages a file in its last third; its size stays."""
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_finished_extraction_makes_only_what_is_missing_or_damaged(
+    photos, tmp_path, monkeypatch, damaged
+):
     run(photos, tmp_path / "out", part_size=5)
     before = contents(tmp_path / "out")
     (tmp_path / "out" / "part-00001.npy").unlink()
     (tmp_path / "out" / "part-00003.npy").write_bytes(b"cut")
+    change_a_byte(tmp_path / "out" / DAMAGED[damaged])
     made, write_part = [], FeatureFolder.write_part
     monkeypatch.setattr(
         FeatureFolder,
@@ -145,7 +159,7 @@ def test_a_finished_extraction_makes_only_what_is_missing(photos, tmp_path, monk
         ),
     )
     run(photos, tmp_path / "out", part_size=5)
-    assert made == [1, 3]
+    assert made == sorted([1, 3, damaged])
     assert contents(tmp_path / "out") == before
 
 

@@ -51,6 +51,8 @@ def test_a_model_is_loaded_for_images_of_another_size(tmp_path):
     assert features.tokens.shape == (1, 1 + 6 * 6, CONFIG.model.encoder.width)
     with pytest.raises(UserError, match=r"image_size = 50 is not a multiple"):
         m3ae_tpu.load(tmp_path, image_size=50)
+    with pytest.raises(UserError, match=r"gives more than 1,000 patches of 8 pixels a side"):
+        m3ae_tpu.load(tmp_path, image_size=8_008)
 
 
 def cut_file(path):
@@ -66,6 +68,16 @@ def not_ours(path):
     path.write_bytes(path.read_bytes().replace(b'"m3ae-tpu"', b'"otherlib"'))
 
 
+def without_step(path):
+    path.write_bytes(path.read_bytes().replace(b'"step":', b'"stop":'))
+
+
+def without_tokenizer(path):
+    (path.parent / "tokenizer.model").unlink()
+    config = path.parent / "config.json"
+    config.write_text(config.read_text().replace("starter/tokenizer.model", "elsewhere.model"))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -73,6 +85,8 @@ def not_ours(path):
         (other_version, r"format_version = '2', and this version of m3ae-tpu reads '1'"),
         (not_ours, r"was not written by m3ae-tpu\. Import it first"),
         (lambda path: path.write_bytes(b""), r"is damaged or was not copied to its end"),
+        (without_step, r"is damaged: its metadata says no step, tokenizer or versions \('step'\)"),
+        (without_tokenizer, r"lacks the tokenizer of its model .* Copy the whole folder again\."),
     ],
 )
 def test_a_damaged_model_folder_is_refused(tmp_path, damage, message):

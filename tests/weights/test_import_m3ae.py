@@ -2,12 +2,21 @@
 
 import os
 import pickle
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from paper_pickles import FLAGS, paper_pickle, reference_config, reference_parameters
+from paper_pickles import (
+    FLAGS,
+    FrozenDict,
+    M3AETrainState,
+    libraries,
+    paper_pickle,
+    reference_config,
+    reference_parameters,
+)
 
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.model.inputs import Inputs
@@ -24,6 +33,30 @@ FORMS = ("cloudpickle", "frozen", "device", "main", "plain", "old")
 def write(path, content):
     path.write_bytes(content)
     return path
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_protocol_of_pickle_is_read(tmp_path, monkeypatch, protocol):
+    tree = reference_parameters()
+    with monkeypatch.context() as patch:
+        for name, module in libraries().items():
+            patch.setitem(sys.modules, name, module)
+        state = M3AETrainState(params=FrozenDict({"params": tree}))
+        content = pickle.dumps({"step": 3, "variant": FLAGS, "state": state}, protocol)
+    path = write(tmp_path / "m.pkl", content)
+    imported = read_weights(path, "m3ae", Choices())
+    np.testing.assert_array_equal(imported.arrays["cls_token"], tree["cls_token"][0, 0])
+    assert imported.step == 3
+
+
+@pytest.mark.parametrize(
+    "step",
+    [10**5000, -1, np.float32("inf"), np.array("abc"), np.zeros(2), "3", None],
+    ids=["huge", "negative", "infinite", "text in an array", "two", "text", "none"],
+)
+def test_a_number_of_steps_that_is_none_counts_as_unknown(tmp_path, step):
+    content = {"step": step, "state": {"params": {"params": {"a": np.zeros(1)}}}}
+    assert read_paper_pickle(write(tmp_path / "m.pkl", pickle.dumps(content))).step == 0
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,6 +140,18 @@ def without(name):
     return tree
 
 
+def with_block(name):
+    tree = reference_parameters()
+    tree["encoder"][name] = {"LayerNorm_0": tree["encoder"]["LayerNorm_0"]}
+    return tree
+
+
+def not_finite():
+    tree = reference_parameters()
+    tree["encoder"]["LayerNorm_0"]["scale"] = np.full(32, np.nan, np.float32)
+    return tree
+
+
 def with_head():
     tree = reference_parameters()
     head = tree["decoder_image_output"]
@@ -119,6 +164,11 @@ def with_head():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"parameters": with_block("Block_999999999")},
+            r"holds encoder/Block_999999999/LayerNorm_0/bias.* no part of our model",
+        ),
+        ({"parameters": not_finite()}, r"not finite, in our encoder\.norm\.scale\."),
         (
             {"parameters": without("LayerNorm_1")},
             r"lacks encoder/Block_1/LayerNorm_1/scale, .*Half",
@@ -162,6 +212,18 @@ class Call:
         return self._call
 
 
+def shared(leaf, depth):
+    """Pickles a tree that holds each of its few dictionaries in many places."""
+    for _ in range(depth):
+        leaf = {f"{number}": leaf for number in range(300)}
+    return pickle.dumps({"state": {"params": {"params": leaf}}})
+
+
+def params(pushed):
+    """A pickle of `{"state": {"params": {<pushed>: None}}}`."""
+    return b"\x80\x04}\x8c\x05state}\x8c\x06params}" + pushed + b"Nsss."
+
+
 MARK = "ran"
 NESTED = 10_000
 HOSTILE = {
@@ -174,6 +236,8 @@ HOSTILE = {
     "extension": (b"\x80\x04\x82\x01.", r"a step EXT1"),
     "objects": (b"\x80\x04cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.", r"an array of O"),
     "places": (b"\x80\x04}r\xff\xff\xff\x7f.", r"a memory place"),
+    "pairs": (b"\x80\x04cflax\nFrozenDict\n]\x85R.", r"not made of a dictionary"),
+    "list": (b"\x80\x04ccopyreg\n_reconstructor\ncjax\nf\n)R\x85R.", r"a class of Python's own"),
     "tuples": (b"\x80\x04}N" + b"\x85" * 1_000_000 + b"Ns.", r"far more steps"),
 }
 SENSELESS = {
@@ -189,6 +253,11 @@ SENSELESS = {
         "holds a/a/a/a",
     ),
     "number": (pickle.dumps(3), "without state.params"),
+    "shared": (shared(np.zeros(1), 6), "too many, or under keys"),
+    "shared and empty": (shared({}, 14), "too many, or under keys"),
+    "key": (params(b"N" + b"\x85" * NESTED), "too many, or under keys"),
+    "number as key": (params(pickle.dumps(10**5000, 2)[2:-1]), "too many, or under keys"),
+    "dtype": (b"\x80\x04cnumpy\ndtype\n\x8c\x06(,,)f4\x85R.", "not copied to its end"),
     "half": (paper_pickle("plain")[:-5000], r"not copied to its end"),
     "start": (paper_pickle("plain")[:3000], r"not copied to its end"),
     "huge": (b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"abc", r"not copied to its end"),

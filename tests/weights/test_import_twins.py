@@ -150,6 +150,22 @@ def vector(size=16):
         ("vit_4", {"config": {"num_attention_heads": "4"}}, r"--num_heads = 4 does not divide"),
         ("vit_4", {"embeddings.position_embeddings": vector()}, r"is \[16\] in .* 3 axes are"),
         ("vit_4", {"preprocessor": {"rescale_factor": 1}}, r"rescale_factor = 1 .* is not 1/255"),
+        ("vit_4", {"config": {"image_size": [16, 36]}}, r"image_size = \[16, 36\] is not square"),
+        (
+            "timm",
+            {"config": {"model_args": {"img_size": [16, 36]}}},
+            r"img_size = \[16, 36\] is not square",
+        ),
+        (
+            "timm",
+            {"config": {"model_args": {}, "pretrained_cfg": {"input_size": [3, 32, 48]}}},
+            r"img_size = \[32, 48\] is not square",
+        ),
+        (
+            "timm",
+            {"patch_embed.proj.weight": np.ones((16, 1, 4, 4), np.float32)},
+            r"num_channels = 1\. Only RGB",
+        ),
         ("timm", {"reg_token": vector()}, r"holds reg_token: register tokens"),
         ("timm", {"fc_norm.weight": vector()}, r"holds fc_norm\.weight: a norm after pooling"),
         ("timm", {"blocks.0.attn.q_norm.weight": vector(4)}, r"norms of queries and keys"),

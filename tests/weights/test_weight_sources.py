@@ -8,9 +8,11 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from paper_pickles import paper_pickle
 
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.weights import torch_zip
 from m3ae_tpu.weights.imported import Choices
 from m3ae_tpu.weights.importing import import_weights, read_weights
 from m3ae_tpu.weights.sources import weights_file
@@ -135,6 +137,10 @@ def tensor(offset=0, shape=b"K\x02K\x02\x86", strides=b"K\x02K\x01\x86", **of_st
         ),
         (tensor(size=3), r"a tensor that is larger than its storage"),
         (tensor(offset=1), r"a tensor that is larger than its storage"),
+        (
+            tensor(shape=b"J\xff\xff\xff\x7fK\x02\x86", strides=b"K\x00K\x00\x86"),
+            r"a tensor that is larger than its storage",
+        ),
         (tensor(dtype="ComplexFloatStorage"), r"it holds torch\.ComplexFloatStorage"),
         (b"\x80\x04}.", r"holds no tensors under model or state_dict"),
         (b"\x80\x04" + b"]" * 10_000 + b"a" * 9_999 + b".", r"holds no tensors under model"),
@@ -159,6 +165,45 @@ def test_transposed_and_shifted_tensors_are_read_in_their_order(tmp_path):
         (name,) = (name for name in archive.namelist() if name.endswith("/data/0"))
         numbers = np.frombuffer(archive.read(name), np.float32)
     np.testing.assert_array_equal(got, numbers[[[1, 3, 5], [2, 4, 6]]])
+
+
+def test_archives_that_unpack_to_far_more_or_are_encrypted_are_refused(tmp_path, monkeypatch):
+    path, content = tmp_path / "m.pth", bytearray(PTH.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + flags] |= 1
+            start = content.find(signature, start + 1)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged, or was not copied.*encrypted"):
+        read_torch_zip(path)
+    monkeypatch.setattr(torch_zip, "_LARGEST_PICKLE", 1_000)
+    path.write_bytes(with_pickle(b"\x80\x04]" + b"0]" * 1_000 + b"."))
+    with pytest.raises(UserError, match=r"data\.pkl in it unpacks to more than any checkpoint"):
+        read_torch_zip(path)
+
+
+def test_safetensors_whose_length_begins_like_a_pickle_are_none(tmp_path):
+    path, arrays = tmp_path / "m.safetensors", {"a": np.zeros(2, np.float32)}
+    for size in range(400, 1_000):
+        safetensors.numpy.save_file(arrays, path, {"note": "x" * size})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    with pytest.raises(UserError, match=r"holds no model that can be imported \(tensors a"):
+        read_weights(path, "hf", Choices())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"{}", b'{"weight_map": ["a"]}', b'{"weight_map": {"a": [1]}}', b"[" * 99_999],
+    ids=["list", "nothing", "list of names", "list as file", "nested"],
+)
+def test_damaged_indices_of_several_files_are_refused(tmp_path, content):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"index\.json (lists no tensors|is not (JSON|a JSON ob))"):
+        read_weights(path, "hf", Choices())
 
 
 def test_a_changed_byte_in_a_file_of_torch_is_noticed(tmp_path):
