@@ -51,6 +51,9 @@ CHIPS = {
 REPLAYED = tuple(name for name, chip in CHIPS.items() if chip.clock_hz)
 """Chips that the TPU compiler's replay counts cycles for."""
 
+GPUS = tuple(name for name, chip in CHIPS.items() if chip.device_kind.startswith("NVIDIA"))
+"""Chips that XLA compiles for from a description, see `measure.gpu_compiler`."""
+
 
 def chip_name(device_kind: str | None) -> str | None:
     """Returns the chip's name in `CHIPS`, or None for a device that is not in the table."""

@@ -1,7 +1,8 @@
-"""Measures a config's train step: timed on the accelerator here, or scheduled for a TPU.
+"""Measures a config's train step: timed on the accelerator here, or compiled for one elsewhere.
 
     python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --against=xla
     python -m pipelines.benchmark_step --config=m3ae_base --rows=64 --static=v5e
+    python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --against= --static=h100,h200
     python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --model.vocab_size=0 \\
         --data.sources.0.kind=image --against=xla,torch
 
@@ -13,12 +14,18 @@ counted twice, over the chip's peak.
 images alone, is a masked autoencoder of the same sizes in PyTorch: timm's blocks, compiled,
 bfloat16 by autocast, AdamW fused.
 
-Without an accelerator, or with `--static`, the step is compiled for one TPU chip, and its time is
-bounded component by component: for each operation the larger of work and memory traffic. Work is a
-floor where it comes from the compiler's replay of the operation (our attention kernels) or of
-operations like it (`m3ae_tpu/measure/operation_time.py`), and a ceiling where it is what the
-compiler estimated. Every replay that was taken is named below the table. None of these figures was
-measured on a chip. They need libtpu (`pip install 'm3ae-tpu[compile-tpu]'`) and take minutes.
+Without an accelerator, or with `--static`, the step is compiled for one chip of each kind that is
+named. On a TPU its time is bounded component by component: for each operation the larger of work
+and memory traffic. Work is a floor where it comes from the compiler's replay of the operation (our
+attention kernels) or of operations like it (`m3ae_tpu/measure/operation_time.py`), and a ceiling
+where it is what the compiler estimated. Every replay that was taken is named below the table. None
+of these figures was measured on a chip. They need libtpu (`pip install 'm3ae-tpu[compile-tpu]'`)
+and take minutes.
+
+On a GPU its time is modelled: for each kernel of the compiled program the larger of products at a
+share of the chip's peak and memory traffic at a share of its bandwidth, both from a trace of one
+step on an H100; cuDNN's attention comes from a table (`m3ae_tpu/measure/gpu_step_cost.py`). Neither
+GPU nor driver is needed, but the extra `compile-gpu` (`make compile-gpu`), and minutes.
 """
 
 import importlib.util
@@ -30,7 +37,7 @@ from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import atomic_write, require_writable_file
-from m3ae_tpu.kernels.chips import REPLAYED
+from m3ae_tpu.kernels.chips import GPUS, REPLAYED
 from m3ae_tpu.option_flags import define_flag
 from m3ae_tpu.overrides import load_named_config, override
 
@@ -39,8 +46,9 @@ _CONFIG = define_flag(
 )
 _ROWS = define_flag("rows", int, 64, "Rows of a step: batch_size of the config.", at_least=1)
 _AGAINST = define_flag("against", list, ["xla"], "Baselines: xla, torch; --against= for none.")
+_CHIPS = ", ".join((*REPLAYED, *GPUS))
 _STATIC = define_flag(
-    "static", str, "", f"TPU to schedule for: {', '.join(REPLAYED)}; empty: the device here."
+    "static", list, [], f"Chips to compile for: {_CHIPS}; empty: the device here."
 )
 _ROUNDS = define_flag("rounds", int, 7, "Rounds of 10 timed steps; medians are shown.", at_least=2)
 _JSON = define_flag("json", pathlib.Path, None, "File that gets the figures too; none if empty.")
@@ -59,30 +67,45 @@ def main(argv: list[str]) -> None:
     import jax
 
     from m3ae_tpu.measure import step_benchmark as benchmark
+    from m3ae_tpu.measure.gpu_step_benchmark import model_steps
 
     against = _AGAINST.value
     for name in against:
         require(name in ("xla", "torch"), f"--against: {name!r} is not one of xla, torch.")
-    chip = _STATIC.value or ("v5e" if jax.default_backend() == "cpu" else "")
-    require(not chip or chip in REPLAYED, f"--static = {chip} is not one of {', '.join(REPLAYED)}.")
+    chips = _STATIC.value or (["v5e"] if jax.default_backend() == "cpu" else [])
+    for chip in chips:
+        require(chip in (*REPLAYED, *GPUS), f"--static = {chip} is not one of {_CHIPS}.")
     if "torch" in against:
-        _require_torch(config, chip)
+        _require_torch(config, is_static=bool(chips))
     # PyTorch first: JAX takes most of a GPU's memory and keeps it.
     names = sorted(["ours", *against], key=lambda name: name != "torch")
-    if chip:
-        _require_installed("libtpu", "pip install 'm3ae-tpu[compile-tpu]'")
-        results = benchmark.schedule_steps(config, names, chip)
+    if chips:
+        _require_compilers(chips)
+        of_chips = [
+            (model_steps if chip in GPUS else benchmark.schedule_steps)(config, names, chip)
+            for chip in chips
+        ]
+        results = of_chips[0] if len(chips) == 1 else of_chips
     else:
         results = benchmark.time_steps(config, names, rounds=_ROUNDS.value)
     if _JSON.value:
         atomic_write(_JSON.value, json.dumps(results, indent=2) + "\n")
 
 
-def _require_torch(config: PretrainConfig, chip: str) -> None:
+def _require_compilers(chips: list[str]) -> None:
+    from m3ae_tpu.measure.gpu_compiler import require_compiler
+
+    if not set(chips) <= set(GPUS):
+        _require_installed("libtpu", "pip install 'm3ae-tpu[compile-tpu]'")
+    if set(chips) & set(GPUS):
+        require_compiler()
+
+
+def _require_torch(config: PretrainConfig, *, is_static: bool) -> None:
     import jax
 
     require(
-        not chip and jax.default_backend() == "gpu",
+        not is_static and jax.default_backend() == "gpu",
         "--against=torch is timed on an NVIDIA GPU only.",
     )
     kinds = {source.kind for source in config.data.sources}

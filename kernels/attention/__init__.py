@@ -12,10 +12,16 @@ from .hopper import call as attention_hopper
 from .tpu import call as attention_tpu
 
 type Implementation = Literal["auto", "tpu", "cudnn", "hopper", "xla"]
+type Parts = tuple[
+    Float[Array, "batch tokens width"],
+    Float[Array, "batch tokens width"],
+    Float[Array, "batch tokens width"],
+]
+"""Queries, keys and values, apart."""
 
 
 def attention(
-    qkv: Float[Array, "batch tokens 3 width"] | Float[Array, "batch tokens three_width"],
+    qkv: Float[Array, "batch tokens 3 width"] | Float[Array, "batch tokens three_width"] | Parts,
     is_valid: Bool[Array, "batch tokens"] | None,
     num_heads: int,
     *,
@@ -30,8 +36,8 @@ def attention(
     `jax.shard_map`: XLA's partitioner cannot split a kernel.
 
     Args:
-        qkv: Queries, keys and values, packed as one projection yields them; head h owns the
-            channels `h * head_dim` to `(h + 1) * head_dim` of each.
+        qkv: Queries, keys and values, packed as one projection yields them, or apart, which spares
+            cuDNN a copy; head h owns the channels `h * head_dim` to `(h + 1) * head_dim` of each.
         is_valid: True for tokens that may be attended to; None: all. A row without a valid key has
             zero output and gradient.
         num_heads: Divides `width`.
@@ -50,7 +56,8 @@ def attention(
         NotImplementedError: the implementation asked for by name does not support the shape or
             dtype.
     """
-    qkv = _packed(qkv)
+    parts = qkv if isinstance(qkv, tuple) else None
+    qkv = packed(qkv)
     _check(qkv, is_valid, num_heads, implementation)
     batch, tokens, _, width = qkv.shape
     flat_shape = batch, tokens, 3 * width
@@ -67,7 +74,8 @@ def attention(
         )
 
     def on_nvidia(qkv: Array, is_valid: Array | None) -> Array:
-        return cudnn.attention(qkv, is_valid, num_heads)
+        query, key, value = parts or jnp.unstack(qkv, axis=2)
+        return cudnn.attention(query, key, value, is_valid, num_heads)
 
     def on_hopper(qkv: Array, is_valid: Array | None) -> Array:
         return attention_hopper.attention(qkv.reshape(flat_shape), is_valid, num_heads)
@@ -78,7 +86,7 @@ def attention(
     functions = {"tpu": on_tpu, "cudnn": on_nvidia, "hopper": on_hopper, "xla": on_any}
     unsupported = {
         "tpu": attention_tpu.unsupported_reason(flat_shape, qkv.dtype, num_heads, tpu_kind),
-        "cudnn": cudnn.unsupported_reason(qkv.dtype, width // num_heads),
+        "cudnn": cudnn.unsupported_reason(qkv.dtype, width // num_heads, device_kind),
         "hopper": attention_hopper.unsupported_reason(qkv.dtype, tokens, width // num_heads),
         "xla": None,
     }
@@ -99,8 +107,14 @@ def attention(
     return jax.lax.platform_dependent(qkv, is_valid, **branches)
 
 
-def _packed(qkv: Array) -> Array:
-    """Returns `qkv` as [batch, tokens, 3, width]."""
+def packed(qkv: Array | Parts) -> Float[Array, "batch tokens 3 width"]:
+    """Returns queries, keys and values as one array.
+
+    Raises:
+        ValueError: a shape that does not hold three.
+    """
+    if isinstance(qkv, tuple):
+        return jnp.stack(qkv, axis=2)
     if qkv.ndim == 3 and qkv.shape[2] % 3 == 0:
         return qkv.reshape(*qkv.shape[:2], 3, qkv.shape[2] // 3)
     if qkv.ndim == 4 and qkv.shape[2] == 3:

@@ -82,8 +82,9 @@ class ModelConfig:
     Less memory, a third more work.
     """
     unroll: int = 1
-    """Blocks per iteration of the loop over layers.
-    More blocks take longer to compile and copy less, which pays on CPUs and GPUs.
+    """Blocks per iteration of the loop over layers. 1 leaves it to the devices: on GPUs it is all
+    of them, without `remat`. More blocks take longer to compile and copy less, which pays on CPUs
+    and GPUs.
     """
 
     def __post_init__(self) -> None:

@@ -57,9 +57,6 @@ _DESCRIPTIONS = {
 `xla/backends/gpu/target_config/specs`.
 """
 
-DESCRIBED = tuple(_DESCRIPTIONS)
-"""GPUs of `CHIPS` that programs can be compiled for."""
-
 
 def require_compiler() -> None:
     """Checks that the compiler is installed.
@@ -87,7 +84,7 @@ def described_gpus(chip: str, num_devices: int = 1) -> tuple[Any, ...]:
     """Returns the GPUs of one host: programs can be compiled for them, none runs on them.
 
     Args:
-        chip: One of `DESCRIBED`.
+        chip: One of `kernels.chips.GPUS`.
         num_devices: GPUs, joined by NVLink.
     """
     kind = CHIPS[chip].device_kind
@@ -113,7 +110,7 @@ def compile_for(
     """Compiles a function of arrays for one GPU.
 
     Args:
-        chip: One of `DESCRIBED`.
+        chip: One of `kernels.chips.GPUS`.
         function: Jittable.
         shapes: Its arguments.
     """

@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from m3ae_tpu import scopes
 from m3ae_tpu.config import ModelConfig, TransformerConfig
+from m3ae_tpu.kernels.attention import Parts, packed
+from m3ae_tpu.model.rewrites import gelu_by_sigmoid, gelu_of_kept_input, standardize
 from m3ae_tpu.parallel.operations import Operations
 
 _GELU = {
@@ -59,6 +61,14 @@ class Linear(eqx.Module):
     ) -> Float[Array, "batch tokens *outputs"]:
         return self.operations.linear(x, self.kernel, self.bias, self.name)
 
+    def parts(self, x: Float[Array, "batch tokens inputs"]) -> Parts:
+        """Computes the three parts of the output, each as a product of its own."""
+        query, key, value = (
+            self.operations.linear(x, self.kernel[:, part], self.bias[part], self.name)
+            for part in range(3)
+        )
+        return query, key, value
+
 
 class LayerNorm(eqx.Module):
     """Layer normalisation with scale and bias, computed in float32 or wider."""
@@ -80,6 +90,20 @@ class LayerNorm(eqx.Module):
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.epsilon)
         y = y * self.scale.astype(wide)[None, None] + self.bias.astype(wide)[None, None]
         return y.astype(x.dtype)
+
+
+def _after_norm(
+    norm: LayerNorm, linear: Linear, x: Float[Array, "batch tokens inputs"]
+) -> tuple[Float[Array, "batch tokens inputs"], Linear]:
+    """Returns what to give to which layer for the value of linear(norm(x))."""
+    if not linear.operations.forms.folds_norms:
+        return norm(x), linear
+    with jax.named_scope(scopes.NORM):
+        scale = norm.scale.reshape(-1, *[1] * linear.bias.ndim)
+        shift = jnp.tensordot(norm.bias, linear.kernel, 1, precision=jax.lax.Precision.HIGHEST)
+        folded = scale * linear.kernel, shift + linear.bias
+        linear = eqx.tree_at(lambda linear: (linear.kernel, linear.bias), linear, folded)
+        return standardize(x, norm.epsilon), linear
 
 
 class Block(eqx.Module):
@@ -124,9 +148,15 @@ class Block(eqx.Module):
 
     def project_qkv(
         self, x: Float[Array, "batch tokens width"]
-    ) -> Float[Array, "batch tokens 3 width"]:
+    ) -> Float[Array, "batch tokens 3 width"] | Parts:
         """Computes the queries, keys and values that the block's attention sees."""
-        return self.attention_in(self.attention_norm(x))
+        x, linear = _after_norm(self.attention_norm, self.attention_in, x)
+        return linear.parts(x) if self.operations.forms.has_three_products else linear(x)
+
+    def _hidden(self, x: Float[Array, "batch tokens width"]) -> Array:
+        """Computes the input of the MLP's activation."""
+        x, linear = _after_norm(self.mlp_norm, self.mlp_in, x)
+        return linear(x)
 
     def __call__(
         self,
@@ -140,11 +170,17 @@ class Block(eqx.Module):
             attended = self.operations.attention(qkv, is_valid, self.num_heads)
         x = x + _scaled(self.attention_out(attended), branch_scales, 0)
         with jax.named_scope(scopes.MLP):
-            hidden = _remat(lambda x: self.mlp_in(self.mlp_norm(x)))(x)
-            activate = _GELU[self.activation]
-            branch = _remat(lambda hidden: self.mlp_out(activate(hidden)))(hidden)
+            hidden = _remat(self._hidden)(x)
+            branch = _remat(lambda hidden: self.mlp_out(self._activate(hidden)))(hidden)
             x = x + _scaled(branch, branch_scales, 1)
         return self.operations.constrain(x)
+
+    def _activate(self, x: Array) -> Array:
+        forms = self.operations.forms
+        if not forms.keeps_gelu_input:
+            return _GELU[self.activation](x)
+        is_plain = self.activation == "gelu_tanh" and not forms.has_gelu_epilogue
+        return gelu_of_kept_input(x, gelu_by_sigmoid if is_plain else _GELU[self.activation])
 
 
 def _scaled(branch: Array, scales: Float[Array, "batch 2"] | None, number: int) -> Array:
@@ -165,7 +201,7 @@ def _remat(function: Callable) -> Callable:
 class Transformer(eqx.Module):
     """A stack of equal blocks and a final norm.
 
-    Compiled once and scanned, so compile time does not grow with depth.
+    Scanned, so that compile time does not grow with depth, unless layers are to be unrolled.
     """
 
     blocks: Block
@@ -198,6 +234,8 @@ class Transformer(eqx.Module):
         )
         self.remat = config.remat
         self.unroll = config.unroll
+        if config.unroll == 1 and operations.forms.unrolls_layers and not config.remat:
+            self.unroll = stack.num_layers
 
     def __call__(
         self,
@@ -252,7 +290,7 @@ class Transformer(eqx.Module):
             jax.tree.map(lambda leaf, of=of: leaf[of], self.blocks) for of in (slice(-1), -1)
         )
         x, _ = jax.lax.scan(lambda x, block: (block(x, is_valid), None), x, earlier)
-        return last.project_qkv(x)
+        return packed(last.project_qkv(x))
 
 
 def draw_branch_scales(

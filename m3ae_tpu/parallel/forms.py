@@ -18,9 +18,48 @@ class Forms(NamedTuple):
     Without it a product writes its part of the stacks that a scan keeps. On CPUs a gradient that
     contracts batch and tokens separately takes 1.5 times as long.
     """
+    folds_norms: bool = False
+    """Scale and bias of a norm go into the kernel and bias of the product that follows.
+
+    The norm's gradient is then one kernel that reads the norm's input again. On TPUs that norm is
+    part of other fusions already, and the scan would keep one array more.
+    """
+    keeps_gelu_input: bool = False
+    """The MLP's gradient computes GELU's derivative from its input; its tanh is not kept.
+
+    In a loop over layers `jax.checkpoint` does the same. Where layers are unrolled XLA finds the
+    second computation equal to the first one, and keeps what both share.
+    """
+    has_gelu_epilogue: bool = False
+    """GELU by tanh is written as cuBLASLt's epilogue is recognised: the product computes it.
+
+    False writes an equal form, which a kernel of its own computes: if the epilogue is slow on a
+    chip, 2.3 ms more in the model of a step of `m3ae_base`.
+    """
+    has_three_products: bool = False
+    """Queries, keys and values are three products: cuDNN takes three arrays, and splitting one is
+    a copy, as is joining its gradient.
+    """
+    unrolls_layers: bool = False
+    """Layers are unrolled, unless the config says how many, or remat: a loop copies each layer's
+    parameters and what it keeps, on an H100 24 % of a step.
+    """
+    compiler_options: tuple[tuple[str, int], ...] = ()
+    """XLA's options for the train step, by name."""
 
 
-_FORMS = {"tpu": Forms(keeps_token_axis=True)}
+_FORMS = {
+    "tpu": Forms(keeps_token_axis=True),
+    "gpu": Forms(
+        folds_norms=False,
+        keeps_gelu_input=True,
+        has_gelu_epilogue=True,
+        has_three_products=True,
+        unrolls_layers=True,
+        # Products of one input stay apart: XLA would join them, and copy their results apart.
+        compiler_options=(("xla_gpu_dot_merger_threshold_mb", 0),),
+    ),
+}
 
 
 def forms_of(platform: str) -> Forms:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from m3ae_tpu.config import GradientSums
-from m3ae_tpu.kernels.attention import attention
+from m3ae_tpu.kernels.attention import Parts, attention, packed
 from m3ae_tpu.kernels.attention import reference as attention_reference
 from m3ae_tpu.kernels.cross_entropy import CrossEntropy, cross_entropy
 from m3ae_tpu.kernels.cross_entropy import reference as cross_entropy_reference
@@ -39,7 +39,7 @@ class Operations:
 
     def attention(
         self,
-        qkv: Float[Array, "batch tokens 3 width"],
+        qkv: Float[Array, "batch tokens 3 width"] | Parts,
         is_valid: Bool[Array, "batch tokens"] | None,
         num_heads: int,
     ) -> Float[Array, "batch tokens width"]:
@@ -47,12 +47,13 @@ class Operations:
         is_on_cpu = self.mesh is None or self._device.platform == "cpu"
         if is_on_cpu and self._size(TENSOR) == 1:
             # The compiler splits it by itself, for any number of rows.
-            return attention_reference.attention(qkv, is_valid, num_heads)
+            return attention_reference.attention(packed(qkv), is_valid, num_heads)
         function = attention_reference.attention
         if not is_on_cpu:
             function = functools.partial(attention, device_kind=self._device.device_kind)
         own_heads = functools.partial(function, num_heads=num_heads // self._size(TENSOR))
-        mapped = self._map(own_heads, in_specs=(_QKV_HEADS, _ROWS), out_specs=_HEADS)
+        qkv_spec = (_HEADS,) * 3 if isinstance(qkv, tuple) else _QKV_HEADS
+        mapped = self._map(own_heads, in_specs=(qkv_spec, _ROWS), out_specs=_HEADS)
         return mapped(qkv, is_valid)
 
     def cross_entropy(
@@ -155,7 +156,12 @@ class Operations:
     @property
     def forms(self) -> Forms:
         """The forms in which the mesh's devices compute; those of a CPU without a mesh."""
-        return Forms() if self.mesh is None else forms_of(self._device.platform)
+        if self.mesh is None:
+            return Forms()
+        forms = forms_of(self._device.platform)
+        if self._cuts_matrices:  # Devices would have to add up what a norm's bias gives.
+            return forms._replace(folds_norms=False, has_three_products=False)
+        return forms
 
     @property
     def _device(self) -> Any:
@@ -185,16 +191,17 @@ class Operations:
         return self._size(FSDP) * self._size(TENSOR) > 1
 
     def _map(
-        self, function: Callable, *, in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec
+        self, function: Callable, *, in_specs: tuple[Any, ...], out_specs: PartitionSpec
     ) -> Callable:
         """Runs a function on every device's own rows and heads, or columns of the vocabulary."""
-        if self.mesh is None or self.mesh.size == 1:
+        mesh = self.mesh
+        if mesh is None or mesh.size == 1:
             return function
         return jax.shard_map(
             function,
-            mesh=self.mesh,
-            in_specs=tuple(_with_unit_axes(spec, self.mesh) for spec in in_specs),
-            out_specs=_with_unit_axes(out_specs, self.mesh),
+            mesh=mesh,
+            in_specs=jax.tree.map(lambda spec: _with_unit_axes(spec, mesh), in_specs),
+            out_specs=_with_unit_axes(out_specs, mesh),
             check_vma=False,  # Kernels do not say over which axes their results vary.
         )
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PyTree
 
 from m3ae_tpu import scopes
+from m3ae_tpu.parallel.forms import forms_of
 from m3ae_tpu.parallel.mesh import by_example, replicated
 
 # Streams of random numbers that one seed feeds; data order has its own, in `data/rows.py`.
@@ -171,4 +172,5 @@ def compile_step(
         in_shardings=(shardings, by_example(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=dict(forms_of(mesh.devices.flat[0].platform).compiler_options) or None,
     )
