@@ -12,6 +12,7 @@ from m3ae_tpu.measure.hlo_program import (
     elements,
     loop_iterations,
     read_program,
+    sizes,
 )
 from m3ae_tpu.measure.hlo_work import product_flops, sums_rows
 
@@ -69,6 +70,8 @@ _WIDTH = {
     "u64": 8,
     "f64": 8,
 }
+_IN_STACK = "_in_stack"
+"""In the name of a kernel: its largest operand is a stack of layers, of which it reads one."""
 
 
 def operations(text: str, *, unknown_iterations: int | None = None) -> list[Operation]:
@@ -148,6 +151,9 @@ def _traffic(computations: Computations, line: Instruction, operands: list[str])
         reads[0] = elements(line.shape) / elements(operands[0])
     elif line.kind == "dynamic-update-slice":
         reads[0], writes = 0.0, [elements(operands[1]) / elements(line.shape)]
+    elif line.kind == "custom-call" and _IN_STACK in line.name:
+        largest = max(range(len(operands)), key=lambda place: _elements(operands[place]))
+        reads[largest] = 1 / sizes(operands[largest])[0]
     read = sum(share * _hbm_bytes(shape) for share, shape in zip(reads, operands, strict=True))
     written = sum(
         share * _array_bytes(array) for share, array in zip(writes, arrays(line.shape), strict=True)
@@ -161,9 +167,9 @@ def _moved(shape: str) -> int:
     Its shape names source and destination, one of which may be sliced.
     """
     both = arrays(shape)[:2]
-    sizes = [math.prod(int(size) for size in array[1].split(",") if size) for array in both]
+    lengths = [math.prod(int(size) for size in array[1].split(",") if size) for array in both]
     return round(
-        sum(_array_bytes(x) * min(sizes) / size for x, size in zip(both, sizes, strict=True))
+        sum(_array_bytes(x) * min(lengths) / size for x, size in zip(both, lengths, strict=True))
     )
 
 
@@ -186,12 +192,23 @@ def _shares(computations: Computations, fusion: str) -> dict[int, float]:
             elif place == 0 and line.kind == "dynamic-update-slice":
                 touched.setdefault(parameter, []).append(0.0)
             elif (inner := called_computation(line.rest, "calls")) is not None:
+                if _passed_on(computations[inner]) == place:
+                    parameter_of[line.name] = parameter
                 touched.setdefault(parameter, []).append(
                     _shares(computations, inner).get(place, 0.0)
                 )
             else:
                 touched.setdefault(parameter, []).append(1.0)
     return {int(lines[name].rest): min(1.0, sum(shares)) for name, shares in touched.items()}
+
+
+def _passed_on(fused: list[Instruction]) -> int | None:
+    """Returns the parameter that a fusion passes on in another shape, or None if it computes."""
+    lines = {line.name: line for line in fused}
+    (line,) = (line for line in fused if line.is_root)
+    while line.kind == "bitcast":
+        line = lines[line.operands[0]]
+    return int(line.rest) if line.kind == "parameter" else None
 
 
 def _written_shares(fused: list[Instruction]) -> list[float]:
@@ -221,10 +238,10 @@ def _hbm_bytes(shape: str) -> int:
 
 def _array_bytes(array: tuple[str, str, str, str]) -> int:
     """Returns the bytes of an array in HBM, with tile padding; 0 for one in another memory."""
-    kind, sizes, order, layout = array
+    kind, axes, order, layout = array
     if "S(" in layout:
         return 0
-    padded = [int(size) for size in sizes.split(",") if size]
+    padded = [int(size) for size in axes.split(",") if size]
     if padded and (tile := re.search(r"T\(([\d,]+)\)", layout)):
         minor_first = [int(axis) for axis in order.split(",")]
         for axis, size in zip(minor_first, reversed(tile.group(1).split(",")), strict=False):

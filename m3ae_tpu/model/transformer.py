@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from m3ae_tpu import scopes
 from m3ae_tpu.config import ModelConfig, TransformerConfig
@@ -164,16 +164,40 @@ class Block(eqx.Module):
         is_valid: Bool[Array, "batch tokens"] | None,
         branch_scales: Float[Array, "batch 2"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
+        return self.in_stack(x, None, None, is_valid, branch_scales)[0]
+
+    def in_stack(
+        self,
+        x: Float[Array, "batch tokens width"],
+        stack: Array | None,
+        layer: Int[Array, ""] | None,
+        is_valid: Bool[Array, "batch tokens"] | None,
+        branch_scales: Float[Array, "batch 2"] | None,
+    ) -> tuple[Float[Array, "batch tokens width"], Array | None]:
+        """Computes the block, and returns the stack with its queries, keys and values.
+
+        Args:
+            x: Tokens.
+            stack: Stack of all layers, from `Operations.qkv_stack`; None: there is none.
+            layer: The block's number.
+            is_valid: True for tokens that may be attended to; None: all.
+            branch_scales: Factors of what attention and MLP add to each example; None: 1.
+        """
         x = self.operations.constrain(x)
         qkv = _remat(self.project_qkv)(x)
         with jax.named_scope(scopes.ATTENTION):
-            attended = self.operations.attention(qkv, is_valid, self.num_heads)
+            if stack is None or layer is None:
+                attended = self.operations.attention(qkv, is_valid, self.num_heads)
+            else:
+                attended, stack = self.operations.attention_in_stack(
+                    packed(qkv), stack, layer, is_valid, self.num_heads
+                )
         x = x + _scaled(self.attention_out(attended), branch_scales, 0)
         with jax.named_scope(scopes.MLP):
             hidden = _remat(self._hidden)(x)
             branch = _remat(lambda hidden: self.mlp_out(self._activate(hidden)))(hidden)
             x = x + _scaled(branch, branch_scales, 1)
-        return self.operations.constrain(x)
+        return self.operations.constrain(x), stack
 
     def _activate(self, x: Array) -> Array:
         forms = self.operations.forms
@@ -255,12 +279,21 @@ class Transformer(eqx.Module):
                 `draw_branch_scales`; None: 1.
         """
 
-        def apply(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
-            block, scales = layer
-            return block(x, is_valid, scales), None
+        operations, num_layers = self.blocks.operations, self.blocks.mlp_in.kernel.shape[0]
+        # With remat blocks keep no queries, keys and values.
+        stack = numbers = None
+        if not self.remat:
+            stack = operations.qkv_stack(x, num_layers, self.blocks.num_heads)
+            numbers = None if stack is None else jnp.arange(num_layers, dtype=jnp.int32)
+
+        def apply(carry, layer):
+            (x, stack), (block, scales, number) = carry, layer
+            return block.in_stack(x, stack, number, is_valid, scales), None
 
         apply = _remat(apply) if self.remat else apply
-        x, _ = jax.lax.scan(apply, x, (self.blocks, branch_scales), unroll=self.unroll)
+        layers = (self.blocks, branch_scales, numbers)
+        (x, stack), _ = jax.lax.scan(apply, (x, stack), layers, unroll=self.unroll)
+        x = operations.keep_stack(x, stack)
         return self.norm(x) if final_norm else x
 
     def all_layers(

@@ -18,6 +18,18 @@ class Forms(NamedTuple):
     Without it a product writes its part of the stacks that a scan keeps. On CPUs a gradient that
     contracts batch and tokens separately takes 1.5 times as long.
     """
+    keeps_qkv_in_stack: bool = False
+    """In the loop over blocks, attention's kernels take queries, keys and values out of the stack
+    that is kept for the gradient, by the block's number; see `kernels/attention/tpu/stack.py`.
+
+    Otherwise a copy of a slice of the stack is made for them.
+    """
+    bias_products: tuple[str, ...] = ()
+    """Layers that sum their bias's gradient over rows as a product with ones, by their names.
+
+    From memory a TPU sums rows at less than half of its speed. Layers whose results' gradients come
+    out of a product sum them with it, for nothing.
+    """
     folds_norms: bool = False
     """Scale and bias of a norm go into the kernel and bias of the product that follows.
 
@@ -49,7 +61,11 @@ class Forms(NamedTuple):
 
 
 _FORMS = {
-    "tpu": Forms(keeps_token_axis=True),
+    "tpu": Forms(
+        keeps_token_axis=True,
+        keeps_qkv_in_stack=True,
+        bias_products=("blocks.attention_in", "blocks.attention_out", "blocks.mlp_out"),
+    ),
     "gpu": Forms(
         folds_norms=False,
         keeps_gelu_input=True,

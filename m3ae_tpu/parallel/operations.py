@@ -14,15 +14,18 @@ from jaxtyping import Array, Bool, Float, Int
 from m3ae_tpu.config import GradientSums
 from m3ae_tpu.kernels.attention import Parts, attention, packed
 from m3ae_tpu.kernels.attention import reference as attention_reference
+from m3ae_tpu.kernels.attention.tpu import stack as attention_stack
 from m3ae_tpu.kernels.cross_entropy import CrossEntropy, cross_entropy
 from m3ae_tpu.kernels.cross_entropy import reference as cross_entropy_reference
 from m3ae_tpu.parallel import rules
 from m3ae_tpu.parallel.forms import Forms, forms_of
-from m3ae_tpu.parallel.mesh import AXES, BATCH, FSDP, TENSOR
+from m3ae_tpu.parallel.mesh import AXES, BATCH, DATA, FSDP, TENSOR
 
 _ROWS = PartitionSpec(BATCH)
 _QKV_HEADS = PartitionSpec(BATCH, None, None, TENSOR)
 _HEADS = PartitionSpec(BATCH, None, TENSOR)
+_SUBLANES = 8
+_STACK = PartitionSpec(None, BATCH, None, TENSOR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,58 @@ class Operations:
         qkv_spec = (_HEADS,) * 3 if isinstance(qkv, tuple) else _QKV_HEADS
         mapped = self._map(own_heads, in_specs=(qkv_spec, _ROWS), out_specs=_HEADS)
         return mapped(qkv, is_valid)
+
+    def qkv_stack(
+        self, x: Float[Array, "batch tokens width"], num_layers: int, num_heads: int
+    ) -> Array | None:
+        """Returns an empty stack for `attention_in_stack` of so many layers, or None where the
+        devices take no such stack.
+        """
+        batch, tokens, width = x.shape
+        own = (
+            batch // (self._size(DATA) * self._size(FSDP)),
+            tokens,
+            3 * width // self._size(TENSOR),
+        )
+        heads = num_heads // self._size(TENSOR)
+        if not self.forms.keeps_qkv_in_stack or not attention_stack.is_supported(
+            own, x.dtype, heads, self._device.device_kind
+        ):
+            return None
+        return self._map(
+            lambda: jax.lax.empty((num_layers, *own), x.dtype), in_specs=(), out_specs=_STACK
+        )()
+
+    def attention_in_stack(
+        self,
+        qkv: Float[Array, "batch tokens 3 width"],
+        stack: Array,
+        layer: Int[Array, ""],
+        is_valid: Bool[Array, "batch tokens"] | None,
+        num_heads: int,
+    ) -> tuple[Float[Array, "batch tokens width"], Array]:
+        """Computes `attention`; what its gradient needs is kept in a stack of all layers.
+
+        Returns the stack too. After the last layer it goes to `keep_stack`.
+        """
+
+        def own_heads(qkv, stack, layer, is_valid):
+            return attention_stack.attention_in_stack(
+                qkv.reshape(*qkv.shape[:2], -1),
+                stack,
+                layer,
+                is_valid,
+                num_heads // self._size(TENSOR),
+                device_kind=self._device.device_kind,
+            )
+
+        in_specs = (_QKV_HEADS, _STACK, PartitionSpec(), _ROWS)
+        mapped = self._map(own_heads, in_specs=in_specs, out_specs=(_HEADS, _STACK))
+        return mapped(qkv, stack, layer, is_valid)
+
+    def keep_stack(self, x: Array, stack: Array | None) -> Array:
+        """Returns x, the result of layers that filled a stack; see `attention_in_stack`."""
+        return x if stack is None else attention_stack.keep_stack(x, stack)
 
     def cross_entropy(
         self,
@@ -134,6 +189,8 @@ class Operations:
         has_wide_sums = self.gradient_sums == "float32"
         if has_wide_sums or layout is not None:
             y: Any = _product_of_gathered(rows, matrix, vector, layout, has_wide_sums)
+        elif name.removesuffix(".kernel") in self.forms.bias_products:
+            y = _add_bias(rows @ matrix.astype(x.dtype), vector, self)
         else:
             y = _product(rows, matrix, vector)
         y = y.reshape(*x.shape[:2], *bias.shape)
@@ -143,6 +200,20 @@ class Operations:
             return y
         outputs = PartitionSpec(BATCH, *[None] * len(shape), layout.used.spec[1])
         return jax.lax.with_sharding_constraint(y, NamedSharding(layout.used.mesh, outputs))
+
+    def sum_of_rows(self, x: Float[Array, "batch tokens width"]) -> Float[Array, " width"]:
+        """Computes the sum over batch and tokens, float32 on each device, as a matrix product."""
+        summed = [axis for axis in BATCH if self._size(axis) > 1]
+
+        def of_own_rows(x: Array) -> Array:
+            # Of one row of ones the compiler makes a sum, which reads memory at half of its speed.
+            ones = jnp.ones((_SUBLANES, *x.shape[:-1]), x.dtype)
+            own = jax.lax.dot_general(
+                ones, x, (((1, 2), (0, 1)), ((), ())), preferred_element_type=jnp.float32
+            )[0].astype(x.dtype)
+            return jax.lax.psum(own, summed) if summed else own
+
+        return self._map(of_own_rows, in_specs=(_ROWS,), out_specs=PartitionSpec())(x)
 
     def constrain[Tree](self, rows: Tree) -> Tree:
         """Pins the first axis of arrays to the mesh: every device computes its own rows.
@@ -191,7 +262,7 @@ class Operations:
         return self._size(FSDP) * self._size(TENSOR) > 1
 
     def _map(
-        self, function: Callable, *, in_specs: tuple[Any, ...], out_specs: PartitionSpec
+        self, function: Callable, *, in_specs: tuple[Any, ...], out_specs: Any
     ) -> Callable:
         """Runs a function on every device's own rows and heads, or columns of the vocabulary."""
         mesh = self.mesh
@@ -201,13 +272,15 @@ class Operations:
             function,
             mesh=mesh,
             in_specs=jax.tree.map(lambda spec: _with_unit_axes(spec, mesh), in_specs),
-            out_specs=_with_unit_axes(out_specs, mesh),
+            out_specs=jax.tree.map(lambda spec: _with_unit_axes(spec, mesh), out_specs),
             check_vma=False,  # Kernels do not say over which axes their results vary.
         )
 
 
 def _with_unit_axes(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
     """Returns a spec that names all mesh axes of size 1: gradients are not summed over them."""
+    if not tuple(spec):  # Whole on every device.
+        return spec
     unit = [axis for axis in AXES if mesh.shape[axis] == 1 and rules.axis_of(axis, spec) is None]
     first, *others = spec
     named = first if isinstance(first, tuple) else (first,) if first else ()
@@ -239,6 +312,23 @@ def _shards_first(array: Array, shards: int) -> Array:
 def _product(x: Array, kernel: Array, bias: Array) -> Array:
     unit_axes = (None,) * (x.ndim - 1)
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[unit_axes]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _add_bias(y: Array, bias: Array, operations: Operations) -> Array:
+    """Computes y + bias; the bias's gradient is `Operations.sum_of_rows`."""
+    return y + bias.astype(y.dtype)[None, None]
+
+
+def _add_bias_fwd(y: Array, bias: Array, operations: Operations):
+    return _add_bias(y, bias, operations), bias
+
+
+def _add_bias_bwd(operations: Operations, bias: Array, dy: Array):
+    return dy, operations.sum_of_rows(dy).astype(bias.dtype)
+
+
+_add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
 
 
 class _Layout(NamedTuple):

@@ -17,8 +17,10 @@ from jax.experimental import topologies
 from m3ae_tpu.kernels.attention import attention, block_sizes
 from m3ae_tpu.kernels.attention.shapes import ATTENTION
 from m3ae_tpu.kernels.attention.tpu import call as attention_tpu
+from m3ae_tpu.kernels.attention.tpu.stack import attention_in_stack, keep_stack
 from m3ae_tpu.kernels.chips import CHIPS
 from m3ae_tpu.measure import tpu_schedule
+from m3ae_tpu.measure.hlo_text import operations
 
 pytestmark = pytest.mark.tpu_compiler
 
@@ -146,6 +148,34 @@ def test_layers_in_a_loop_keep_no_scores():
 
     tpu_schedule.prepare(replay=False)
     assert temporary_bytes("auto") == temporary_bytes("tpu")
+
+
+def test_kernels_in_a_scan_take_the_stack_itself_and_read_one_layer_of_it():
+    layers, rows, tokens, width = 4, 8, 81, 128
+
+    def loss(weights, x):
+        def layer(carry, weight_and_number):
+            (x, stack), (weight, number) = carry, weight_and_number
+            out, stack = attention_in_stack(x @ weight, stack, number, None, 4, device_kind="v5e")
+            return (x + out, stack), None
+
+        stack = jax.lax.empty((layers, rows, tokens, 3 * width), x.dtype)
+        numbers = jnp.arange(layers, dtype=jnp.int32)
+        (x, stack), _ = jax.lax.scan(layer, (x, stack), (weights, numbers))
+        return keep_stack(x, stack).astype(jnp.float32).sum()
+
+    where = single_device("v5e")
+    shapes = (layers, width, 3 * width), (rows, tokens, width)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where) for shape in shapes]
+    with tpu_schedule.not_kept():
+        text = jax.jit(jax.grad(loss)).lower(*arrays).compile().as_text() or ""
+    found = operations(text)
+    assert not any("squeeze" in line.source and "attention" in line.source for line in found)
+    kernels = [line for line in found if line.source.endswith("pallas_call")]
+    assert [line.times for line in kernels] == [layers, layers]
+    layer_bytes = 2 * rows * 88 * 3 * width
+    # Backward: queries, keys, values and their gradient, softmax terms, the output's gradient.
+    assert all(line.hbm_bytes <= 2.6 * layer_bytes for line in kernels)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,8 @@ def unsupported_reason(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Static:
-    """Arguments that are not arrays."""
+class Static:
+    """Arguments of a kernel call that are not arrays."""
 
     num_heads: int
     device_kind: str | None
@@ -74,41 +75,53 @@ def attention(
         is_interpretable: Run on a CPU under `pltpu.force_tpu_interpret_mode()`; if False the mode
             is ignored.
     """
-    bias = None
-    if is_valid is not None:
-        # -inf, not a large number: no logit of a valid key can be smaller.
-        bias = jnp.where(is_valid, 0.0, -jnp.inf).astype(jnp.float32)[:, None, :]
-    static = _Static(
-        num_heads=num_heads, device_kind=device_kind, is_interpretable=is_interpretable
-    )
-    return _attention(qkv, bias, static)
+    static = Static(num_heads=num_heads, device_kind=device_kind, is_interpretable=is_interpretable)
+    return _attention(qkv, key_bias(is_valid), static)
+
+
+def key_bias(is_valid: Bool[Array, "batch tokens"] | None) -> Array | None:
+    """Returns what is added to the logits of each key, float32 [batch, 1, tokens], or None."""
+    if is_valid is None:
+        return None
+    # -inf, not a large number: no logit of a valid key can be smaller.
+    return jnp.where(is_valid, 0.0, -jnp.inf).astype(jnp.float32)[:, None, :]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _attention(qkv: Array, bias: Array | None, static: _Static) -> Array:
-    (out,) = _forward(qkv, bias, static, saves=False)
+def _attention(qkv: Array, bias: Array | None, static: Static) -> Array:
+    (out,) = forward(qkv, bias, static, saves=False)
     return out
 
 
-def _attention_fwd(qkv: Array, bias: Array | None, static: _Static):
-    out, softmax_terms = _forward(qkv, bias, static, saves=True)
+def _attention_fwd(qkv: Array, bias: Array | None, static: Static):
+    out, softmax_terms = forward(qkv, bias, static, saves=True)
     return out, (qkv, bias, softmax_terms)
 
 
-def _attention_bwd(static: _Static, saved, dout: Array):
+def _attention_bwd(static: Static, saved, dout: Array):
     qkv, bias, softmax_terms = saved
-    (dqkv,) = _backward(qkv, bias, softmax_terms, dout, static)
+    (dqkv,) = backward(qkv, bias, softmax_terms, dout, static)
     return dqkv, None if bias is None else jnp.zeros_like(bias)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def _forward(qkv: Array, bias: Array | None, static: _Static, *, saves: bool) -> tuple[Array, ...]:
-    """Returns the output and, if `saves`, the softmax terms that the backward kernel needs."""
+def forward(
+    qkv: Array, bias: Array | None, static: Static, *, saves: bool, layer: Array | None = None
+) -> tuple[Array, ...]:
+    """Returns the output and, if `saves`, the softmax terms that the backward kernel needs.
 
-    def outputs(qkv: Array) -> list[jax.ShapeDtypeStruct]:
-        batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    Args:
+        qkv: Queries, keys and values; with a `layer`, a stack of them, of which it takes that one.
+        bias: See `key_bias`.
+        static: Arguments that are not arrays.
+        saves: See above.
+        layer: int32 [1].
+    """
+
+    def outputs(batch: int, tokens: int, channels: int) -> list[jax.ShapeDtypeStruct]:
+        width = channels // 3
         out = jax.ShapeDtypeStruct((batch, tokens, width), qkv.dtype)
         if not saves:
             return [out]
@@ -117,58 +130,53 @@ def _forward(qkv: Array, bias: Array | None, static: _Static, *, saves: bool) ->
         terms = batch, width // size, 2, num_stored_rows(tokens, heads), LANES
         return [out, jax.ShapeDtypeStruct(terms, jnp.float32)]
 
-    kernel = functools.partial(forward_kernel, is_masked=bias is not None, saves=saves)
+    function = functools.partial(forward_kernel, is_masked=bias is not None, saves=saves)
     arrays = [qkv, *([] if bias is None else [bias])]
-    return _call(kernel, "attention_forward", static, arrays, outputs)
+    return _call(_Kernel("attention_forward", function, outputs), static, layer, arrays)
 
 
-def _backward(
-    qkv: Array, bias: Array | None, softmax_terms: Array, dout: Array, static: _Static
+def backward(
+    qkv: Array,
+    bias: Array | None,
+    softmax_terms: Array,
+    dout: Array,
+    static: Static,
+    *,
+    layer: Array | None = None,
 ) -> tuple[Array, ...]:
-    """Returns the gradient of `qkv`."""
+    """Returns the gradient of queries, keys and values; arguments are as for `forward`."""
 
-    def outputs(qkv: Array) -> list[jax.ShapeDtypeStruct]:
-        return [jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)]
+    def outputs(*shape: int) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct(shape, qkv.dtype)]
 
-    kernel = functools.partial(backward_kernel, is_masked=bias is not None)
+    function = functools.partial(backward_kernel, is_masked=bias is not None)
     arrays = [qkv, *([] if bias is None else [bias]), softmax_terms, dout]
-    return _call(kernel, "attention_backward", static, arrays, outputs)
+    return _call(_Kernel("attention_backward", function, outputs), static, layer, arrays)
+
+
+class _Kernel(NamedTuple):
+    """One of the two kernels."""
+
+    name: str
+    function: Callable
+    outputs: Callable[[int, int, int], list[jax.ShapeDtypeStruct]]
+    """Returns the shapes of the results from batch, tokens and channels of qkv."""
 
 
 def _call(
-    kernel: Callable, name: str, static: _Static, arrays: Sequence[Array], outputs: Callable
+    kernel: _Kernel, static: Static, layer: Array | None, arrays: Sequence[Array]
 ) -> tuple[Array, ...]:
     """Runs a kernel on arrays whose first axis is the batch, of which the first is qkv.
 
-    `outputs(qkv)` returns the shapes of the results. `jax.vmap` adds its axis to the batch, so that
-    programs of the grid keep their number of rows.
+    `jax.vmap` adds its axis to the batch, so that programs of the grid keep their number of rows;
+    stacks of layers are not mapped.
     """
+    if layer is not None:
+        return _run(kernel, static, layer, *arrays)
 
     @jax.custom_batching.custom_vmap
     def run(*arrays: Array) -> tuple[Array, ...]:
-        batch, tokens, channels = arrays[0].shape
-        blocks = blocks_for(name, static.device_kind, tokens, arrays[0].dtype)
-        tiling = make_tiling(batch, tokens, channels // 3, static.num_heads, blocks)
-        results = outputs(arrays[0])
-
-        def block(array) -> pl.BlockSpec:
-            return pl.BlockSpec(
-                (tiling.rows, *array.shape[1:]), lambda i: (i, *(0 for _ in array.shape[1:]))
-            )
-
-        with interpret_mode(is_allowed=static.is_interpretable):
-            call = pl.pallas_call(
-                functools.partial(kernel, tiling=tiling),
-                name=name,
-                grid=(batch // tiling.rows,),
-                in_specs=[block(x) for x in arrays],
-                out_specs=[block(x) for x in results],
-                out_shape=results,
-                compiler_params=pltpu.CompilerParams(
-                    dimension_semantics=("parallel",), vmem_limit_bytes=blocks.vmem_limit_bytes
-                ),
-            )
-            return tuple(call(*arrays))
+        return _run(kernel, static, None, *arrays)
 
     @run.def_vmap
     def run_mapped(axis_size: int, is_mapped: Sequence[bool], *arrays: Array):
@@ -176,8 +184,46 @@ def _call(
             x = x if has_axis else jnp.broadcast_to(x[None], (axis_size, *x.shape))
             return x.reshape(-1, *x.shape[2:])
 
-        results = run(*[fold(x, has_axis) for x, has_axis in zip(arrays, is_mapped, strict=True)])
+        folded = [fold(x, has_axis) for x, has_axis in zip(arrays, is_mapped, strict=True)]
+        results = run(*folded)
         results = tuple(x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
         return results, (True,) * len(results)
 
     return run(*arrays)
+
+
+def _run(kernel: _Kernel, static: Static, layer: Array | None, *arrays: Array) -> tuple[Array, ...]:
+    batch, tokens, channels = shape = arrays[0].shape[-3:]
+    blocks = blocks_for(kernel.name, static.device_kind, tokens, arrays[0].dtype)
+    tiling = make_tiling(batch, tokens, channels // 3, static.num_heads, blocks)
+    results = kernel.outputs(batch, tokens, channels)
+    layers = [] if layer is None else [layer]
+
+    def block(array) -> pl.BlockSpec:
+        whole = tuple(0 for _ in array.shape[1:])
+        return pl.BlockSpec((tiling.rows, *array.shape[1:]), lambda i, *_: (i, *whole))
+
+    own = block(jax.ShapeDtypeStruct(shape, arrays[0].dtype))
+    if layers:
+        own = pl.BlockSpec((None, tiling.rows, *shape[1:]), lambda i, layer: (layer[0], i, 0, 0))
+
+    def of_blocks(*refs):
+        kernel.function(*refs[len(layers) :], tiling=tiling)
+
+    with interpret_mode(is_allowed=static.is_interpretable):
+        call = pl.pallas_call(
+            of_blocks,
+            # Readers of the compiled program then know that of the stack one layer is read.
+            name=f"{kernel.name}_in_stack" if layers else kernel.name,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=len(layers),
+                grid=(batch // tiling.rows,),
+                in_specs=[own, *(block(x) for x in arrays[1:])],
+                out_specs=[block(x) for x in results],
+            ),
+            out_shape=results,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel",), vmem_limit_bytes=blocks.vmem_limit_bytes
+            ),
+        )
+        return tuple(call(*layers, *arrays))
