@@ -261,9 +261,7 @@ class Operations:
     def _cuts_matrices(self) -> bool:
         return self._size(FSDP) * self._size(TENSOR) > 1
 
-    def _map(
-        self, function: Callable, *, in_specs: tuple[Any, ...], out_specs: Any
-    ) -> Callable:
+    def _map(self, function: Callable, *, in_specs: tuple[Any, ...], out_specs: Any) -> Callable:
         """Runs a function on every device's own rows and heads, or columns of the vocabulary."""
         mesh = self.mesh
         if mesh is None or mesh.size == 1:
