@@ -14,6 +14,7 @@ from m3ae_tpu.batch import Rows
 from m3ae_tpu.config import MaskingConfig, ModelConfig, TransformerConfig
 from m3ae_tpu.configs import debug
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.kernels.attention import packed
 from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.masking import Masks, Selection
@@ -186,7 +187,7 @@ def test_a_block_keeps_what_products_and_attention_give_and_nothing_else():
 
     class Queries(Operations):
         def attention(self, qkv, is_valid, num_heads):
-            return qkv[:, :, 0]
+            return packed(qkv)[:, :, 0]
 
     block = Block(
         TransformerConfig(num_layers=1, width=width, num_heads=2),

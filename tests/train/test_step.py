@@ -12,6 +12,7 @@ from m3ae_tpu.batch import mixture
 from m3ae_tpu.configs import debug
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.errors import UserError
+from m3ae_tpu.kernels.attention import packed
 from m3ae_tpu.parallel.mesh import by_example, make_mesh, require_even_batches
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.rules import state_shardings
@@ -130,7 +131,7 @@ def test_a_step_computes_through_the_operations_that_its_model_carries(batches):
 
     class Counted(Operations):
         def attention(self, qkv, is_valid, num_heads):
-            calls.append(qkv.shape)
+            calls.append(packed(qkv).shape)
             return super().attention(qkv, is_valid, num_heads)
 
     batch = jax.tree.map(jnp.asarray, batches[0])
