@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from ..dispatch import device_kind_of, local_tpu_kind
 from . import cudnn, reference
@@ -107,7 +107,7 @@ def attention(
     return jax.lax.platform_dependent(qkv, is_valid, **branches)
 
 
-def packed(qkv: Array | Parts) -> Float[Array, "batch tokens 3 width"]:
+def packed(qkv: Array | Parts) -> Shaped[Array, "batch tokens 3 width"]:
     """Returns queries, keys and values as one array.
 
     Raises:
