@@ -92,18 +92,12 @@ class LayerNorm(eqx.Module):
         return y.astype(x.dtype)
 
 
-def _after_norm(
-    norm: LayerNorm, linear: Linear, x: Float[Array, "batch tokens inputs"]
-) -> tuple[Float[Array, "batch tokens inputs"], Linear]:
-    """Returns what to give to which layer for the value of linear(norm(x))."""
-    if not linear.operations.forms.folds_norms:
-        return norm(x), linear
-    with jax.named_scope(scopes.NORM):
-        scale = norm.scale.reshape(-1, *[1] * linear.bias.ndim)
-        shift = jnp.tensordot(norm.bias, linear.kernel, 1, precision=jax.lax.Precision.HIGHEST)
-        folded = scale * linear.kernel, shift + linear.bias
-        linear = eqx.tree_at(lambda linear: (linear.kernel, linear.bias), linear, folded)
-        return standardize(x, norm.epsilon), linear
+def _folded(norm: LayerNorm, linear: Linear) -> Linear:
+    """Returns the layer for standardized values whose output is linear(norm(x))."""
+    scale = norm.scale.reshape(-1, *[1] * linear.bias.ndim)
+    shift = jnp.tensordot(norm.bias, linear.kernel, 1, precision=jax.lax.Precision.HIGHEST)
+    folded = scale * linear.kernel, shift + linear.bias
+    return eqx.tree_at(lambda linear: (linear.kernel, linear.bias), linear, folded)
 
 
 class Block(eqx.Module):
@@ -150,13 +144,26 @@ class Block(eqx.Module):
         self, x: Float[Array, "batch tokens width"]
     ) -> Float[Array, "batch tokens 3 width"] | Parts:
         """Computes the queries, keys and values that the block's attention sees."""
-        x, linear = _after_norm(self.attention_norm, self.attention_in, x)
-        return linear.parts(x) if self.operations.forms.has_three_products else linear(x)
+        x = self._normed(self.attention_norm, x)
+        has_parts = self.operations.forms.has_three_products
+        return self.attention_in.parts(x) if has_parts else self.attention_in(x)
 
-    def _hidden(self, x: Float[Array, "batch tokens width"]) -> Array:
-        """Computes the input of the MLP's activation."""
-        x, linear = _after_norm(self.mlp_norm, self.mlp_in, x)
-        return linear(x)
+    def folded(self) -> "Block":
+        """Returns the block with its norms' scales and biases in the layers after them.
+
+        Where the forms fold norms, `__call__` and `project_qkv` are those of a folded block.
+        """
+        return eqx.tree_at(
+            lambda block: (block.attention_in, block.mlp_in),
+            self,
+            (_folded(self.attention_norm, self.attention_in), _folded(self.mlp_norm, self.mlp_in)),
+        )
+
+    def _normed(self, norm: LayerNorm, x: Array) -> Array:
+        if not self.operations.forms.folds_norms:
+            return norm(x)
+        with jax.named_scope(scopes.NORM):
+            return standardize(x, norm.epsilon)
 
     def __call__(
         self,
@@ -194,7 +201,7 @@ class Block(eqx.Module):
                 )
         x = x + _scaled(self.attention_out(attended), branch_scales, 0)
         with jax.named_scope(scopes.MLP):
-            hidden = _remat(self._hidden)(x)
+            hidden = _remat(lambda x: self.mlp_in(self._normed(self.mlp_norm, x)))(x)
             branch = _remat(lambda hidden: self.mlp_out(self._activate(hidden)))(hidden)
             x = x + _scaled(branch, branch_scales, 1)
         return self.operations.constrain(x), stack
@@ -291,10 +298,21 @@ class Transformer(eqx.Module):
             return block.in_stack(x, stack, number, is_valid, scales), None
 
         apply = _remat(apply) if self.remat else apply
-        layers = (self.blocks, branch_scales, numbers)
+        layers = (self._layers(), branch_scales, numbers)
         (x, stack), _ = jax.lax.scan(apply, (x, stack), layers, unroll=self.unroll)
         x = operations.keep_stack(x, stack)
         return self.norm(x) if final_norm else x
+
+    def _layers(self) -> Block:
+        """Returns the blocks as the loop takes them.
+
+        All of them are folded at once: folded one by one, their gradients would be joined by
+        kernels that take minutes to compile.
+        """
+        if not self.blocks.operations.forms.folds_norms:
+            return self.blocks
+        with jax.named_scope(scopes.NORM):
+            return jax.vmap(Block.folded)(self.blocks)
 
     def all_layers(
         self,
@@ -312,7 +330,7 @@ class Transformer(eqx.Module):
             x = block(x, is_valid)
             return x, x
 
-        x, layers = jax.lax.scan(apply, x, self.blocks)
+        x, layers = jax.lax.scan(apply, x, self._layers())
         return layers.at[-1].set(self.norm(x)) if final_norm else layers
 
     def last_qkv(
@@ -320,7 +338,7 @@ class Transformer(eqx.Module):
     ) -> Float[Array, "batch tokens 3 width"]:
         """Computes the queries, keys and values of the last block."""
         earlier, last = (
-            jax.tree.map(lambda leaf, of=of: leaf[of], self.blocks) for of in (slice(-1), -1)
+            jax.tree.map(lambda leaf, of=of: leaf[of], self._layers()) for of in (slice(-1), -1)
         )
         x, _ = jax.lax.scan(lambda x, block: (block(x, is_valid), None), x, earlier)
         return packed(last.project_qkv(x))

@@ -67,7 +67,7 @@ _FORMS = {
         bias_products=("blocks.attention_in", "blocks.attention_out", "blocks.mlp_out"),
     ),
     "gpu": Forms(
-        folds_norms=False,
+        folds_norms=True,
         keeps_gelu_input=True,
         has_gelu_epilogue=True,
         has_three_products=True,

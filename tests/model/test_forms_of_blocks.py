@@ -19,7 +19,7 @@ from m3ae_tpu.parallel.mesh import make_mesh
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.train.pretraining import pretraining
 
-GPU = forms_of("gpu")._replace(folds_norms=True)
+GPU = forms_of("gpu")
 MODEL = ModelConfig(
     patch_size=8,
     vocab_size=50,
