@@ -4,7 +4,7 @@
         --workdir=runs/finetune_starter
 
 Data: the starter set's 3,894 training images; its 973 held-out ones are the test.
-Needs: two CPU cores for nine minutes; without --model as long.
+Needs: 750 seconds of CPU time on two cores; without --model as long.
 Score to expect: 0.50 with the quick start's encoder of seed 0, whose linear probe has 0.47.
 """
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from m3ae_tpu.kernels.cross_entropy import reference as cross_entropy_reference
 from m3ae_tpu.parallel import rules
 from m3ae_tpu.parallel.forms import Forms, forms_of
 from m3ae_tpu.parallel.mesh import AXES, BATCH, DATA, FSDP, TENSOR
+from m3ae_tpu.parallel.products import Layout, add_bias, product, product_of_gathered
 
 _ROWS = PartitionSpec(BATCH)
 _QKV_HEADS = PartitionSpec(BATCH, None, None, TENSOR)
@@ -188,11 +189,11 @@ class Operations:
         matrix, vector = kernel.reshape(x.shape[-1], -1), bias.reshape(-1)
         has_wide_sums = self.gradient_sums == "float32"
         if has_wide_sums or layout is not None:
-            y: Any = _product_of_gathered(rows, matrix, vector, layout, has_wide_sums)
+            y: Any = product_of_gathered(rows, matrix, vector, layout, has_wide_sums)
         elif name.removesuffix(".kernel") in self.forms.bias_products:
-            y = _add_bias(rows @ matrix.astype(x.dtype), vector, self)
+            y = add_bias(rows @ matrix.astype(x.dtype), vector, self.sum_of_rows)
         else:
-            y = _product(rows, matrix, vector)
+            y = product(rows, matrix, vector)
         y = y.reshape(*x.shape[:2], *bias.shape)
         if shards > 1:
             y = y.swapaxes(2, 3).reshape(*x.shape[:2], *shape)
@@ -239,7 +240,7 @@ class Operations:
         assert self.mesh is not None
         return self.mesh.devices.flat[0]
 
-    def _layout(self, name: str, kernel: Array) -> "_Layout | None":
+    def _layout(self, name: str, kernel: Array) -> "Layout | None":
         """Returns how a kernel lies on a mesh that cuts matrices, as a matrix; None elsewhere."""
         if self.mesh is None or not self._cuts_matrices:
             return None
@@ -249,7 +250,7 @@ class Operations:
         # Outputs that FSDP cuts too are not contiguous where their axes are one.
         is_matrix = kernel.ndim == 2 or not rules.cuts(FSDP, cuts[-1])
         kept = [cuts[0], cuts[-1]] if is_matrix else [used[0], used[-1]]
-        return _Layout(
+        return Layout(
             NamedSharding(self.mesh, PartitionSpec(used[0], used[-1])),
             NamedSharding(self.mesh, PartitionSpec(*kept)),
         )
@@ -305,101 +306,6 @@ def _shards_first(array: Array, shards: int) -> Array:
     """Returns [..., outer, channels] as [..., shards, outer, channels / shards]."""
     *before, outer, channels = array.shape
     return array.reshape(*before, outer, shards, channels // shards).swapaxes(-3, -2)
-
-
-def _product(x: Array, kernel: Array, bias: Array) -> Array:
-    unit_axes = (None,) * (x.ndim - 1)
-    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)[unit_axes]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _add_bias(y: Array, bias: Array, operations: Operations) -> Array:
-    """Computes y + bias; the bias's gradient is `Operations.sum_of_rows`."""
-    return y + bias.astype(y.dtype)[None, None]
-
-
-def _add_bias_fwd(y: Array, bias: Array, operations: Operations):
-    return _add_bias(y, bias, operations), bias
-
-
-def _add_bias_bwd(operations: Operations, bias: Array, dy: Array):
-    return dy, operations.sum_of_rows(dy).astype(bias.dtype)
-
-
-_add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
-
-
-class _Layout(NamedTuple):
-    """Places of a kernel on a mesh."""
-
-    used: NamedSharding
-    """In a product: gathered over `fsdp`."""
-    kept: NamedSharding
-    """Between products; its gradient too."""
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _product_of_gathered(
-    x: Array, kernel: Array, bias: Array, layout: _Layout | None, has_wide_sums: bool
-) -> Array:
-    """Computes `_product`; the kernel is gathered for it, and again for its gradient.
-
-    Args:
-        x: Rows, with one leading axis or more.
-        kernel: A matrix.
-        bias: Added.
-        layout: Places of the kernel; None leaves them to the compiler.
-        has_wide_sums: Devices add up the gradient in the kernel's dtype, not in that of x.
-    """
-    return _product(x, _gathered(x, kernel, layout), bias)
-
-
-def _product_forward(x, kernel, bias, layout, has_wide_sums):
-    return _product_of_gathered(x, kernel, bias, layout, has_wide_sums), (x, kernel, bias)
-
-
-def _product_backward(layout, has_wide_sums, saved, dy: Array) -> tuple[Array, Array, Array]:
-    x, kernel, bias = saved
-    axes = tuple(range(x.ndim - 1))
-    product = functools.partial(
-        jax.lax.dot_general,
-        dimension_numbers=((axes, axes), ((), ())),
-        preferred_element_type=kernel.dtype if has_wide_sums else x.dtype,
-    )
-    dkernel = product(x, dy) if layout is None else _summed(product, x, dy, layout)
-    dbias = jax.lax.reduce_sum(dy.astype(bias.dtype if has_wide_sums else dy.dtype), axes=axes)
-    dx = dy @ _gathered(x, kernel, layout).T
-    return dx, dkernel.astype(kernel.dtype), dbias.astype(bias.dtype)
-
-
-def _summed(product: Callable, x: Array, dy: Array, layout: _Layout) -> Array:
-    """Contracts all rows of x and dy; a device gets its part of the sum alone."""
-    mesh, (inputs, outputs) = layout.used.mesh, layout.used.spec
-    scattered = rules.axis_of(FSDP, layout.kept.spec) if mesh.shape[FSDP] > 1 else None
-
-    def of_own_rows(x: Array, dy: Array) -> Array:
-        own, summed = product(x, dy), [axis for axis in BATCH if mesh.shape[axis] > 1]
-        if scattered is not None:
-            own = jax.lax.psum_scatter(own, FSDP, scatter_dimension=scattered, tiled=True)
-            summed.remove(FSDP)
-        return jax.lax.psum(own, summed) if summed else own
-
-    tokens = (None,) * (x.ndim - 2)
-    return jax.shard_map(
-        of_own_rows,
-        mesh=mesh,
-        in_specs=(PartitionSpec(BATCH, *tokens, inputs), PartitionSpec(BATCH, *tokens, outputs)),
-        out_specs=layout.kept.spec,
-        check_vma=False,
-    )(x, dy)
-
-
-_product_of_gathered.defvjp(_product_forward, _product_backward)
-
-
-def _gathered(x: Array, kernel: Array, layout: _Layout | None) -> Array:
-    kernel = kernel.astype(x.dtype)
-    return kernel if layout is None else jax.lax.with_sharding_constraint(kernel, layout.used)
 
 
 def _lookup(
