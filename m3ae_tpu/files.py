@@ -153,9 +153,11 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def atomic_write(path: pathlib.Path, content: bytes | str) -> None:
-    """Writes a file atomically. Text is UTF-8."""
+    """Writes a file atomically. Text is UTF-8, with escapes for other bytes of names."""
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
     with atomic_path(path) as unfinished:
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+        unfinished.write_bytes(content)
 
 
 def file_sha256(path: pathlib.Path) -> str:

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.files import home_expanded, printable, require_writable_file
+from m3ae_tpu.files import atomic_write, home_expanded, printable, require_writable_file
 from m3ae_tpu.run.workdir import result_file, saved_steps
 
 
@@ -91,3 +91,8 @@ def test_a_tilde_is_the_home_folder_if_there_is_one(monkeypatch):
 def test_names_are_shown_with_escapes_for_what_no_terminal_shows():
     assert printable("é 猫 a b") == "é 猫 a b"
     assert printable(os.fsdecode(b"caf\xe9\n\x1b[2J")) == "caf\\udce9\\n\\x1b[2J"
+
+
+def test_text_with_a_name_that_is_not_utf_8_is_written_with_escapes(tmp_path):
+    atomic_write(tmp_path / "page.html", f"a {os.fsdecode(b'\xff.png')} é")
+    assert (tmp_path / "page.html").read_text() == "a \\udcff.png é"
