@@ -127,7 +127,7 @@ def require_known_classes(config: FinetuneConfig, shards: Shards) -> None:
         UserError: they have.
     """
     place = f"evaluation.shards = {shards.pattern} hold"
-    fix = "Name shards with the same classes."
+    fix = "Set --evaluation.shards to shards of the same classes, or to nothing: no scores then."
     _require_known(tuple(count_classes(shards)), config.classes, place, fix)
 
 

@@ -15,7 +15,7 @@ from m3ae_tpu.prepare.inputs import Input, look_at_input
 from m3ae_tpu.prepare.opening import is_remote
 from m3ae_tpu.prepare.readers.archives import read_tar
 from m3ae_tpu.prepare.readers.hdf5 import read_hdf5
-from m3ae_tpu.prepare.readers.image_files import read_image_files
+from m3ae_tpu.prepare.readers.image_files import names_beside, read_image_files
 from m3ae_tpu.prepare.readers.layouts import Layout
 from m3ae_tpu.prepare.readers.parquet import parquet_row_groups, read_parquet
 from m3ae_tpu.prepare.readers.tables import read_table, table_spans
@@ -34,6 +34,8 @@ class Piece:
     urls: tuple[str, ...]
     sizes: tuple[int, ...]
     """Bytes of each file. A file of another size makes another piece."""
+    texts_beside: tuple[tuple[str, int], ...] = ()
+    """Texts beside loose images, and the bytes of each, which count likewise."""
     start: int = 0
     """Start of the range: a row of HDF5, a row group of parquet, a byte of a table."""
     stop: int | None = None
@@ -171,7 +173,13 @@ def _pieces_of(found: Input, prefix: str, kind: str) -> Iterator[Piece]:
         yield from _split(whole, role, TEXTS_PER_PIECE if kind == "text" else IMAGES_PER_PIECE)
     for start in range(0, len(found.images), IMAGES_PER_PIECE):
         urls = tuple(found.images[start : start + IMAGES_PER_PIECE])
-        yield Piece("image", urls, tuple(found.sizes[url] for url in urls))
+        beside = (name for url in urls for name in names_beside(url) if name in found.sizes)
+        yield Piece(
+            "image",
+            urls,
+            tuple(found.sizes[url] for url in urls),
+            tuple((name, found.sizes[name]) for name in beside),
+        )
 
 
 def _split(whole: Piece, role: Role, num_rows: int) -> list[Piece]:

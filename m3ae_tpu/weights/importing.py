@@ -1,10 +1,13 @@
 """Weights of other libraries made into a model folder, and the list of what became of them."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 
 import rich
 from rich.markup import escape
 
+from m3ae_tpu.config.checks import FieldError
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.data.wordpiece import is_wordpiece
 from m3ae_tpu.errors import UserError, require
@@ -88,7 +91,8 @@ def read_weights(
         if not is_pickle(path):
             _refuse_format(path, format, open_source(path))
         vocab_size = tokenizer.vocab_size if tokenizer else None
-        return read_m3ae(read_paper_pickle(path), choices, vocab_size)
+        with _named(path):
+            return read_m3ae(read_paper_pickle(path), choices, vocab_size)
     require(
         not is_pickle(path),
         f"{path} is a pickle, and --format={format} is not. "
@@ -100,7 +104,18 @@ def read_weights(
     is_encoder = likely == "timm" and "head.weight" not in opened.tensors and not opened.config
     if likely != format and not (format == "mae" and is_encoder):
         _refuse_format(path, format, opened)
-    return _READERS[format](opened, choices)
+    with _named(path):
+        return _READERS[format](opened, choices)
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Names the file in errors of fields, whose advice is for those who write a config."""
+    try:
+        yield
+    except FieldError as error:
+        problem, _, _ = str(error).partition(". ")
+        raise UserError(f"{path} cannot be imported: {problem}.") from None
 
 
 def print_imported(imported: Imported) -> None:

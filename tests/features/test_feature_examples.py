@@ -90,3 +90,12 @@ def test_another_file_is_another_input(tmp_path):
     assert open_input([str(photos)], "image").digest == before
     (photos / "cats" / "new.png").write_bytes(as_png(99))
     assert open_input([str(photos)], "image").digest != before
+
+
+def test_another_text_beside_an_image_is_another_input(tmp_path):
+    photos = write_photos(tmp_path / "photos", captions=True)
+    digests = [open_input([str(photos)], "both").digest]
+    for change in ("cats/01.txt", "cats/01.png.txt"):
+        (photos / change).write_text("another text")
+        digests.append(open_input([str(photos)], "both").digest)
+    assert len(set(digests)) == 3

@@ -82,6 +82,22 @@ def test_two_workers_and_an_interruption_change_no_byte(pairs, prepared, tmp_pat
         run(tmp_path / "given", tmp_path / "killed")
 
 
+def test_captions_that_change_during_an_interruption_are_noticed(pairs, tmp_path, monkeypatch):
+    from m3ae_tpu.prepare import local as module
+
+    def dies(*arguments, **options):
+        raise KeyboardInterrupt
+
+    write_sidecars(tmp_path / "given", pairs[:4])
+    monkeypatch.setattr(module, "count_shards", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "given", tmp_path / "set")
+    monkeypatch.undo()
+    (tmp_path / "given" / "0002.txt").write_text("another text")
+    with pytest.raises(UserError, match="unfinished preparation of other input"):
+        run(tmp_path / "given", tmp_path / "set")
+
+
 def test_damaged_files_are_dropped_with_a_reason_and_the_others_stay(pairs, tmp_path):
     rng, folder = random.Random(0), tmp_path / "given"
     folder.mkdir()

@@ -101,6 +101,35 @@ def test_without_its_vocabulary_a_model_takes_images_and_says_what_text_needs(tm
         loaded.encode(texts=["a cat"])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"--vocab = .*vocab\.txt cannot be read \(No such file"),
+        (b"", r"is not a WordPiece vocabulary\. Name vocab\.txt of bert-base-uncased"),
+        (b"\x00\x01\xff", r"is not a WordPiece vocabulary"),
+        (b"[PAD]\n[UNK]\na\n", r"--vocab has 3 words and the source 64\. Name its own"),
+    ],
+)
+def test_another_vocabulary_than_the_models_is_refused(tmp_path, content, message):
+    vocab = tmp_path / "vocab.txt"
+    if content is not None:
+        vocab.write_bytes(content)
+    pickled = write(tmp_path / "m.pkl", paper_pickle())
+    with pytest.raises(UserError, match=message):
+        import_weights(pickled, tmp_path / "model", "m3ae", vocab=vocab)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_vocabulary_is_for_models_of_text_alone(tmp_path):
+    vocab = write(tmp_path / "vocab.txt", b"[PAD]\n[UNK]\na\n")
+    tree = {name: node for name, node in reference_parameters().items() if "text" not in name}
+    pickled = write(tmp_path / "m.pkl", paper_pickle("plain", parameters=tree))
+    with pytest.raises(UserError, match=r"the source no text\. Leave --vocab out"):
+        import_weights(pickled, tmp_path / "model", "m3ae", vocab=vocab)
+    with pytest.raises(UserError, match=r"is for --format=m3ae: other models have no text"):
+        import_weights(pickled, tmp_path / "model", "timm", vocab=vocab)
+
+
 def test_models_of_images_alone_and_without_type_vectors_are_read(tmp_path):
     tree = reference_parameters()
     without = {name: node for name, node in tree.items() if "text" not in name}

@@ -149,6 +149,15 @@ def vector(size=16):
         ),
         ("vit_4", {"config": {"num_attention_heads": "4"}}, r"--num_heads = 4 does not divide"),
         ("vit_4", {"embeddings.position_embeddings": vector()}, r"is \[16\] in .* 3 axes are"),
+        (
+            "vit_4",
+            {
+                "embeddings.patch_embeddings.projection.weight": np.ones((18, 3, 4, 4), np.float32),
+                "config": {"intermediate_size": 72, "num_attention_heads": 2},
+            },
+            r"model\.safetensors cannot be imported: width = 18 is not a multiple of 4, .*need\.$",
+        ),
+        ("vit_4", {"config": {"layer_norm_eps": 0}}, r"norm_epsilon = 0\.0 is not positive\.$"),
         ("vit_4", {"preprocessor": {"rescale_factor": 1}}, r"rescale_factor = 1 .* is not 1/255"),
         ("vit_4", {"config": {"image_size": [16, 36]}}, r"image_size = \[16, 36\] is not square"),
         (

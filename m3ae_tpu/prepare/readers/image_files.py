@@ -38,6 +38,12 @@ def read_image_files(urls: Iterable[str]) -> Iterator[Sample]:
         )
 
 
+def names_beside(url: str, endings: Iterable[str] = SIDECAR_ENDINGS) -> Iterator[str]:
+    """Yields the names that the text beside an image may have, those that come first first."""
+    for stem in (os.path.splitext(url)[0], url):
+        yield from (f"{stem}{ending}" for ending in endings if f"{stem}{ending}" != url)
+
+
 def _captions_beside(url: str) -> tuple[bytes | None, ...]:
     text = _content_beside(url, _TEXT_ENDINGS)
     if text is not None:
@@ -47,11 +53,9 @@ def _captions_beside(url: str) -> tuple[bytes | None, ...]:
 
 
 def _content_beside(url: str, endings: Iterable[str]) -> bytes | None:
-    for stem in (os.path.splitext(url)[0], url):
-        for ending in endings:
-            if f"{stem}{ending}" != url:
-                with contextlib.suppress(FileNotFoundError):
-                    return read_whole(f"{stem}{ending}")
+    for name in names_beside(url, endings):
+        with contextlib.suppress(FileNotFoundError):
+            return read_whole(name)
     return None  # Cleaning decides whether an image alone is enough.
 
 
