@@ -9,6 +9,7 @@ from repository import ROOT, tracked_files
 LAYERS = [
     "kernels errors scopes",
     "files charts",
+    "page",
     "storage",
     "config",
     "batch",
@@ -35,12 +36,14 @@ BESIDE = {
         "errors files storage config batch parallel model data run train pretrained evaluation"
     ),
     "features": "errors files config batch parallel model data pretrained prepare",
-    "search": "errors files charts config batch parallel model data pretrained prepare features",
-    "experiments": (
-        "kernels errors files charts values overrides config batch parallel model data run train "
-        "pretrained probing evaluation report measure"
+    "search": (
+        "errors files charts page config batch parallel model data pretrained prepare features"
     ),
-    "rehearsal": "kernels errors files charts config batch parallel model train measure",
+    "experiments": (
+        "kernels errors files charts page values overrides config batch parallel model data run "
+        "train pretrained probing evaluation report measure"
+    ),
+    "rehearsal": "kernels errors files charts page config batch parallel model train measure",
 }
 # Second copies of modules that already have a name below m3ae_tpu.
 SECOND_NAMES = {"configs", "kernels", "pipelines"}

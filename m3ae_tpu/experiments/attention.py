@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float32, UInt8
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.errors import require
 from m3ae_tpu.evaluation.heldout import title_tokens
+from m3ae_tpu.page import section
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.report.attention_maps import patch_attention, word_attention
 from m3ae_tpu.report.examples import choose_rows, png_uri, show_examples
@@ -89,12 +90,16 @@ def show(run: Pretrained, examples: LabelledExamples) -> str:
         _card(run, shown, number, weights[number], is_subject[number])
         for number in range(len(shown))
     ]
-    return (
-        f"<section><h2>From a word to patches</h2>{words}</section>"
-        "<section><h2>From a patch to words</h2><p>Framed patches and the words of the caption, "
-        "shaded by the patch's attention to them. For each image the patches of the subject are "
-        f'shown that prefer some words most.</p><div class="attentions">{"".join(cards)}</div>'
-        "</section>"
+    patches = (
+        "<p>Framed patches and the words of the caption, shaded by the patch's attention to them. "
+        "For each image the patches of the subject are shown that prefer some words most.</p>"
+        f'<div class="attentions">{"".join(cards)}</div>'
+    )
+    return "\n".join(
+        [
+            section("words", "From a word to patches", words),
+            section("patches", "From a patch to words", patches),
+        ]
     )
 
 

@@ -1,11 +1,9 @@
 """The files of an outcome: tables, a plot, and one page that needs no other file."""
 
 import html
-import importlib.resources
 import json
 import pathlib
 import re
-import string
 
 from m3ae_tpu import charts
 from m3ae_tpu.charts import Level
@@ -23,6 +21,8 @@ from m3ae_tpu.experiments.outcome import (
 from m3ae_tpu.experiments.plot import Dots, dot_plot
 from m3ae_tpu.experiments.summary import Comparison, spreads
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.page import page, section, tile, tiles
+from m3ae_tpu.page import table as table_of
 
 
 def write_outcome(output: pathlib.Path, outcome: Outcome, *, is_printed: bool = False) -> None:
@@ -43,35 +43,38 @@ def write_outcome(output: pathlib.Path, outcome: Outcome, *, is_printed: bool = 
 
 def _page(outcome: Outcome) -> str:
     experiment = outcome.experiment
-    folder = importlib.resources.files(__package__)
-    style = importlib.resources.files("m3ae_tpu.report").joinpath("report.css").read_text()
     description = next(iter(outcome.figures.values()))
-    findings = ""
+    plots = "".join(
+        f'<figure class="card"><h3>{html.escape(title)}</h3>{plot}</figure>'
+        for title, plot in [(f"Here: {description}", _own_plot(outcome)), *_paper_plots(outcome)]
+    )
+    has_paper = bool(paper_columns(outcome))
+    explained = "A dot is a seed, the mark their mean." + " The scales differ." * has_paper
+    findings = "<p>The paper shows examples, and no number to compare with.</p>"
     if outcome.comparisons:
-        findings = _table(*findings_table(outcome))
-    return string.Template((folder / "page.html").read_text()).substitute(
-        title=html.escape(experiment.title),
-        style=f"{charts.STYLE}\n{style.strip()}",
-        scale="the paper's experiments, at the starter scale"
-        if outcome.num_steps
-        else "the paper's experiments, on given models",
-        lead=html.escape(experiment.lead),
-        tiles="".join(map(_tile, outcome.comparisons)),
-        plots_title="Here and in the paper" if paper_columns(outcome) else "Here",
-        plots_text="A dot is a seed, the mark their mean."
-        + (" The scales differ." if paper_columns(outcome) else ""),
-        plots="".join(
-            f'<figure class="card"><h3>{html.escape(title)}</h3>{plot}</figure>'
-            for title, plot in [
-                (f"Here: {description}", _own_plot(outcome)),
-                *_paper_plots(outcome),
-            ]
-        ),
-        images=outcome.images,
-        table=_table(*table(outcome)),
-        findings=findings or "<p>The paper shows examples, and no number to compare with.</p>",
-        notes="".join(f"<p>{_prose(sentence)}</p>" for sentence in notes(outcome)),
-        command=html.escape(outcome.command),
+        findings = table_of(*findings_table(outcome))
+    scale = "at the starter scale" if outcome.num_steps else "on given models"
+    return page(
+        title=experiment.title,
+        topic=f"the paper's experiments, {scale}",
+        lead=experiment.lead,
+        main=[
+            tiles([_tile(comparison) for comparison in outcome.comparisons]),
+            section(
+                "plots",
+                "Here and in the paper" if has_paper else "Here",
+                f'<p>{explained}</p>\n<div class="charts">{plots}</div>',
+            ),
+            outcome.images,
+            section("table", "All figures", table_of(*table(outcome))),
+            section("findings", "The paper's findings", findings),
+            section(
+                "notes",
+                "How it was measured",
+                "".join(f"<p>{_prose(sentence)}</p>" for sentence in notes(outcome)),
+            ),
+        ],
+        command=outcome.command,
     )
 
 
@@ -86,11 +89,7 @@ def _tile(comparison: Comparison) -> str:
     points = f"{100 * comparison.difference:+.1f}<small>{spread} points</small>"
     paper = ", ".join(f"{value:+.1f} ({version})" for version, value in comparison.paper.items())
     lines = [comparison.verdict, *([f"paper {paper}"] if paper else [])]
-    return (
-        f'<div class="card tile"><p class="name">{html.escape(comparison.finding.text)}</p>'
-        f'<p class="value">{points}</p>'
-        f'<p class="baselines">{html.escape(" · ".join(lines))}</p></div>'
-    )
+    return tile(comparison.finding.text, points, " · ".join(lines))
 
 
 def _own_plot(outcome: Outcome) -> str:
@@ -131,11 +130,3 @@ def _lines(outcome: Outcome) -> dict[str, int]:
         has_text = variant.starter.overrides.get("model.vocab_size", 1) > 0
         lines[variant.name] = 2 if variant.method != "reconstruction" else 0 if has_text else 1
     return lines
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

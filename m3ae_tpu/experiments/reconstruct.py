@@ -9,6 +9,7 @@ from m3ae_tpu.config.tree import replaced
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.errors import require
 from m3ae_tpu.evaluation.heldout import heldout_reconstruction
+from m3ae_tpu.page import section
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.report.examples import show_examples
 
@@ -54,7 +55,7 @@ def show(run: Pretrained, examples: LabelledExamples) -> str:
             f'<article class="card example"><h3>{title}</h3><div class="ratios">{cells}</div>'
             "</article>"
         )
-    return f"<section><h2>Held-out images</h2>{''.join(rows)}</section>"
+    return section("heldout", "Held-out images", "".join(rows))
 
 
 def _at(run: Pretrained, ratio: float) -> Pretrained:

@@ -1,15 +1,13 @@
 """The report of rehearsals: one page that needs no other file, in the style of a run's report."""
 
 import html
-import importlib.resources
 import pathlib
-import string
 from collections.abc import Sequence
-from typing import Any
 
 from m3ae_tpu import charts
 from m3ae_tpu.charts import Bar, BarGroup, Stack
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.page import page, section, table, tile, tiles
 from m3ae_tpu.rehearsal import printed
 from m3ae_tpu.rehearsal.estimates import Figures
 
@@ -19,6 +17,13 @@ _PARTS = {
     "activations": "activation_bytes_per_chip",
     "batch": "batch_bytes_per_chip",
 }
+
+
+_MEMORY = """<p>The peak is the compiler's figure, and the dashed line is what a chip has for a
+program. Activations are what is in use at the peak beside parameters, moments and the batch.</p>"""
+_TIME = """<p>Estimated: each operation counts by the cycles that the compiler expects or by its
+memory traffic, our kernels by their FLOPs at the chip's peak, collectives by the bandwidth of the
+links. Collectives behind work cost nothing. Nothing was measured on a chip.</p>"""
 
 
 def write_page(rehearsals: Sequence[Figures], name: str, path: pathlib.Path) -> None:
@@ -31,19 +36,24 @@ def write_page(rehearsals: Sequence[Figures], name: str, path: pathlib.Path) -> 
     """
     compiled = [row for row in rehearsals if "refused" not in row]
     timed = [row for row in compiled if row["step_seconds"] is not None]
-    style = importlib.resources.files("m3ae_tpu.report").joinpath("report.css").read_text()
-    template = importlib.resources.files(__package__).joinpath("page.html").read_text()
-    page = string.Template(template).substitute(
-        name=html.escape(name),
-        style=f"{charts.STYLE}\n{style.strip()}",
-        lead=html.escape(_lead(rehearsals)),
-        tiles="".join(map(_tile, compiled)),
-        memory=_memory(compiled) if compiled else "Nothing was compiled.",
-        time=_time(timed) if timed else "No step fits.",
-        collectives="".join(map(_collectives, timed)),
-        figures="".join(map(_figures, compiled)),
+    memory = _memory(compiled) if compiled else "Nothing was compiled."
+    time = _time(timed) if timed else "No step fits."
+    text = page(
+        title=name,
+        topic="rehearsal",
+        lead=_lead(rehearsals),
+        main=[
+            tiles([_tile(row) for row in compiled]),
+            section(
+                "memory", "Memory of a chip", _MEMORY + f'<figure class="card">{memory}</figure>'
+            ),
+            section("time", "Time of a step", _TIME + f'<figure class="card">{time}</figure>'),
+            section("collectives", "Collectives", "".join(map(_collectives, timed))),
+            section("figures", "All figures", "".join(map(_figures, compiled))),
+        ],
+        command="python -m pipelines.rehearse",
     )
-    atomic_write(path, page)
+    atomic_write(path, text)
 
 
 def title(figures: Figures) -> str:
@@ -74,11 +84,7 @@ def _tile(figures: Figures) -> str:
     verdict = "fits" if figures["fits"] else "does not fit"
     flags = [change["flags"] for change in figures.get("changes", [])]
     verdict += f", but does with {' or '.join(flags)}" if flags else ""
-    return (
-        f'<div class="card tile"><p class="name">{html.escape(title(figures))}</p>'
-        f'<p class="value">{peak}<small> {unit}</small></p>'
-        f'<p class="baselines">of {capacity}: {html.escape(verdict)}</p></div>'
-    )
+    return tile(title(figures), f"{peak}<small> {unit}</small>", f"of {capacity}: {verdict}")
 
 
 def _memory(rehearsals: Sequence[Figures]) -> str:
@@ -139,25 +145,12 @@ def _collectives(figures: Figures) -> str:
             str(group["runs_per_step"]),
             printed.size(group["bytes_per_step"]),
         )
-        rows.append((words, amounts))
-    return f"<h3>{html.escape(title(figures))}</h3>{_table(heads, numbers, rows)}"
+        rows.append(words + amounts)
+    shown = table(heads + numbers, rows, num_numbers=len(numbers))
+    return f"<h3>{html.escape(title(figures))}</h3>{shown}"
 
 
 def _figures(figures: Figures) -> str:
-    rows = [((name.strip(), source), (value,)) for name, value, source in printed.lines(figures)]
-    table = _table(("per step", "source"), ("figure",), rows)
-    return f"<details open><summary>{html.escape(title(figures))}</summary>{table}</details>"
-
-
-def _table(heads: Sequence[str], numbers: Sequence[str], rows: Sequence[Any]) -> str:
-    """Returns a table: columns of words, then columns of numbers."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    head += "".join(f'<th class="number">{html.escape(name)}</th>' for name in numbers)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(word)}</td>" for word in words)
-        + "".join(f'<td class="number">{html.escape(amount)}</td>' for amount in amounts)
-        + "</tr>"
-        for words, amounts in rows
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    rows = [(name.strip(), source, value) for name, value, source in printed.lines(figures)]
+    shown = table(("per step", "source", "figure"), rows, num_numbers=1)
+    return f"<details open><summary>{html.escape(title(figures))}</summary>{shown}</details>"

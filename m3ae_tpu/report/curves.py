@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from m3ae_tpu.charts import Level, Series, line_chart
-from m3ae_tpu.report.sections import missing
+from m3ae_tpu.page import missing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from m3ae_tpu.evaluation.evaluate import TEST_SHARDS, TRAIN_SHARDS
 from m3ae_tpu.evaluation.examples import example_remarks
-from m3ae_tpu.report.sections import missing
+from m3ae_tpu.page import missing
 
 
 class Shown(NamedTuple):

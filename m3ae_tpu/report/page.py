@@ -1,10 +1,7 @@
 """The report of a run: one page, `report.html`, that needs no other file."""
 
-import html
-import importlib.resources
 import pathlib
 import platform
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +9,12 @@ import numpy as np
 import rich
 from jaxtyping import UInt8
 
-from m3ae_tpu import charts
 from m3ae_tpu.config import FinetuneConfig, PretrainConfig
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.evaluation.evaluate import TEST_SHARDS, read_examples
 from m3ae_tpu.evaluation.results import read_evaluation
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.page import page, section, tiles
 from m3ae_tpu.pretrained.loading import has_model, is_finetuned, load_pretrained
 from m3ae_tpu.report import sections
 from m3ae_tpu.report.confusion import confusion
@@ -106,24 +103,30 @@ def write_report(
         seconds: Parts of the run's wall time; None for a run that did not measure it.
         path: The report's file.
     """
-    folder = importlib.resources.files(__package__)
-    page = string.Template((folder / "report.html").read_text()).substitute(
-        name=html.escape(workdir.resolve().name),
-        style=f"{charts.STYLE}\n{(folder / 'report.css').read_text().strip()}",
+    address = address_of(workdir)
+    features = sections.features(evaluation, address) + _confusion(evaluation, images)
+    reconstruction = sections.reconstruction(examples, evaluation, config)
+    packages = dict(versions) | {"python": platform.python_version()}
+    is_finetuning = isinstance(config, FinetuneConfig)
+    text = page(
+        title=workdir.resolve().name,
+        topic=f"{'fine-tuning' if is_finetuning else 'pre-training'} report",
         lead=_lead(config, metrics, evaluation),
-        tiles=sections.tiles(evaluation, metrics),
-        measured=measured(evaluation, shown, address_of(workdir)),
-        features=sections.features(evaluation, address_of(workdir)),
-        confusion=_confusion(evaluation, images),
-        reconstruction=sections.reconstruction(examples, evaluation, config),
-        attention=sections.attention(examples),
-        curves=curves(metrics, evaluation, first=wall_time(seconds or {})),
-        data=sections.data(config, metrics),
-        kind="fine-tuning" if isinstance(config, FinetuneConfig) else "pre-training",
-        settings=sections.settings(config, dict(versions) | {"python": platform.python_version()}),
-        workdir=html.escape(address_of(workdir)),
+        main=[
+            tiles(sections.main_figures(evaluation, metrics)),
+            measured(evaluation, shown, address),
+            section("features", "Classification by frozen features", features),
+            section("reconstruction", "Reconstruction of hidden patches and words", reconstruction),
+            section("attention", "Attention of words to patches", sections.attention(examples)),
+            section(
+                "training", "Training", curves(metrics, evaluation, first=wall_time(seconds or {}))
+            ),
+            section("data", "Data", sections.data(config, metrics)),
+            section("settings", "Settings and versions", sections.settings(config, packages)),
+        ],
+        command=f"python -m pipelines.report {address}",
     )
-    atomic_write(path, page)
+    atomic_write(path, text)
     return path
 
 
@@ -170,7 +173,7 @@ def _lead(
         phrases.append(f"{evaluation['run/num_parameters'] / 1e6:.1f} million parameters")
     if metrics:
         phrases.append(f"{_duration(_training_seconds(metrics))} of training")
-    return html.escape(f"{', '.join(phrases)}; seed {config.seed}.")
+    return f"{', '.join(phrases)}; seed {config.seed}."
 
 
 def _training_seconds(metrics: Sequence[Mapping[str, Any]]) -> float:

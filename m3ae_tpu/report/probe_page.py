@@ -1,18 +1,16 @@
 """The page of a probe, `probe.html`: accuracies beside baselines, and the classes it confuses."""
 
 import html
-import importlib.resources
 import pathlib
-import string
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from m3ae_tpu import charts
 from m3ae_tpu.charts import Bar, BarGroup, bar_chart
 from m3ae_tpu.files import atomic_write
+from m3ae_tpu.page import missing, page, section, tile, tiles
 from m3ae_tpu.probing.scores import standard_error
 from m3ae_tpu.report.confusion import confusion
 from m3ae_tpu.report.sections import percent
@@ -32,26 +30,32 @@ def write_page(
         images: Images of the test examples, where they are known.
         folder: Folder of the page.
     """
-    templates = importlib.resources.files(__package__)
     methods, num_test = results["methods"], results["test"]["examples"]
-    sections = []
+    folded = []
     for method in methods.values():
         if "confusion" in method:
-            is_open = "" if sections else " open"
-            sections.append(
+            is_open = "" if folded else " open"
+            folded.append(
                 f"<details{is_open}><summary>{html.escape(method['title'])}</summary>"
                 f"{confusion(method['confusion'], images)}</details>"
             )
-    page = string.Template((templates / "probe.html").read_text()).substitute(
-        name=html.escape(_name(results)),
-        style=f"{charts.STYLE}\n{(templates / 'report.css').read_text().strip()}",
-        lead=html.escape(_lead(results)),
-        tiles="\n".join(_tile(method) for method in methods.values()),
-        charts="\n".join(_chart(method, num_test) for method in methods.values()),
-        confusion="".join(sections) or '<p class="missing">No method here has one confusion.</p>',
+    charts = "\n".join(_chart(method, num_test) for method in methods.values())
+    confused = "".join(folded) or missing("No method here has one confusion.")
+    text = page(
+        title=_name(results),
+        topic="probes of frozen features",
+        lead=_lead(results),
+        main=[
+            tiles([_tile(method) for method in methods.values()]),
+            section(
+                "accuracies", "Accuracies beside baselines", f'<div class="charts">{charts}</div>'
+            ),
+            section("confusion", "Confused classes", confused),
+        ],
+        command="python -m pipelines.probe",
     )
     path = folder / FILE_NAME
-    atomic_write(path, page)
+    atomic_write(path, text)
     return path
 
 
@@ -81,11 +85,7 @@ def _tile(method: Mapping[str, Any]) -> str:
     if "confusion" not in method:
         title += f", {[*next(iter(method['sources'].values()))][-1]} a class"
     baselines = " · ".join(f"{name} {percent(value)}" for name, value in others)
-    return (
-        f'<div class="card tile"><p class="name">{html.escape(title)}</p>'
-        f'<p class="value">{percent(value)}</p><p class="baselines">{html.escape(baselines)}</p>'
-        "</div>"
-    )
+    return tile(title, percent(value), baselines)
 
 
 def _chart(method: Mapping[str, Any], num_test: int) -> str:

@@ -11,15 +11,11 @@ from m3ae_tpu.config.tree import leaves
 from m3ae_tpu.evaluation.evaluate import all_rows
 from m3ae_tpu.evaluation.protocol import Row
 from m3ae_tpu.model.masking import num_visible
+from m3ae_tpu.page import missing, table, tile
 from m3ae_tpu.probing.scores import standard_error
 from m3ae_tpu.report.examples import ShownExample, Word
 
 _NO_CHECKPOINT = "This run has no checkpoint yet, so there is no model to ask."
-
-
-def missing(reason: str) -> str:
-    """Returns a box that says why something is not shown; `reason` is HTML."""
-    return f'<p class="missing">{reason}</p>'
 
 
 def percent(share: float) -> str:
@@ -27,28 +23,23 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}\u202f%"
 
 
-def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+def main_figures(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the page's main figures, as far as they are there."""
     made = []
-
-    def tile(name: str, value: str, baselines: str) -> None:
-        made.append(
-            f'<div class="card tile"><p class="name">{html.escape(name)}</p>'
-            f'<p class="value">{value}</p><p class="baselines">{html.escape(baselines)}</p></div>'
-        )
-
     for row in all_rows(evaluation):
         if row.level == "headline" and row.values:
             (_, value), *others = row.values.items()
             others = [f"{name} {_format(value, row)}" for name, value in others]
-            tile(row.title, _format(value, row), " · ".join(others) or "on held-out examples")
+            note = " · ".join(others) or "on held-out examples"
+            made.append(tile(row.title, _format(value, row), note))
     scored = [line for line in metrics if "finetune/accuracy" in line]
     if scored:
         last = scored[-1]
         average = last.get("finetune/average/accuracy")
         others = f"running average of the weights {percent(average)} · " if average else ""
         count = f"{last['finetune/examples']:,.0f} test images, step {last['step']:,}"
-        tile("Accuracy after fine-tuning", percent(last["finetune/accuracy"]), others + count)
+        value = percent(last["finetune/accuracy"])
+        made.append(tile("Accuracy after fine-tuning", value, others + count))
     speeds = sorted(speed for line in metrics if (speed := line.get("time/examples_per_second")))
     waits = sorted(
         wait for line in metrics if (wait := line.get("time/data_wait_fraction")) is not None
@@ -56,10 +47,10 @@ def tiles(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     if speeds:
         value = f"{speeds[len(speeds) // 2]:,.0f}<small> examples/s</small>"
         waiting = f"waiting for data {percent(waits[len(waits) // 2])}" if waits else ""
-        tile("Throughput, median", value, waiting)
-    return "\n".join(made) or missing(
-        "There are no figures yet: the run has neither metrics nor an evaluation."
-    )
+        made.append(tile("Throughput, median", value, waiting))
+    return made or [
+        missing("There are no figures yet: the run has neither metrics nor an evaluation.")
+    ]
 
 
 def features(evaluation: Mapping[str, Any], workdir: str) -> str:
@@ -175,13 +166,11 @@ def data(config: RunConfig, metrics: Sequence[Mapping[str, Any]]) -> str:
         total, epochs = last[f"data/rows/{source.name}"], last[f"data/epochs/{source.name}"]
         distinct = min(total, round(total / epochs))
         numbers = (f"{source.rows:,}", f"{total:,}", f"{distinct:,}", f"{epochs:.1f}")
-        shards = f"<code>{html.escape(source.config.shards)}</code>"
-        rows.append(_table_row([source.kind, shards], numbers))
-    heads = ("rows of a batch", "rows seen", "distinct records", "epochs")
-    head = _table_row(["kind", "shards"], heads, cell="th")
+        rows.append((source.kind, source.config.shards, *numbers))
+    heads = ("kind", "shards", "rows of a batch", "rows seen", "distinct records", "epochs")
     note = _notes(metrics)
     note = f'<p class="note">{html.escape(note)}.</p>' if note else ""
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>{note}'
+    return f"{table(heads, rows, num_numbers=4)}{note}"
 
 
 def settings(config: RunConfig, versions: Mapping[str, str]) -> str:
@@ -190,12 +179,8 @@ def settings(config: RunConfig, versions: Mapping[str, str]) -> str:
         f"<div><code>{html.escape(name)}</code><code>{html.escape(str(value))}</code></div>"
         for name, value in leaves(config).items()
     )
-    rows = "".join(
-        _table_row([html.escape(name), f"<code>{html.escape(version)}</code>"])
-        for name, version in versions.items()
-    )
     return (
-        f'<div class="scroll"><table>{rows}</table></div>'
+        f"{table((), [*versions.items()])}"
         f'<details><summary>The whole config</summary><div class="settings">{fields}</div>'
         "</details>"
     )
@@ -232,24 +217,16 @@ def _comparison(row: Row, num_test: int) -> str:
 
 
 def _detail(row: Row) -> str:
-    rows = "".join(
-        _table_row([html.escape(name)], [_format(value, row)]) for name, value in row.values.items()
-    )
+    rows = [(name, _format(value, row)) for name, value in row.values.items()]
     return (
         f"<details><summary>{html.escape(row.title)}</summary>"
         f'<p class="note">{html.escape(row.note)}</p>'
-        f'<div class="scroll"><table>{rows}</table></div></details>'
+        f"{table((), rows, num_numbers=1)}</details>"
     )
 
 
 def _format(value: float, row: Row) -> str:
     return f"{value:.3f}" if row.unit == "loss" else percent(value)
-
-
-def _table_row(texts: Sequence[str], numbers: Sequence[str] = (), *, cell: str = "td") -> str:
-    cells = [f"<{cell}>{text}</{cell}>" for text in texts]
-    cells += [f'<{cell} class="number">{number}</{cell}>' for number in numbers]
-    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _heading(example: ShownExample) -> str:

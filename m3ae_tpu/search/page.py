@@ -2,11 +2,9 @@
 
 import base64
 import html
-import importlib.resources
 import io
 import os
 import pathlib
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +12,10 @@ import rich
 import rich.table
 from PIL import Image
 
-from m3ae_tpu import charts
 from m3ae_tpu.features.examples import FIT, Example
 from m3ae_tpu.features.reading import FeatureSet
 from m3ae_tpu.files import atomic_write, printable
+from m3ae_tpu.page import missing, page, section
 from m3ae_tpu.prepare.cleaning import Unfit, decode_fit_image
 from m3ae_tpu.search.search import Hit, Query
 
@@ -75,25 +73,27 @@ def write_page(
         hits: The rows that were found, best first.
         examples: The rows' examples; those that cannot be read any more are missing.
     """
-    style = importlib.resources.files("m3ae_tpu.report").joinpath("report.css").read_text()
-    template = importlib.resources.files(__package__).joinpath("page.html").read_text()
     shown = _image(pathlib.Path(query.image).read_bytes(), query.image) if query.image else ""
     has_likelihood = any(hit.log_likelihood is not None for hit in hits)
     has_cosine = any(hit.cosine is not None for hit in hits)
     notes = [EXPECT_LIKELIHOOD] * has_likelihood + [EXPECT_COSINE] * has_cosine
-    page = string.Template(template).substitute(
-        title=html.escape(query.text or os.path.basename(query.image)),
-        style=f"{charts.STYLE}\n{style.strip()}",
-        shown=shown,
-        lead=html.escape(_lead(features, query, hits)),
-        hits="\n".join(
-            _card(rank, hit, features.index[hit.row], examples.get(hit.row))
-            for rank, hit in enumerate(hits, 1)
-        ),
-        expect="\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        features=html.escape(str(features.folder)),
+    cards = "\n".join(
+        _card(rank, hit, features.index[hit.row], examples.get(hit.row))
+        for rank, hit in enumerate(hits, 1)
     )
-    atomic_write(path, page)
+    expected = "\n".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    text = page(
+        title=query.text or os.path.basename(query.image),
+        topic="search",
+        lead=_lead(features, query, hits),
+        main=[
+            section("hits", "What was found", f'<div class="hits">\n{cards}\n</div>'),
+            section("expect", "How to read this", expected),
+        ],
+        command=f"python -m pipelines.search --features={features.folder}",
+        beside=shown,
+    )
+    atomic_write(path, text)
 
 
 def _lead(features: FeatureSet, query: Query, hits: Sequence[Hit]) -> str:
@@ -114,7 +114,7 @@ def _card(rank: int, hit: Hit, line: Mapping[str, Any], example: Example | None)
         facts.append(f"<span>cosine {hit.cosine:.3f}</span>")
     if line.get("label"):
         facts.append(f"<span>{html.escape(line['label'])}</span>")
-    shown = '<p class="missing">not there any more</p>'
+    shown = missing("not there any more")
     if example is not None:
         image = _image(example.image, line["place"]) if example.image else ""
         text = f"<blockquote>{html.escape(example.text)}</blockquote>" if example.text else ""
@@ -131,7 +131,7 @@ def _image(content: bytes, name: str) -> str:
     try:
         pixels, _ = decode_fit_image(content, FIT)
     except Unfit as unfit:
-        return f'<p class="missing">{html.escape(str(unfit.fault))}</p>'
+        return missing(html.escape(str(unfit.fault)))
     image = Image.fromarray(pixels)
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     file = io.BytesIO()
