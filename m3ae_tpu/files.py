@@ -8,12 +8,21 @@ import hashlib
 import os
 import pathlib
 import re
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 from m3ae_tpu.errors import UserError, require
 
 REMOTE = "gs://"
 """Beginning of the address of a file or folder in a bucket of Google Cloud Storage."""
+
+DAMAGED_ARRAY = (
+    *(ValueError, EOFError, KeyError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What `numpy.load` raises of files that are damaged, encrypted, or none of its own."""
 
 type Place = pathlib.Path | str
 """Path of a local file or folder, or address of one in a bucket."""

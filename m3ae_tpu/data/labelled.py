@@ -11,7 +11,7 @@ from m3ae_tpu.data.crops import resize_and_crop_center
 from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.shards import Shards
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.errors import require
+from m3ae_tpu.errors import DataError, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ def read_labelled(
             examples that may lack some.
 
     Raises:
-        UserError: a record has no image, no label, or a label that is not in `label_names`.
+        UserError: a record has no image that can be decoded, no label, or a label that is not in
+            `label_names`.
     """
     count = len(shards) if limit is None else min(limit, len(shards))
     records = [shards[index] for index in range(count)]
@@ -108,7 +109,8 @@ def read_labelled(
     numbers = {name: number for number, name in enumerate(names)}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         images = pool.map(
-            lambda record: resize_and_crop_center(decode_image(record.image), image_size), records
+            lambda index: _decoded(records[index].image, image_size, shards.place(index)),
+            range(count),
         )
         return LabelledExamples(
             images=np.stack(list(images)),
@@ -120,6 +122,16 @@ def read_labelled(
             groups=_number_groups([record.group for record in records]),
             captions=captions,
         )
+
+
+def _decoded(image: bytes, size: int, place: str) -> UInt8[np.ndarray, "size size 3"]:
+    try:
+        return resize_and_crop_center(decode_image(image), size)
+    except ValueError as error:
+        raise DataError(
+            f"{place} holds an image that cannot be decoded ({str(error)[:100]}). Make the shards "
+            "again, which leaves it out: python -m pipelines.prepare_data --kind=labelled."
+        ) from None
 
 
 def _number_groups(names: list[str]) -> Int32[np.ndarray, " records"]:

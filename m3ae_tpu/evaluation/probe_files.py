@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from m3ae_tpu.errors import UserError, require
+from m3ae_tpu.files import DAMAGED_ARRAY
 
 FEATURES, LABELS = "features", "labels"
 """Names of the arrays of an .npz file."""
@@ -88,9 +88,9 @@ def _load(where: str, path: pathlib.Path) -> dict[str, np.ndarray]:
             names = ", ".join(loaded.files)
     except OSError as error:
         raise UserError(f"{where} cannot be read ({error.strerror or error}).") from None
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAY as error:
         raise UserError(
-            f"{where} is not an array of NumPy ({error}). Name an .npy or .npz file."
+            f"{where} is not an array of NumPy ({str(error)[:80]}). Name an .npy or .npz file."
         ) from None
     require(
         bool(arrays),

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.features.parts import FORMAT, FORMAT_VERSION, INDEX, MANIFEST, import_pyarrow
+from m3ae_tpu.files import DAMAGED_ARRAY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class FeatureSet:
         path = self.folder / (own or files)[0]
         try:
             array = _read(path, name)
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        except (OSError, *DAMAGED_ARRAY, safetensors.SafetensorError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(

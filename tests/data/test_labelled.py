@@ -6,7 +6,8 @@ import pytest
 from m3ae_tpu.data.crops import resize_and_crop_center
 from m3ae_tpu.data.images import decode_image
 from m3ae_tpu.data.labelled import read_labelled
-from m3ae_tpu.data.shards import open_shards
+from m3ae_tpu.data.records import Record
+from m3ae_tpu.data.shards import open_shards, write_shards
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError
 
@@ -52,6 +53,15 @@ def test_a_class_that_train_lacks_is_refused():
 def test_shards_without_labels_are_refused():
     with pytest.raises(UserError, match=r"starter/images-\* hold a record without label or image"):
         read("starter/images-*")
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
+    records = [Record(id="a", image=b"<html>gone</html>", label_name="cat")]
+    write_shards(tmp_path, "broken", records)
+    with pytest.raises(
+        UserError, match=r"broken-.*, record \d+ holds.* cannot be decoded .* shards again"
+    ):
+        read(f"{tmp_path}/broken-*", tokenizer=None)
 
 
 def test_without_a_tokenizer_all_tokens_are_padding():

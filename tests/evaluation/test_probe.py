@@ -1,6 +1,7 @@
 """Guards the program of probes: sets of a user's own, files of features, refusals, its page."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -151,7 +152,25 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
         probe(task_of(tmp_path, features, labels), options("linear", pooling="cls"))
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", b"PK\x03\x04 cut off"])
+def damaged_npz():
+    """A compressed file with changed bytes in its first array."""
+    file = io.BytesIO()
+    np.savez_compressed(file, features=DIGITS, labels=DIGIT_LABELS)
+    content = bytearray(file.getvalue())
+    content[60:90] = bytes(30)
+    return bytes(content)
+
+
+def damaged_npy():
+    """An array whose header is not to be read."""
+    file = io.BytesIO()
+    np.save(file, DIGITS)
+    return file.getvalue().replace(b"descr", b"de\0cr")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no array", b"PK\x03\x04 cut off", damaged_npz(), damaged_npy()]
+)
 def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "x.npz"
     path.write_bytes(content)

@@ -250,9 +250,11 @@ def test_an_input_of_broken_files_is_refused(tmp_path):
 def test_damaged_features_are_named(photos, tmp_path):
     run(photos, tmp_path, kind="image")
     part = tmp_path / "part-00000.npy"
-    part.write_bytes(part.read_bytes()[:-50])
-    with pytest.raises(UserError, match=r"part-00000\.npy is missing or damaged"):
-        read_features(tmp_path).array()
+    whole = part.read_bytes()
+    for damaged in (whole[:-50], b"", whole.replace(b"descr", b"de\0cr")):
+        part.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"part-00000\.npy is missing or damaged"):
+            read_features(tmp_path).array()
     with pytest.raises(UserError, match="holds the features image_mean, not cls"):
         read_features(tmp_path).array("cls")
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
