@@ -22,7 +22,7 @@ DAMAGED_ARRAY = (
     *(ValueError, EOFError, KeyError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
-"""What `numpy.load` raises of files that are damaged, encrypted, or none of its own."""
+"""Errors of `numpy.load` over files that are damaged, encrypted, or none of its own."""
 
 type Place = pathlib.Path | str
 """Path of a local file or folder, or address of one in a bucket."""
