@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from m3ae_tpu.config import Kind
 from m3ae_tpu.data.image_errors import ImageSizeError
 from m3ae_tpu.data.images import decode_image
+from m3ae_tpu.data.pixel_memory import PixelMemory
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import DamagedRecordError, Shards
 from m3ae_tpu.data.visible_text import is_blank
@@ -38,6 +39,7 @@ _MAX_SUBSTITUTES = 2_000
 """Records tried in place of a broken one: more than one damaged block of a shard, 64 KiB, holds."""
 _CACHE_BYTES = 2**28
 """Decoded images of a source that a process may keep: 256 MB."""
+_MEMORY = PixelMemory()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Example:
     """Class; empty for a record without one."""
 
 
-type Pixels = UInt8[np.ndarray, "height width 4"]
+type Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class Examples:
@@ -101,6 +103,8 @@ class Examples:
     def decode(self, index: int, stored: Example | Fault) -> tuple[Example, Pixels | None]:
         """Returns the example of record `index` with its image; a substitute for a broken record.
 
+        The pixels may be gone when this thread decodes the next example.
+
         Args:
             index: The record's.
             stored: Result of `read(index)`.
@@ -120,7 +124,7 @@ class Examples:
             image is not None
             and max(self._cached_bytes, image.nbytes * len(self.split)) <= _CACHE_BYTES
         ):
-            self._cache[index] = example, image
+            self._cache[index] = example, image.copy()
             self._cached_bytes += image.nbytes
         return decoded
 
@@ -142,7 +146,7 @@ class Examples:
         if self.kind == "text":
             return stored, None
         try:
-            return stored, decode_image(stored.image, "RGBX")
+            return stored, decode_image(stored.image, _MEMORY)
         except ImageSizeError:
             return "image_size"
         except ValueError:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ import rich.table
 
 from m3ae_tpu.data.crops import CROP_DRAWS, random_resized_crop
 from m3ae_tpu.data.images import decode_image
+from m3ae_tpu.data.pixel_memory import PixelMemory
 from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import Shards, open_shards
 from m3ae_tpu.data.sources import OpenData
@@ -151,7 +152,7 @@ class _Stages:
     """The stages of the loader's work one by one, on consecutive records of the shards."""
 
     def __init__(self, data: OpenData, originals: Shards | None):
-        self._data, self._originals = data, originals
+        self._data, self._originals, self._memory = data, originals, PixelMemory()
 
     def _read(self, step: int) -> list[list[Record]]:
         """Reads one batch's records of every source."""
@@ -182,7 +183,7 @@ class _Stages:
                 decoded_alone = [record.image for record in records]
             timed |= {
                 DECODE_ONLY: _timed(lambda: _decode_each(decoded_alone)),
-                "decode": _timed(lambda: _decode_each(encoded, "RGBX")),
+                "decode": _timed(lambda: _decode_each(encoded, self._memory)),
                 "crop, resize, batch": lambda: self._crop_seconds(encoded, step),
             }
         texts = [
@@ -203,7 +204,7 @@ class _Stages:
         seconds = 0.0
         for image, row in zip(encoded, rows, strict=True):
             # Decoded just before, as in the loader, so that it is in the CPU cache.
-            decoded = decode_image(image, "RGBX")
+            decoded = decode_image(image, self._memory)
             draws = rng.random(CROP_DRAWS)
             start = time.process_time()
             random_resized_crop(decoded, row, area=config.crop_area, draws=draws)
@@ -232,10 +233,10 @@ def _timed(work: Callable[[], Any]) -> Callable[[], float]:
     return seconds
 
 
-def _decode_each(images: Sequence[bytes], channels: Literal["RGB", "RGBX"] = "RGB") -> None:
+def _decode_each(images: Sequence[bytes], memory: PixelMemory | None = None) -> None:
     for image in images:
         try:
-            decode_image(image, channels)
+            decode_image(image, memory)
         except ValueError as error:
             raise UserError(
                 f"an image of the shards cannot be decoded ({error}). "

@@ -1,5 +1,6 @@
 """Guards the decoding of images of every format that is read."""
 
+import concurrent.futures
 import io
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from m3ae_tpu.data.images import decode_image
+from m3ae_tpu.data.pixel_memory import PixelMemory
 
 
 def ramp(height: int = 40, width: int = 60) -> np.ndarray:
@@ -103,8 +105,36 @@ def test_a_huge_image_is_refused_before_it_is_decoded():
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
-def test_a_fourth_byte_changes_no_colour(format):
-    data = encoded(ramp(), format)
-    decoded = decode_image(data, "RGBX")
-    assert decoded.shape == (40, 60, 4)
-    np.testing.assert_array_equal(decoded[..., :3], decode_image(data))
+@pytest.mark.parametrize("width", [60, 61])
+def test_memory_that_is_used_again_changes_no_pixel(format, width):
+    memory = PixelMemory()
+    for height in (40, 90, 33):  # The second needs more memory, the third less.
+        data = encoded(ramp(height, width), format)
+        np.testing.assert_array_equal(decode_image(data, memory), decode_image(data))
+
+
+def test_memory_that_is_used_again_shows_nothing_of_an_image_before_in_a_damaged_one():
+    memory, data = PixelMemory(), encoded(ramp(), "JPEG")
+    decode_image(data, memory)
+    with pytest.raises(ValueError, match=": "):
+        decode_image(data[: len(data) // 2], memory)
+
+
+def test_rows_of_memory_that_is_used_again_are_never_written_past_the_cache():
+    memory = PixelMemory()
+    for num_bytes in (1_000, 600_000, 3):
+        assert memory.take(num_bytes).ctypes.data % 2 == 1
+
+
+def test_a_thread_does_not_keep_the_memory_of_a_huge_image():
+    memory = PixelMemory()
+    small = memory.take(1_000)
+    assert memory.take(2**25).size == 2**25
+    assert np.shares_memory(memory.take(1_000), small)
+
+
+def test_threads_share_no_memory():
+    memory = PixelMemory()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        others = pool.submit(memory.take, 1_000).result()
+    assert not np.shares_memory(memory.take(1_000), others)

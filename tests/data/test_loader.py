@@ -1,10 +1,12 @@
 """Guards batches: functions of config, seed and step, and of nothing else."""
 
 import dataclasses
+import io
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small_sets import TOKENIZER, assert_equal, data_of, numbered, pairs_of
 
 from m3ae_tpu.batch import batch_shapes
@@ -128,6 +130,23 @@ def test_cached_images_give_the_same_rows_as_decoding_again(folder):
     assert_equal(loader.batch_at(4), first)
 
 
+def test_cached_jpegs_keep_their_pixels_when_others_are_decoded(tmp_path):
+    def jpeg(shade: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (40, 40), (shade, shade, shade)).save(file, "JPEG")
+        return file.getvalue()
+
+    records = [
+        dataclasses.replace(record, image=jpeg(20 * number))
+        for number, record in enumerate(numbered(8))
+    ]
+    write_shards(tmp_path, "pairs", records)
+    loader = pairs_of(tmp_path, batch_size=8).loader()
+    for step in range(3):
+        images = loader.batch_at(step)[0]["paired"].images
+        assert sorted(int(image.mean()) for image in images) == [20 * n for n in range(8)]
+
+
 def test_a_crop_is_that_of_the_decoded_image(tmp_path):
     record = open_shards("starter/train-*")[3]
     write_shards(tmp_path, "pairs", [record])
@@ -137,7 +156,7 @@ def test_a_crop_is_that_of_the_decoded_image(tmp_path):
     # All of a square image: only crops of aspect ratio 1 fit, and the central one is left.
     got = data.loader().batch_at(0)[0]["paired"].images[0]
     expected = np.zeros((96, 96, 3), np.uint8)
-    image = decode_image(record.image, "RGBX")
+    image = decode_image(record.image)
     random_resized_crop(image, expected, area=(1.0, 1.0), draws=np.zeros(CROP_DRAWS))
     assert got.shape == expected.shape
     assert np.abs(got.astype(int) - expected).mean() < 12
