@@ -5,8 +5,7 @@
 
 Data: the starter set's training split, which ships with the package: 3,894 images with captions,
 300 images without, 10,672 texts without an image.
-Needs: two CPU cores for nine minutes. `make quickstart` adds --optimizer.accumulation_steps=4 on
-CPUs: the same update in four fifths of the time.
+Needs: two CPU cores for nine minutes.
 Score to expect: 0.46 in the linear probe of held-out images; 0.43 with the untrained encoder, 0.42
 with raw pixels.
 

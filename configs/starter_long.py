@@ -5,8 +5,7 @@
     python -m pipelines.report runs/starter_long
 
 Data: the starter set, as for the quick start.
-Needs: two CPU cores for 30 to 50 minutes, an estimate from the time of a step. Add
---optimizer.accumulation_steps=4 on CPUs: a quarter of a batch fits their caches.
+Needs: two CPU cores for 30 to 50 minutes, an estimate from the time of a step.
 Score to expect: 0.53 in the linear probe of held-out images, measured on a GPU; 0.43 with the
 untrained encoder, 0.42 with raw pixels.
 """

@@ -21,6 +21,7 @@ from m3ae_tpu.option_flags import define_flag, define_flags
 from m3ae_tpu.overrides import load_named_config, override
 from m3ae_tpu.parallel.exit_codes import PREEMPTED
 from m3ae_tpu.parallel.joining import join_processes, require_consistent
+from m3ae_tpu.run.allocator import keep_freed_memory
 from m3ae_tpu.run.compiled_programs import keep_compiled_programs
 from m3ae_tpu.run.options import RunOptions
 
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> None:
     if _MODEL.value is None or _PREDICT.value or "--help" in argv:
         config = override(config, argv[1:])
     keep_compiled_programs()
+    keep_freed_memory()
     if _PREDICT.value:
         require(members == (None, None, None), "--predict runs in one process.")
         from m3ae_tpu.finetuning.predictions import predict_workdir

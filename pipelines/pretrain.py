@@ -16,6 +16,7 @@ from m3ae_tpu.option_flags import define_flag, define_flags
 from m3ae_tpu.overrides import load_named_config, override
 from m3ae_tpu.parallel.exit_codes import PREEMPTED
 from m3ae_tpu.parallel.joining import join_processes, require_consistent
+from m3ae_tpu.run.allocator import keep_freed_memory
 from m3ae_tpu.run.compiled_programs import keep_compiled_programs
 from m3ae_tpu.run.options import RunOptions
 
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> None:
     require_consistent(*members)
     config = override(load_named_config(_CONFIG.value, PretrainConfig), argv[1:])
     keep_compiled_programs()
+    keep_freed_memory()
     join_processes(*members)
     from m3ae_tpu.parallel.failures import shared_fate
     from m3ae_tpu.parallel.processes import is_alone
