@@ -1,4 +1,4 @@
-"""Guards that steps on CPUs use freed memory again: no page is zeroed anew for each step."""
+"""Guards that steps on CPUs use freed memory again: the kernel need not zero its pages."""
 
 import ctypes
 import os
