@@ -45,7 +45,7 @@ else
     /usr/bin/python3.12 /usr/local/bin/python3.12 /opt/homebrew/bin/python3.12
 endif
 
-.PHONY: help install compile-tpu compile-gpu quickstart test lint map
+.PHONY: help install compile-tpu compile-gpu quickstart test lint map benchmark-gpu
 
 help:
 	@echo "make quickstart   set up, pre-train on the starter set, evaluate,"
@@ -57,6 +57,9 @@ help:
 	@echo "make compile-tpu  set up, and install the TPU compiler (221 MB): it compiles for TPUs on"
 	@echo "                  a machine without one, and 'make test' then runs the tests that need it"
 	@echo "make compile-gpu  the same for NVIDIA GPUs (726 MB)"
+	@echo "make benchmark-gpu ACCELERATOR=cuda13"
+	@echo "                  measure the NVIDIA GPU here, beside the model of compiled programs and"
+	@echo "                  PyTorch where it is installed: runs/benchmark_gpu/benchmark_gpu.md"
 	@echo "ACCELERATOR=tpu or ACCELERATOR=cuda13 behind any of them installs JAX for a TPU or a GPU."
 
 quickstart: install
@@ -83,6 +86,11 @@ compile-gpu: install
 	then \
 	  $(PIP_INSTALL) --no-deps jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm; \
 	fi
+
+# First whether cuDNN takes odd numbers of tokens, and is right; the figures are taken in any case.
+benchmark-gpu: install
+	-JAX_PLATFORMS=cuda $(RUN) -m pytest tests/kernels/test_attention.py -k cudnn
+	$(RUN) -m pipelines.benchmark_gpu --output=runs/benchmark_gpu
 
 # Only files that git tracks are checked: a user's own files here may have another style.
 # Without git, all files are.

@@ -1,6 +1,7 @@
 """Values as people type them on a command line: numbers, choices, texts, and tuples of them."""
 
 import re
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,8 @@ _BOOLEANS |= {"false": False, "f": False, "no": False, "n": False, "off": False,
 def parse_value(hint: Any, words: Sequence[str]) -> Any:
     """Returns the value of type `hint` that one or more words spell.
 
-    A tuple may be typed as words, with commas, and in brackets. Several words for one of any number
-    of texts may hold commas and spaces.
+    None is typed as `none`. A tuple may be typed as words, with commas, and in brackets. Several
+    words for one of any number of texts may hold commas and spaces.
 
     Raises:
         ValueError: the words spell no such value.
@@ -31,6 +32,8 @@ def parse_value(hint: Any, words: Sequence[str]) -> Any:
             for part_hint, part in zip(typing.get_args(hint), parts, strict=True)
         )
     (word,) = words
+    if optional := optional_type(hint):
+        return None if word.lower() == "none" else parse_value(optional, words)
     if choices := choices_of(hint):
         if word not in choices:
             raise ValueError(word)
@@ -45,11 +48,19 @@ def choices_of(hint: Any) -> tuple[str, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
+def optional_type(hint: Any) -> Any:
+    """Returns X of a type `X | None`, and None for another type."""
+    first, *others = typing.get_args(hint) or (None,)
+    return first if isinstance(hint, types.UnionType) and others == [types.NoneType] else None
+
+
 def type_phrase(hint: Any) -> str:
     """Returns a type as it stands after "is not"."""
     hint = _plain(hint)
     if choices := choices_of(hint):
         return f"one of {', '.join(choices)}"
+    if optional := optional_type(hint):
+        return f"{type_phrase(optional)} or none"
     if typing.get_args(hint)[-1:] == (...,):
         return "a sequence of texts"
     if typing.get_origin(hint) is tuple:

@@ -12,7 +12,11 @@ counted twice, over the chip's peak.
 
 `--against=xla` is the same step without our kernels. `--against=torch`, on one NVIDIA GPU and for
 images alone, is a masked autoencoder of the same sizes in PyTorch: timm's blocks, compiled,
-bfloat16 by autocast, AdamW fused.
+bfloat16 by autocast, AdamW fused. `--without=FORM,...` adds our step without a rewrite that belongs
+to the kind of device, by its name in `m3ae_tpu/parallel/forms.py`: what is it worth?
+
+On one GPU the model of its program (see below) stands beside the time. `--trace` adds the busy time
+by kind of kernel, from a trace of ten steps.
 
 Without an accelerator, or with `--static`, the step is compiled for one chip of each kind that is
 named. On a TPU its time is bounded component by component: for each operation the larger of work
@@ -46,6 +50,8 @@ _CONFIG = define_flag(
 )
 _ROWS = define_flag("rows", int, 64, "Rows of a step: batch_size of the config.", at_least=1)
 _AGAINST = define_flag("against", list, ["xla"], "Baselines: xla, torch; --against= for none.")
+_WITHOUT = define_flag("without", list, [], "Forms of the device to leave out, one at a time.")
+_TRACE = define_flag("trace", bool, False, "Trace our step too: busy time of a GPU.")
 _CHIPS = ", ".join((*REPLAYED, *GPUS))
 _STATIC = define_flag(
     "static", list, [], f"Chips to compile for: {_CHIPS}; empty: the device here."
@@ -68,6 +74,8 @@ def main(argv: list[str]) -> None:
 
     from m3ae_tpu.measure import step_benchmark as benchmark
     from m3ae_tpu.measure.gpu_step_benchmark import model_steps
+    from m3ae_tpu.measure.rehearsal import WITHOUT
+    from m3ae_tpu.parallel.forms import Forms
 
     against = _AGAINST.value
     for name in against:
@@ -75,8 +83,13 @@ def main(argv: list[str]) -> None:
     chips = _STATIC.value or (["v5e"] if jax.default_backend() == "cpu" else [])
     for chip in chips:
         require(chip in (*REPLAYED, *GPUS), f"--static = {chip} is not one of {_CHIPS}.")
+    require(not (chips and _TRACE.value), "--trace is of an accelerator that is here.")
     if "torch" in against:
         _require_torch(config, is_static=bool(chips))
+    for name in _WITHOUT.value:
+        forms = [form for form in Forms._fields if form != "compiler_options"]
+        require(name in forms, f"--without = {name} is not one of {', '.join(forms)}.")
+    against = [*against, *(f"{WITHOUT}{name}" for name in _WITHOUT.value)]
     # PyTorch first: JAX takes most of a GPU's memory and keeps it.
     names = sorted(["ours", *against], key=lambda name: name != "torch")
     if chips:
@@ -87,7 +100,7 @@ def main(argv: list[str]) -> None:
         ]
         results = of_chips[0] if len(chips) == 1 else of_chips
     else:
-        results = benchmark.time_steps(config, names, rounds=_ROUNDS.value)
+        results = benchmark.time_steps(config, names, rounds=_ROUNDS.value, has_trace=_TRACE.value)
     if _JSON.value:
         atomic_write(_JSON.value, json.dumps(results, indent=2) + "\n")
 

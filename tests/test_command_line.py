@@ -218,6 +218,8 @@ DEBUG = load_named_config("debug", PretrainConfig)
         (["--data.sources.0.shards=a b=c"], lambda config: config.data.sources[0].shards, "a b=c"),
         (["--model.compute_dtype=bfloat16"], lambda config: config.model.compute_dtype, "bfloat16"),
         (["--seed=1", "--seed=2"], lambda config: config.seed, 2),
+        (["--model.unroll=1"], lambda config: config.model.unroll, 1),
+        (["--model.unroll=2", "--model.unroll=None"], lambda config: config.model.unroll, None),
     ],
 )
 def test_override_changes_the_named_field_and_nothing_else(args, field, value):
@@ -260,6 +262,8 @@ def test_fields_that_depend_on_each_other_change_together():
             r"shards = a b is not one text\. .*: --data\.sources\.0\.shards='starter/train-\*'\.$",
         ),
         (["--num-steps=1.5"], r"--num-steps = 1\.5 is not a whole number"),
+        (["--model.unroll=all"], r"unroll = all is not a whole number or none\."),
+        (["--model.unroll=0"], r"^model\.unroll = 0 is not positive\. Set None, the default"),
         (["--num_steps=inf"], r"--num_steps = inf is not a whole number"),
         (["--num_steps="], r"--num_steps = \(nothing\) is not a whole number"),
         (["--num_steps"], r"--num_steps = \(nothing\) is not a whole number"),

@@ -81,14 +81,16 @@ class ModelConfig:
     """Keep only each block's input for the backward pass, and compute the blocks again.
     Less memory, a third more work.
     """
-    unroll: int = 1
-    """Blocks per iteration of the loop over layers. 1 leaves it to the devices: on GPUs it is all
-    of them, without `remat`. More blocks take longer to compile and copy less, which pays on CPUs
-    and GPUs.
+    unroll: int | None = None
+    """Blocks per iteration of the loop over layers. None leaves it to the devices: all blocks on
+    GPUs, without `remat`; else 1. More blocks take longer to compile and copy less, which pays on
+    CPUs and GPUs.
     """
 
     def __post_init__(self) -> None:
-        require_positive(self, "patch_size", "unroll", "norm_epsilon")
+        require_positive(self, "patch_size", "norm_epsilon")
+        if self.unroll is not None:
+            require_positive(self, "unroll")
         require_within(self, "[0, inf)", "vocab_size", "stored_text_positions")
         require_choice(self, "activation", "compute_dtype", "parameter_dtype")
         if self.encoder.num_layers == 0:

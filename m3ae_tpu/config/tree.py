@@ -6,6 +6,7 @@ A leaf is a value that is not a dataclass. The dataclasses in a tuple are number
 
 import dataclasses
 import textwrap
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -95,10 +96,14 @@ def _with_changes(value: Any, changes: Mapping[str, Any], name: str) -> Any:
 
 
 def _from_json(hint: Any, value: Any, name: str) -> Any:
-    """Turns a JSON value into one of type `hint`: dataclasses, tuples, choices and plain types."""
+    """Turns a JSON value into one of type `hint`: dataclasses, tuples, choices and plain types, or
+    None where the type allows it.
+    """
     if isinstance(hint, typing.TypeAliasType):
         hint = hint.__value__
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:  # X | None
+        return None if value is None else _from_json(args[0], value, name)
     if dataclasses.is_dataclass(hint):
         _require_type(isinstance(value, dict), hint, value, name)
         hints = typing.get_type_hints(hint)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich
 from rich.console import Console
@@ -17,7 +17,10 @@ from m3ae_tpu.measure.gpu_step_cost import (
     GpuStepCost,
     modelled_step,
 )
+from m3ae_tpu.measure.gpu_trace import BusyTime
 from m3ae_tpu.measure.step_cost import COMPONENTS, flops_by_component
+
+KINDS_HEADINGS = ("kernels", "modelled, ms", "traced, ms", "share of the peak, traced")
 
 
 def model_steps(
@@ -85,6 +88,49 @@ def _print_components(config: PretrainConfig, costs: dict[str, GpuStepCost], chi
         f"of the peak, other kernels at {bandwidth:.2f} TB/s, cuDNN from a table. least: FLOPs of "
         "matrix products at the chip's peak. GB: of memory traffic, or of memory."
     )
+
+
+class KindTime(NamedTuple):
+    """Time of one kind of kernels in a step."""
+
+    kernels: str
+    modelled_ms: float
+    traced_ms: float
+    share: float | None
+    """Traced share of the chip's peak, of which the model takes `PRODUCT_SHARE` or `MEMORY_SHARE`;
+    None of attention, which has a table instead.
+    """
+
+
+def kinds_of(model: GpuStepCost, busy: BusyTime) -> list[KindTime]:
+    """Returns a step by kind of kernel, as modelled and as a trace has it."""
+    whole = model.whole
+    times = [
+        ("products", whole.product_ms, busy.product_ms, PRODUCT_SHARE),
+        ("other kernels", whole.other_ms, busy.other_ms, MEMORY_SHARE),
+        ("attention", whole.cudnn_ms, busy.attention_ms, None),
+        ("all", whole.ms, busy.ms, None),
+    ]
+    return [
+        KindTime(kernels, modelled, traced, share * modelled / traced if share and traced else None)
+        for kernels, modelled, traced, share in times
+    ]
+
+
+def kinds_table(kinds: Sequence[KindTime]) -> Table:
+    """Returns a table of a step by kind of kernel."""
+    table = Table(title="the same step by kind of kernel", title_justify="left")
+    for heading in KINDS_HEADINGS:
+        table.add_column(heading, justify="left" if heading == "kernels" else "right")
+    for kind in kinds:
+        table.add_row(*kind_cells(kind))
+    return table
+
+
+def kind_cells(kind: KindTime) -> list[str]:
+    """Returns a row's texts under `KINDS_HEADINGS`."""
+    share = "" if kind.share is None else f"{kind.share:.0%}"
+    return [kind.kernels, f"{kind.modelled_ms:.1f}", f"{kind.traced_ms:.1f}", share]
 
 
 def _cells(cost: ComponentCost) -> list[str]:

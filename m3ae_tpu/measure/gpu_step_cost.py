@@ -103,9 +103,15 @@ def modelled_step(config: PretrainConfig, chip: str, kernels: Kernels) -> GpuSte
     Args:
         config: `batch_size` rows on the one GPU.
         chip: One of `kernels.chips.GPUS`.
-        kernels: "ours", or "xla" for the step without cuDNN.
+        kernels: Which step.
     """
-    compiled = compile_step(config, chip, kernels)
+    return cost_of_compiled(config, chip, compile_step(config, chip, kernels))
+
+
+def cost_of_compiled(
+    config: PretrainConfig, chip: str, compiled: jax.stages.Compiled
+) -> GpuStepCost:
+    """Returns the cost of a step on one GPU, which is compiled already."""
     memory = compiled.memory_analysis()
     assert memory is not None
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of a config's train step, also for TPUs that are only described."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -12,7 +12,12 @@ from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.train.pretraining import pretraining
 from m3ae_tpu.train.program import make_program
 
-type Kernels = Literal["ours", "xla"]
+type Kernels = str
+"""A step by name: "ours", "xla" for the one without kernels, or `WITHOUT` and the name of a form of
+`parallel.forms` for ours without it.
+"""
+
+WITHOUT = "without "
 
 
 def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.stages.Compiled:
@@ -21,7 +26,7 @@ def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.sta
     Args:
         mesh: A mesh of devices here, or from `parallel.mesh.described_mesh`.
         config: `batch_size` rows over all of its devices.
-        kernels: "ours", or "xla" for the step without kernels.
+        kernels: Which step.
     """
     init, step = step_functions(mesh, config, kernels)
     with tpu_schedule.not_kept():
@@ -30,7 +35,12 @@ def compile_for(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> jax.sta
 
 def step_functions(mesh: Mesh, config: PretrainConfig, kernels: Kernels) -> tuple[Any, Any]:
     """Returns a config's jitted functions: one that makes the initial state, and a train step."""
-    operations = None if kernels == "ours" else Operations()
+    operations = None
+    if kernels == "xla":
+        operations = Operations()
+    elif kernels.startswith(WITHOUT):
+        left_out = kernels.removeprefix(WITHOUT)
+        operations = Operations(mesh, config.mesh.gradient_sums, without=(left_out,))
     program = make_program(config, pretraining(config), mesh, operations)
     return program.init, program.step
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.kernels.chips import CHIPS, chip_name
 from m3ae_tpu.measure.compiler_process import CompilerProcess
+from m3ae_tpu.measure.gpu_step_benchmark import kinds_of, kinds_table
 from m3ae_tpu.measure.step_cost import (
     COMPONENTS,
     ComponentCost,
@@ -26,7 +27,7 @@ from m3ae_tpu.measure.step_timing import images_per_step, timed_step
 
 
 def time_steps(
-    config: PretrainConfig, implementations: Sequence[Any], *, rounds: int
+    config: PretrainConfig, implementations: Sequence[Any], *, rounds: int, has_trace: bool = False
 ) -> dict[str, Any]:
     """Times each implementation's step on the devices here, and prints a table of them.
 
@@ -34,6 +35,7 @@ def time_steps(
         config: `batch_size` rows over all devices.
         implementations: As `timed_step` takes them.
         rounds: Rounds of 10 steps each; medians are shown.
+        has_trace: Trace our step once more, and print the busy time of a GPU by kind of kernel.
 
     Returns:
         The figures, ready for JSON.
@@ -47,13 +49,17 @@ def time_steps(
         f"{flops / config.batch_size / 1e9:.1f} GFLOP a row",
         title_justify="left",
     )
-    for heading in ("implementation", "ms", "images/s", "TFLOP/s", "MFU", "temporary"):
+    headings = ("implementation", "ms", "images/s", "TFLOP/s", "MFU", "temporary", "modelled, ms")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "implementation" else "right")
+    tables = [table]
     results: dict[str, Any] = {"device": device, "devices": jax.device_count(), "flops": flops}
     for name in implementations:
         with Console().status(name):
             try:
-                timing = timed_step(config, name, rounds=rounds)
+                timing = timed_step(
+                    config, name, rounds=rounds, has_trace=has_trace and name == "ours"
+                )
             except jax.errors.JaxRuntimeError as error:
                 results[name] = {"failed": _out_of_memory(error)}
                 table.add_row(name, "does not fit")
@@ -63,7 +69,13 @@ def time_steps(
             "images_per_second": images_per_step(config) / timing.seconds,
         }
         results[name] = dataclasses.asdict(timing) | rates
-        memory = timing.temporary_bytes
+        memory, model = timing.temporary_bytes, timing.modelled
+        if model is not None:
+            results[name]["modelled"] |= {"ms": model.whole.ms}
+        if model is not None and timing.busy is not None:
+            kinds = kinds_of(model, timing.busy)
+            results[name]["kinds"] = [kind._asdict() for kind in kinds]
+            tables.append(kinds_table(kinds))
         table.add_row(
             name,
             f"{timing.seconds * 1e3:.1f} ±{timing.spread:.0%}",
@@ -71,8 +83,9 @@ def time_steps(
             f"{rates['flops_per_second'] / 1e12:.1f}",
             "?" if math.isnan(peak) else f"{rates['flops_per_second'] / peak:.1%}",
             "?" if memory is None else f"{memory / 1e9:.1f} GB",
+            "" if model is None else f"{model.whole.ms:.1f}",
         )
-    rich.print(table)
+    rich.print(*tables, sep="\n")
     return results
 
 

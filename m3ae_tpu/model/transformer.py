@@ -264,8 +264,8 @@ class Transformer(eqx.Module):
             stack.width, epsilon=config.norm_epsilon, dtype=config.parameter_dtype
         )
         self.remat = config.remat
-        self.unroll = config.unroll
-        if config.unroll == 1 and operations.forms.unrolls_layers and not config.remat:
+        self.unroll = config.unroll or 1
+        if config.unroll is None and operations.forms.unrolls_layers and not config.remat:
             self.unroll = stack.num_layers
 
     def __call__(

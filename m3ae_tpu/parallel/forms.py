@@ -59,6 +59,10 @@ class Forms(NamedTuple):
     compiler_options: tuple[tuple[str, int], ...] = ()
     """XLA's options for the train step, by name."""
 
+    def without(self, *names: str) -> "Forms":
+        """Returns the forms with some of them, by name, as on a CPU."""
+        return self._replace(**{name: self._field_defaults[name] for name in names})
+
 
 _FORMS = {
     "tpu": Forms(

@@ -40,6 +40,8 @@ class Operations:
     """The devices, each with its own rows of a batch; None: the references, on one device."""
     gradient_sums: GradientSums = "compute_dtype"
     """Dtype in which devices add up gradients, see `MeshConfig`."""
+    without: tuple[str, ...] = ()
+    """Forms of the devices that are left out, by name: benchmarks compare."""
 
     def attention(
         self,
@@ -230,9 +232,9 @@ class Operations:
         """The forms in which the mesh's devices compute; those of a CPU without a mesh."""
         if self.mesh is None:
             return Forms()
-        forms = forms_of(self._device.platform)
+        forms = forms_of(self._device.platform).without(*self.without)
         if self._cuts_matrices:  # Devices would have to add up what a norm's bias gives.
-            return forms._replace(folds_norms=False, has_three_products=False)
+            return forms.without("folds_norms", "has_three_products")
         return forms
 
     @property

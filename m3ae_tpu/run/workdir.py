@@ -25,6 +25,7 @@ CONFIG, TOKENIZER = "config.json", "tokenizer.model"
 _CHANGEABLE = (
     "num_steps",
     "optimizer.",
+    "model.unroll",
     "mesh.",
     "checkpoint.",
     "logging.",

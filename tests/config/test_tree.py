@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from m3ae_tpu.config import DataConfig, PretrainConfig, SourceConfig, TransformerConfig
+from m3ae_tpu.config import DataConfig, ModelConfig, PretrainConfig, SourceConfig, TransformerConfig
 from m3ae_tpu.config.checks import require_choice
 from m3ae_tpu.config.tree import differences, from_json, leaf_types, leaves, replaced
 from m3ae_tpu.errors import UserError
@@ -62,6 +62,11 @@ def test_config_survives_json():
     assert from_json(PretrainConfig, values) == CONFIG
 
 
+def test_a_value_that_may_be_none_is_read_either_way():
+    for unroll in (None, 1, 4):
+        assert from_json(ModelConfig, {"unroll": unroll}).unroll == unroll
+
+
 def test_any_dataclass_can_be_read_from_json_and_has_defaults():
     assert from_json(TransformerConfig, {"width": 36, "num_heads": 3}) == TransformerConfig(
         width=36, num_heads=3
@@ -76,6 +81,7 @@ def test_any_dataclass_can_be_read_from_json_and_has_defaults():
         ({"model": {"encoder": {"depth": 3}}}, r"^model\.encoder\.depth is not a field"),
         ({"num_steps": 1.5}, r"^num_steps = 1\.5 is not a int"),
         ({"seed": True}, r"^seed = True is not a int"),
+        ({"model": {"unroll": 1.5}}, r"^model\.unroll = 1\.5 is not a int"),
         ({"data": {"crop_area": [0.5]}}, r"^data\.crop_area = \[0\.5\]"),
         ({"data": {"sources": [{"weight": 0}]}}, r"^data\.sources\.0\.weight = 0\.0 is not posit"),
         ({"masking": {"draw": "never"}}, r"^masking\.draw = 'never'"),
