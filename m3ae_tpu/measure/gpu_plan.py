@@ -36,7 +36,7 @@ def plan() -> list[Stage]:
     torch = ["--against=torch" if has_torch else "--against="]
     step = ["m3ae_tpu.pipelines.benchmark_step", "--rounds=4"]
     kernels = ["m3ae_tpu.pipelines.benchmark_kernels", "--batch=256", "--rounds=8"]
-    forms = "has_gelu_epilogue,keeps_gelu_input,folds_norms,has_three_products"
+    forms = "has_gelu_epilogue,keeps_gelu_input,folds_norms,has_three_products,sums_rows"
     stages = {
         "base_images": [*step, *torch, "--trace", "--config=m3ae_base", "--rows=256", *_IMAGES],
         "large_images": [*step, *torch, "--trace", "--config=m3ae_large", "--rows=128", *_IMAGES],

@@ -14,9 +14,7 @@ from jaxtyping import Array, Float
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def standardize(
-    x: Float[Array, "batch tokens width"], epsilon: float
-) -> Float[Array, "batch tokens width"]:
+def standardize(x: Float[Array, "*rows width"], epsilon: float) -> Float[Array, "*rows width"]:
     """Computes (x - mean) / sqrt(variance + epsilon) over the last axis, in float32 or wider."""
     return _standardized(x, epsilon)[0].astype(x.dtype)
 

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -162,8 +163,10 @@ class Block(eqx.Module):
     def _normed(self, norm: LayerNorm, x: Array) -> Array:
         if not self.operations.forms.folds_norms:
             return norm(x)
+        rows = x.reshape(-1, x.shape[-1]) if self.operations.forms.sums_rows else x
         with jax.named_scope(scopes.NORM):
-            return standardize(x, norm.epsilon)
+            y: Any = standardize(rows, norm.epsilon)
+            return y.reshape(x.shape)
 
     def __call__(
         self,
@@ -199,12 +202,18 @@ class Block(eqx.Module):
                 attended, stack = self.operations.attention_in_stack(
                     packed(qkv), stack, layer, is_valid, self.num_heads
                 )
-        x = x + _scaled(self.attention_out(attended), branch_scales, 0)
+        x = self._sum(x, _scaled(self.attention_out(attended), branch_scales, 0))
         with jax.named_scope(scopes.MLP):
             hidden = _remat(lambda x: self.mlp_in(self._normed(self.mlp_norm, x)))(x)
             branch = _remat(lambda hidden: self.mlp_out(self._activate(hidden)))(hidden)
-            x = x + _scaled(branch, branch_scales, 1)
+            x = self._sum(x, _scaled(branch, branch_scales, 1))
         return self.operations.constrain(x), stack
+
+    def _sum(self, x: Array, branch: Array) -> Array:
+        if not self.operations.forms.sums_rows:
+            return x + branch
+        rows = x.reshape(-1, x.shape[-1]) + branch.reshape(-1, x.shape[-1])
+        return rows.reshape(x.shape)
 
     def _activate(self, x: Array) -> Array:
         forms = self.operations.forms

@@ -52,6 +52,12 @@ class Forms(NamedTuple):
     """Queries, keys and values are three products: cuDNN takes three arrays, and splitting one is
     a copy, as is joining its gradient.
     """
+    sums_rows: bool = False
+    """Residual sums and norms are of rows [batch * tokens, width], as products give them.
+
+    cuBLASLt adds the residual to its product. Given as another view, XLA takes it for free to be
+    overwritten, and copies it first, as norms and their gradients still need it.
+    """
     unrolls_layers: bool = False
     """Layers are unrolled, unless the config says how many, or remat: a loop copies each layer's
     parameters and what it keeps, on an H100 24 % of a step.
@@ -75,6 +81,7 @@ _FORMS = {
         keeps_gelu_input=True,
         has_gelu_epilogue=True,
         has_three_products=True,
+        sums_rows=True,
         unrolls_layers=True,
         # Products of one input stay apart: XLA would join them, and copy their results apart.
         compiler_options=(("xla_gpu_dot_merger_threshold_mb", 0),),

@@ -234,7 +234,7 @@ class Operations:
             return Forms()
         forms = forms_of(self._device.platform).without(*self.without)
         if self._cuts_matrices:  # Devices would have to add up what a norm's bias gives.
-            return forms.without("folds_norms", "has_three_products")
+            return forms.without("folds_norms", "has_three_products", "sums_rows")
         return forms
 
     @property

@@ -58,6 +58,10 @@ def test_a_step_runs_no_more_kernels_and_writes_no_more_arrays():
         )
         # GELU, its input, and the gradients of both.
         assert written == 4
+        # Products add residuals to their results without a copy of them.
+        residual = ROWS * tokens * WIDTH
+        copies = [kernel for kernel in found if kernel.kind == "copy"]
+        assert all(math.prod(kernel.results[0][1]) != residual for kernel in copies)
     assert sum(kernel.times for kernel in found) <= 400
     assert not any(kernel.kind == COLLECTIVE for kernel in found)
 
