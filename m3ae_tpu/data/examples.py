@@ -57,7 +57,7 @@ class Example:
     """Class; empty for a record without one."""
 
 
-type Pixels = UInt8[np.ndarray, "height width 3"]
+type Pixels = UInt8[np.ndarray, "height width 4"]
 
 
 class Examples:
@@ -146,7 +146,7 @@ class Examples:
         if self.kind == "text":
             return stored, None
         try:
-            return stored, decode_image(stored.image, _MEMORY)
+            return stored, decode_image(stored.image, "RGBX", _MEMORY)
         except ImageSizeError:
             return "image_size"
         except ValueError:

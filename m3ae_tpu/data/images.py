@@ -6,6 +6,7 @@ Colour profiles are not applied. Of an animation or of several pages the first i
 import contextlib
 import io
 import warnings
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -42,10 +43,13 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 # Pillow warns of metadata that are odd. `-W error` must not make damage of them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-type Pixels = UInt8[np.ndarray, "height width 3"]
+type Channels = Literal["RGB", "RGBX"]
+type Pixels = UInt8[np.ndarray, "height width channels"]
 
 
-def decode_image(data: bytes, memory: PixelMemory | None = None) -> Pixels:
+def decode_image(
+    data: bytes, channels: Channels = "RGB", memory: PixelMemory | None = None
+) -> Pixels:
     """Decodes an image of any format that is read to RGB.
 
     JPEG goes through libjpeg-turbo in its strict mode: damaged data is an error, not a grey area.
@@ -54,8 +58,9 @@ def decode_image(data: bytes, memory: PixelMemory | None = None) -> Pixels:
 
     Args:
         data: An encoded image.
-        memory: Gets the pixels of a JPEG, which are then gone with the next image of this thread;
-            a tenth faster. Other pixels get memory of their own.
+        channels: `RGBX` has a fourth, unused byte a pixel: the input of `resize`.
+        memory: Gets the pixels of a JPEG, which are then gone with the next image of this thread.
+            Other pixels get memory of their own.
 
     Raises:
         ImageSizeError: it has no pixels, or more than 64 million.
@@ -64,9 +69,9 @@ def decode_image(data: bytes, memory: PixelMemory | None = None) -> Pixels:
     """
     with damage_as_value_error():
         if data[:3] == b"\xff\xd8\xff":
-            return _decode_jpeg(data, memory)
+            return _decode_jpeg(data, channels, memory)
         with _open(data) as image:
-            return np.asarray(_to_rgb(image))
+            return np.asarray(_to_rgb(image).convert(channels))
 
 
 def decode_upright(data: bytes) -> Pixels:
@@ -81,7 +86,7 @@ def decode_upright(data: bytes) -> Pixels:
     """
     with damage_as_value_error():
         if data[:3] == b"\xff\xd8\xff":
-            return _turn(_decode_jpeg(data, None), exif_orientation(jpeg_exif(data)))
+            return _turn(_decode_jpeg(data, "RGB", None), exif_orientation(jpeg_exif(data)))
         with _open(data) as image:
             pixels = np.asarray(_to_rgb(image))
             # Pillow turns a TIFF while it decodes it and leaves no orientation behind.
@@ -140,26 +145,28 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str]:
     return int(height), int(width), str(colors)
 
 
-def _decode_jpeg(data: bytes, memory: PixelMemory | None) -> Pixels:
+def _decode_jpeg(data: bytes, channels: Channels, memory: PixelMemory | None) -> Pixels:
     try:
-        pixels, colors = _decode_strictly(data, memory)
+        pixels, colors = _decode_strictly(data, channels, memory)
     except ImageSizeError:
         raise
     except ValueError as error:
         sound = without_jpeg_metadata(data)
         if "subsampling" in str(error):
             with _open(sound) as image:
-                return np.asarray(_to_rgb(image))
+                return np.asarray(_to_rgb(image).convert(channels))
         # Bytes between segments, or no marker at the end, change no pixel.
-        pixels, colors = _decode_strictly(sound, memory)
+        pixels, colors = _decode_strictly(sound, channels, memory)
     if colors not in ("CMYK", "YCCK"):
         return pixels
     # Pillow knows which of them Adobe's programs store inverted.
     with _open(without_jpeg_metadata(data)) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("RGB").convert(channels))
 
 
-def _decode_strictly(data: bytes, memory: PixelMemory | None) -> tuple[Pixels, str]:
+def _decode_strictly(
+    data: bytes, channels: Channels, memory: PixelMemory | None
+) -> tuple[Pixels, str]:
     """Returns pixels and stored colours.
 
     Raises:
@@ -168,8 +175,8 @@ def _decode_strictly(data: bytes, memory: PixelMemory | None) -> tuple[Pixels, s
     """
     height, width, colors = _jpeg_header(data)
     _check_size(width, height)
-    buffer = None if memory is None else memory.take(3 * height * width)
-    return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer), colors
+    buffer = None if memory is None else memory.take(len(channels) * height * width)
+    return simplejpeg.decode_jpeg(data, colorspace=channels, buffer=buffer), colors
 
 
 def _open(data: bytes, *, is_checked: bool = True) -> Image.Image:
@@ -244,7 +251,9 @@ def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
     return grey
 
 
-def _turn(pixels: Pixels, orientation: int) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
+def _turn(
+    pixels: Pixels, orientation: int
+) -> UInt8[np.ndarray, "upright_height upright_width channels"]:
     """Returns pixels upright, by the EXIF orientation in which they are stored."""
     match orientation:
         case 2:

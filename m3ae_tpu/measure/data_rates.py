@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -183,7 +183,7 @@ class _Stages:
                 decoded_alone = [record.image for record in records]
             timed |= {
                 DECODE_ONLY: _timed(lambda: _decode_each(decoded_alone)),
-                "decode": _timed(lambda: _decode_each(encoded, self._memory)),
+                "decode": _timed(lambda: _decode_each(encoded, "RGBX", self._memory)),
                 "crop, resize, batch": lambda: self._crop_seconds(encoded, step),
             }
         texts = [
@@ -204,7 +204,7 @@ class _Stages:
         seconds = 0.0
         for image, row in zip(encoded, rows, strict=True):
             # Decoded just before, as in the loader, so that it is in the CPU cache.
-            decoded = decode_image(image, self._memory)
+            decoded = decode_image(image, "RGBX", self._memory)
             draws = rng.random(CROP_DRAWS)
             start = time.process_time()
             random_resized_crop(decoded, row, area=config.crop_area, draws=draws)
@@ -233,10 +233,14 @@ def _timed(work: Callable[[], Any]) -> Callable[[], float]:
     return seconds
 
 
-def _decode_each(images: Sequence[bytes], memory: PixelMemory | None = None) -> None:
+def _decode_each(
+    images: Sequence[bytes],
+    channels: Literal["RGB", "RGBX"] = "RGB",
+    memory: PixelMemory | None = None,
+) -> None:
     for image in images:
         try:
-            decode_image(image, memory)
+            decode_image(image, channels, memory)
         except ValueError as error:
             raise UserError(
                 f"an image of the shards cannot be decoded ({error}). "

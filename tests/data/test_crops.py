@@ -59,15 +59,21 @@ def pillow_resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def with_fourth_byte(image: np.ndarray) -> np.ndarray:
+    return np.dstack(
+        [image, np.arange(image[..., 0].size).reshape(image.shape[:2]).astype(np.uint8)]
+    )
+
+
 def resized(image: np.ndarray, size: int) -> np.ndarray:
     out = np.zeros((size, size, 3), np.uint8)
-    resize(image, (0, 0, image.shape[1], image.shape[0]), out)
+    resize(with_fourth_byte(image), (0, 0, image.shape[1], image.shape[0]), out)
     return out
 
 
 def cropped(image: np.ndarray, size: int, seed: int) -> np.ndarray:
     out = np.zeros((size, size, 3), np.uint8)
-    random_resized_crop(image, out, area=AREA, draws=draws(seed))
+    random_resized_crop(with_fourth_byte(image), out, area=AREA, draws=draws(seed))
     return out
 
 
@@ -75,11 +81,11 @@ def cropped(image: np.ndarray, size: int, seed: int) -> np.ndarray:
 def test_no_pixel_outside_of_a_crop_takes_part(box):
     left, top, right, bottom = box
     got, expected = np.zeros((32, 32, 3), np.uint8), resized(ramp()[top:bottom, left:right], 32)
-    resize(ramp(), box, got)
+    resize(with_fourth_byte(ramp()), box, got)
     np.testing.assert_array_equal(got, expected)
     outside = np.full_like(ramp(), 255)
     outside[top:bottom, left:right] = ramp()[top:bottom, left:right]
-    resize(outside, box, got)
+    resize(with_fourth_byte(outside), box, got)
     np.testing.assert_array_equal(got, expected)
 
 

@@ -105,25 +105,35 @@ def test_a_huge_image_is_refused_before_it_is_decoded():
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
+def test_a_fourth_byte_changes_no_colour(format):
+    data = encoded(ramp(), format)
+    decoded = decode_image(data, "RGBX")
+    assert decoded.shape == (40, 60, 4)
+    np.testing.assert_array_equal(decoded[..., :3], decode_image(data))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
 @pytest.mark.parametrize("width", [60, 61])
 def test_memory_that_is_used_again_changes_no_pixel(format, width):
     memory = PixelMemory()
     for height in (40, 90, 33):  # The second needs more memory, the third less.
         data = encoded(ramp(height, width), format)
-        np.testing.assert_array_equal(decode_image(data, memory), decode_image(data))
+        for channels in ("RGB", "RGBX"):
+            decoded = decode_image(data, channels, memory)
+            np.testing.assert_array_equal(decoded, decode_image(data, channels))
 
 
 def test_memory_that_is_used_again_shows_nothing_of_an_image_before_in_a_damaged_one():
     memory, data = PixelMemory(), encoded(ramp(), "JPEG")
-    decode_image(data, memory)
+    decode_image(data, "RGB", memory)
     with pytest.raises(ValueError, match=": "):
-        decode_image(data[: len(data) // 2], memory)
+        decode_image(data[: len(data) // 2], "RGB", memory)
 
 
-def test_rows_of_memory_that_is_used_again_are_never_written_past_the_cache():
+def test_memory_that_is_used_again_is_not_written_past_the_cache():
     memory = PixelMemory()
     for num_bytes in (1_000, 600_000, 3):
-        assert memory.take(num_bytes).ctypes.data % 2 == 1
+        assert memory.take(num_bytes).ctypes.data % 16 == 4
 
 
 def test_a_thread_does_not_keep_the_memory_of_a_huge_image():

@@ -156,7 +156,7 @@ def test_a_crop_is_that_of_the_decoded_image(tmp_path):
     # All of a square image: only crops of aspect ratio 1 fit, and the central one is left.
     got = data.loader().batch_at(0)[0]["paired"].images[0]
     expected = np.zeros((96, 96, 3), np.uint8)
-    image = decode_image(record.image)
+    image = decode_image(record.image, "RGBX")
     random_resized_crop(image, expected, area=(1.0, 1.0), draws=np.zeros(CROP_DRAWS))
     assert got.shape == expected.shape
     assert np.abs(got.astype(int) - expected).mean() < 12
