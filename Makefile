@@ -56,7 +56,7 @@ help:
 	@echo "make install      set up only: .venv with the versions of constraints.txt"
 	@echo "make compile-tpu  set up, and install the TPU compiler (221 MB): it compiles for TPUs on"
 	@echo "                  a machine without one, and 'make test' then runs the tests that need it"
-	@echo "make compile-gpu  the same for NVIDIA GPUs (726 MB)"
+	@echo "make compile-gpu  the same for NVIDIA GPUs (732 MB)"
 	@echo "make benchmark-gpu ACCELERATOR=cuda13"
 	@echo "                  measure the NVIDIA GPU here, beside the model of compiled programs and"
 	@echo "                  PyTorch where it is installed: runs/benchmark_gpu/benchmark_gpu.md"

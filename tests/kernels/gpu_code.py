@@ -1,5 +1,5 @@
-"""Reads what the assembler made of a Hopper kernel: registers, spills, loops, and the time that
-its instructions take to issue.
+"""Reads what the assembler made of a Hopper kernel: registers, spills, shared memory, and the time
+that its instructions take to issue.
 """
 
 import os
@@ -18,8 +18,6 @@ BINARIES = pathlib.Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bi
 _WARPS = 4
 _ISSUED_PER_MICROSECOND = 4 * 132 * 1755
 """Instructions of warps that an H100 issues: 132 multiprocessors, 4 a clock each, 1.755 GHz."""
-_LEAST_LOOP = 60
-"""Instructions of the shortest loop that computes; shorter ones wait."""
 _INSTRUCTION = re.compile(
     r"\s*[-\d:YB]+:\w*\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)"
 )
@@ -32,12 +30,40 @@ class Kernel(NamedTuple):
     registers: int
     spilled_bytes: int
     shared_bytes: int
-    loops: list[int]
-    """Instructions of each loop that computes."""
+    instructions: list[int]
+    """Those outside of loops, in loops over tiles, in loops over parts inside of these."""
 
-    def issue_microseconds(self, heads: int, tiles: int) -> float:
-        """Returns the time to issue the loops' instructions of a row, each loop run once a tile."""
-        return sum(self.loops) * tiles * _WARPS * heads / _ISSUED_PER_MICROSECOND
+    def issued(self, tiles: int, parts: int) -> int:
+        """Returns the instructions that a warp issues, all of them, if it never waits.
+
+        Args:
+            tiles: Turns of the outer loops.
+            parts: Turns of the inner loops.
+        """
+        turns = 1, tiles, tiles * parts
+        return sum(count * turn for count, turn in zip(self.instructions, turns, strict=True))
+
+
+def issue_microseconds(instructions: int, heads: int) -> float:
+    """Returns the time in which an H100 issues the instructions of a row, given those of a warp."""
+    return instructions * _WARPS * heads / _ISSUED_PER_MICROSECOND
+
+
+def _instructions(disassembly: str) -> list[int]:
+    count, loops, labels = 0, [], {}
+    for line in disassembly.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = count
+        elif instruction := _INSTRUCTION.match(line):
+            count += 1
+            target = re.search(r"L_x_\d+", instruction[2])
+            if instruction[1] == "BRA" and target and target[0] in labels:
+                loops.append(range(labels[target[0]], count))
+            if instruction[1] == "EXIT":
+                break  # What follows repeats waits.
+    depths = [sum(place in loop for loop in loops) for place in range(count)]
+    assert max(depths) <= 2
+    return [depths.count(depth) for depth in range(3)]
 
 
 def _read(folder: pathlib.Path, name: str) -> Kernel:
@@ -51,26 +77,11 @@ def _read(folder: pathlib.Path, name: str) -> Kernel:
         return int(found[1])
 
     assembled = text("ptxas")
-    names, loops, labels = [], [], {}
-    for line in text("sass_ctrl").splitlines():
-        if label := _LABEL.match(line):
-            labels[label[1]] = len(names)
-        elif instruction := _INSTRUCTION.match(line):
-            names.append(instruction[1])
-            target = re.search(r"L_x_\d+", instruction[2])
-            if instruction[1] == "BRA" and target and target[0] in labels:
-                loops.append((labels[target[0]], len(names)))
-    loops = [loop for loop in loops if loop[1] - loop[0] > _LEAST_LOOP]
-    inner = [
-        (start, stop)
-        for start, stop in loops
-        if not any(a >= start and b <= stop and (a, b) != (start, stop) for a, b in loops)
-    ]
     return Kernel(
         number(r"Used (\d+) registers", assembled),
         number(r"(\d+) bytes spill stores", assembled),
         number(r"smem_scratch_bytes=(\d+)", text("resources.txt")),
-        [stop - start for start, stop in inner],
+        _instructions(text("sass_ctrl")),
     )
 
 
@@ -81,11 +92,12 @@ def compile_attention(
 
     It does so in another process: Mosaic GPU reads where to write its files when it is loaded.
     """
+    root = pathlib.Path(__file__).parents[2]
     dumps = ("PTX", "PTXAS", "RESOURCES", "SASS")
     environment = {
         **os.environ,
         "PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
         "MOSAIC_GPU_DUMP_TO": str(folder),
         **{f"MOSAIC_GPU_DUMP_{name}": "1" for name in dumps},
     }

@@ -6,18 +6,19 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpu_code import BINARIES, compile_attention
+from gpu_code import BINARIES, compile_attention, issue_microseconds
 from test_attention import errors, exact, inputs, out_and_gradients
 
 from m3ae_tpu.kernels.attention import attention
 
 INTERPRETED = plgpu.InterpretGPUParams(uninitialized_memory="nan")
-MOST_INSTRUCTIONS = {"forward": 950, "backward": 2760}
-"""Instructions of the loops that compute, for 257 tokens and heads of 32. Lower them with the
+MOST_INSTRUCTIONS = {"forward": 4600, "backward": 14200}
+"""Instructions that a warp issues for a head of 32 of a row of 257 tokens. Lower them with the
 kernels.
 """
-SPILLED_BYTES = {"forward": 0, "backward": 276}
-"""Bytes of registers that a thread spills there. The goal is none."""
+NEEDS_DISASSEMBLER = pytest.mark.skipif(
+    not (BINARIES / "nvdisasm").exists(), reason="needs NVIDIA's disassembler: make compile-gpu"
+)
 
 
 def interpreted(qkv, is_valid, num_heads, dout):
@@ -61,6 +62,7 @@ def check(tokens, head_dim, spread, *, is_masked):
         (257, 64, 500),
         (321, 32, 500),
         (321, 64, 1),
+        (512, 64, 22),
     ],
 )
 def test_shapes_of_models_are_as_exact_as_xla(tokens, head_dim, spread, is_masked):
@@ -71,7 +73,6 @@ def test_shapes_of_models_are_as_exact_as_xla(tokens, head_dim, spread, is_maske
     ("shape", "dtype", "message"),
     [
         ((1, 513, 3, 32), jnp.bfloat16, "tokens = 513 is more than 512"),
-        ((1, 385, 3, 64), jnp.bfloat16, "tokens = 385 is more than 384 with heads of 64"),
         ((1, 8, 3, 48), jnp.bfloat16, "a head's width of 48 is neither 32 nor 64"),
         ((1, 8, 3, 32), jnp.float32, "dtype = float32 is not bfloat16"),
     ],
@@ -83,14 +84,27 @@ def test_what_is_not_supported_is_named(shape, dtype, message):
 
 @pytest.mark.slow
 @pytest.mark.gpu_compiler
-@pytest.mark.skipif(
-    not (BINARIES / "nvdisasm").exists(),
-    reason="needs NVIDIA's disassembler: pip install nvidia-cuda-nvdisasm",
-)
-def test_the_decoders_kernels_issue_in_little_time(tmp_path):
+@NEEDS_DISASSEMBLER
+def test_the_decoders_kernels_issue_in_little_time_and_spill_nothing(tmp_path):
     kernels = compile_attention(tmp_path, 257, 16, 32, is_masked=False)
+    issued = {}
     for name, kernel in zip(("forward", "backward"), kernels, strict=True):
-        assert kernel.spilled_bytes <= SPILLED_BYTES[name]
-        assert sum(kernel.loops) <= MOST_INSTRUCTIONS[name]
+        assert kernel.spilled_bytes == 0
         assert 2 * (kernel.shared_bytes + 1024) <= 228 * 1024  # Two programs a multiprocessor.
-    assert sum(kernel.issue_microseconds(heads=16, tiles=5) for kernel in kernels) <= 1.3
+        # 257 tokens are 5 tiles of 64; the loop takes all parts of 96 but the last.
+        issued[name] = kernel.issued(tiles=5, parts=2)
+        assert issued[name] <= MOST_INSTRUCTIONS[name]
+    assert issue_microseconds(sum(issued.values()), heads=16) <= 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.gpu_compiler
+@NEEDS_DISASSEMBLER
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "is_masked"),
+    [(65, 64, False), (81, 64, True), (257, 64, False), (321, 32, True), (321, 64, True)],
+)
+def test_registers_suffice_for_every_shape(tmp_path, tokens, head_dim, is_masked):
+    for kernel in compile_attention(tmp_path, tokens, 12, head_dim, is_masked=is_masked):
+        assert kernel.spilled_bytes == 0
+        assert kernel.shared_bytes <= 227 * 1024

@@ -15,20 +15,19 @@ from jaxtyping import Array, Bool, Float
 from . import backward, forward
 from .operands import TILE
 
-_MAX_TOKENS = {32: 512, 64: 384}
-"""By width of a head: queries, keys, values and gradients of one head fit into shared memory."""
-_TOKEN_MULTIPLE = 8
-"""Asynchronous copies of swizzled rows take the tokens in multiples of this."""
+_HEAD_DIMS = 32, 64
+_MAX_TOKENS = 512
+"""Queries, keys and values of one head fit into shared memory."""
 
 
 def unsupported_reason(dtype: jnp.dtype, tokens: int, head_dim: int) -> str | None:
     """Returns why the kernels do not support rows of this shape, or None if they do."""
     if dtype != jnp.bfloat16:
         return f"dtype = {dtype} is not bfloat16"
-    if head_dim not in _MAX_TOKENS:
+    if head_dim not in _HEAD_DIMS:
         return f"a head's width of {head_dim} is neither 32 nor 64"
-    if tokens > (most := _MAX_TOKENS[head_dim]):
-        return f"tokens = {tokens} is more than {most} with heads of {head_dim}"
+    if tokens > _MAX_TOKENS:
+        return f"tokens = {tokens} is more than {_MAX_TOKENS}"
     return None
 
 
@@ -37,8 +36,6 @@ class _Static:
     """Arguments that are not arrays."""
 
     num_heads: int
-    tokens: int
-    """Tokens that count; those behind them are padding."""
     is_masked: bool
 
 
@@ -50,19 +47,16 @@ def attention(
     """Computes `reference.attention`; `unsupported_reason` must be None for the inputs.
 
     Args:
-        qkv: As for `reference.attention`, the last two axes as one. It is copied if the number of
-            tokens is not a multiple of 8.
+        qkv: As for `reference.attention`, the last two axes as one.
         is_valid: As for `reference.attention`.
         num_heads: Divides `width`.
     """
-    tokens = qkv.shape[1]
-    qkv = jnp.pad(qkv, ((0, 0), (0, -tokens % _TOKEN_MULTIPLE), (0, 0)))
     bias = None
     if is_valid is not None:
-        bias = _bias(jnp.pad(is_valid, ((0, 0), (0, -tokens % TILE))))
-    static = _Static(num_heads=num_heads, tokens=tokens, is_masked=bias is not None)
-    out: Any = _attention(qkv, bias, static)
-    return out[:, :tokens]
+        tokens = qkv.shape[1]
+        bias = _bias(jnp.pad(is_valid, ((0, 0), (0, _rows(tokens) - tokens))))
+    out: Any = _attention(qkv, bias, _Static(num_heads=num_heads, is_masked=bias is not None))
+    return out
 
 
 def _bias(is_key: Array) -> Array:
@@ -81,7 +75,8 @@ def _attention_fwd(qkv: Array, bias: Array | None, static: _Static):
 
 def _attention_bwd(static: _Static, saved, dout: Array):
     qkv, bias, out, lse = saved
-    bias_or_end = _bias(jnp.arange(_rows(static))[None] < static.tokens) if bias is None else bias
+    tokens = qkv.shape[1]
+    bias_or_end = _bias(jnp.arange(_rows(tokens))[None] < tokens) if bias is None else bias
     arrays = [qkv, bias_or_end, out, lse, dout]
     (dqkv,) = _call(
         backward.attention_backward, backward.scratch, static, arrays, lambda qkv: [qkv]
@@ -97,7 +92,7 @@ def _forward(qkv: Array, bias: Array | None, static: _Static) -> tuple[Array, ..
 
     def outputs(qkv) -> list[jax.ShapeDtypeStruct]:
         batch, tokens, channels = qkv.shape
-        lse = batch, static.num_heads, _rows(static)
+        lse = batch, static.num_heads, _rows(tokens)
         return [
             jax.ShapeDtypeStruct((batch, tokens, channels // 3), qkv.dtype),
             jax.ShapeDtypeStruct(lse, jnp.float32),
@@ -107,8 +102,8 @@ def _forward(qkv: Array, bias: Array | None, static: _Static) -> tuple[Array, ..
     return _call(forward.attention_forward, forward.scratch, static, arrays, outputs)
 
 
-def _rows(static: _Static) -> int:
-    return -(-static.tokens // TILE) * TILE
+def _rows(tokens: int) -> int:
+    return -(-tokens // TILE) * TILE
 
 
 def _call(
@@ -125,19 +120,14 @@ def _call(
 
     @jax.custom_batching.custom_vmap
     def run(*arrays: Array) -> tuple[Array, ...]:
-        batch, _, channels = arrays[0].shape
+        batch, tokens, channels = arrays[0].shape
         head_dim = channels // 3 // static.num_heads
-        kernel = functools.partial(
-            function,
-            tokens=static.tokens,
-            head_dim=head_dim,
-            is_masked=static.is_masked,
-        )
+        kernel = functools.partial(function, head_dim=head_dim, is_masked=static.is_masked)
         kernel = functools.update_wrapper(kernel, function)  # Its name is the kernel's.
         call = plgpu.kernel(
             kernel,
             out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs(arrays[0])],
-            scratch_types=scratch(_rows(static), head_dim),
+            scratch_types=scratch(_rows(tokens), head_dim),
             grid=(static.num_heads, batch),
             grid_names=("heads", "batch"),
             compiler_params=plgpu.CompilerParams(approx_math=True),

@@ -11,20 +11,25 @@ from jaxtyping import Array
 
 from .operands import (
     LOG2_E,
-    SWIZZLE_COLUMNS,
+    SUM_COLUMNS,
     TILE,
     added,
-    block,
-    copy_vector,
-    index,
+    copies,
+    end_at,
+    fill_with_ones,
+    landing,
+    landing_and_operand,
     load_columns,
+    load_tile,
     of_columns,
     of_rows,
+    ones_scratch,
     parts,
     past_end,
     product,
     start_copy,
     store,
+    sums_of_rows,
     tile,
     vector,
     zeros,
@@ -32,65 +37,82 @@ from .operands import (
 
 _LEAST = -1e30
 """Smallest maximum of a row of logits: with it a row without a valid key has weights of 0."""
-_CHUNK = {32: 288, 64: 256}
+_CHUNK = {32: 288, 64: 192}
 """Keys whose scores a warpgroup holds at once, by width of a head."""
 _PART = 128
 """Keys of one product."""
 
 
 def scratch(rows: int, head_dim: int) -> list:
-    """Returns the kernel's memory: q, k, v, a tile of results, log-sum-exps, bias, barriers."""
-    blocks = [block(rows, head_dim)] * 3 + [block(TILE, head_dim)]
-    return [*blocks, vector(TILE), vector(rows), plgpu.Barrier(num_barriers=4)]
+    """Returns the kernel's memory: q, k, v, each copied and then converted in place; a tile of
+    results; ones; log-sum-exps; bias; barriers of q, k, v and of the bias.
+    """
+    operands = [landing_and_operand(rows, head_dim)] * 3
+    tiles = [landing(TILE, head_dim), ones_scratch(jnp.bfloat16)]
+    vectors = [vector(TILE), vector(rows)]
+    barriers = [plgpu.Barrier(num_arrivals=count * copies(rows)) for count in (3, 1)]
+    return [*operands, *tiles, *vectors, *barriers]
 
 
-def attention_forward(*refs, tokens: int, head_dim: int, is_masked: bool):
+def attention_forward(*refs, head_dim: int, is_masked: bool):
     """Maps qkv [batch, tokens, 3 * width], if masked a bias of keys [batch, rows], to outputs
     [batch, tokens, width] and log2-sum-exps [batch, heads, rows], one row and head a program.
     """
     refs = iter(refs)
     qkv, bias = next(refs), next(refs) if is_masked else None
-    out, lse, q, k, v, staged, staged_lse, key_bias, barriers = refs
+    out, lse, *operands, staged, ones, staged_lse, key_bias, copied, copied_bias = refs
     batch, head = lax.axis_index("batch"), lax.axis_index("heads")
-    rows, width, scale = q.shape[0], qkv.shape[2] // 3, LOG2_E * head_dim**-0.5
-    for slot, operand in enumerate((q, k, v)):
+    tokens, width, scale = qkv.shape[1], qkv.shape[2] // 3, LOG2_E * head_dim**-0.5
+    number_of_tiles = -(-tokens // TILE)
+    for slot, (landed, _) in enumerate(operands):
         lanes = pl.ds(slot * width + head * head_dim, head_dim)
-        start_copy(qkv.at[batch], rows, lanes, operand, barriers.at[slot])
+        start_copy(qkv.at[batch], 0, landed, copied, lanes)
     if bias is not None:
-        copy_vector(bias.at[batch], key_bias, barriers.at[3])
-    for slot in range(3):
-        plgpu.barrier_wait(barriers.at[slot])
+        start_copy(bias.at[batch], 0, key_bias, copied_bias)
+        plgpu.barrier_wait(copied_bias)
+    plgpu.barrier_wait(copied)
+
+    @pl.loop(0, number_of_tiles)
+    def _(number):
+        for landed, converted in operands:
+            converted[tile(number)] = load_tile(landed.at[tile(number)])
+
+    fill_with_ones(ones)
+    plgpu.commit_smem()
+    q, k, v = (converted for _, converted in operands)
 
     def logits(query, start: int, length: int) -> Array:
         scores = product(query, k.at[pl.ds(start, length)].T)
         if bias is not None:
             return scores * scale + of_columns(load_columns(key_bias.at[pl.ds(start, length)]))
-        if start + length > tokens:
-            return jnp.where(index(length, 1) + start < tokens, scores, -jnp.inf)
-        return scores
+        return end_at(scores, tokens - start, -jnp.inf)
 
     factor = 1.0 if is_masked else scale
 
-    @pl.loop(0, -(-tokens // TILE))
+    @pl.loop(0, number_of_tiles)
     def _(number):
         query = q.at[tile(number)]
         largest: Any = None
         total: Any = None
         result: Any = None
-        for first, chunk in parts(tokens, _CHUNK[head_dim], SWIZZLE_COLUMNS):
-            cut = [(first + start, length) for start, length in parts(chunk, _PART, 1)]
+        for first, chunk in parts(tokens, _CHUNK[head_dim]):
+            cut = [(first + start, length) for start, length in parts(chunk, _PART)]
             scores = [logits(query, start, length) for start, length in cut]
             former = jnp.full_like(scores[0].max(axis=1), _LEAST) if largest is None else largest
             largest = functools.reduce(jnp.maximum, [x.max(axis=1) for x in scores], former)
             weights = [jnp.exp2(x * factor - of_rows(largest * factor, x.shape[1])) for x in scores]
-            own = sum(x.sum(axis=1) for x in weights)
             if result is None:
-                total, result = own, zeros(head_dim)
+                total, result = zeros(SUM_COLUMNS), zeros(head_dim)
             else:
                 decay = jnp.exp2((former - largest) * factor)
-                total, result = total * decay + own, result * of_rows(decay, head_dim)
+                total = total * of_rows(decay, SUM_COLUMNS)
+                result = result * of_rows(decay, head_dim)
             for x, (start, length) in zip(weights, cut, strict=True):
-                result = added(result, x.astype(jnp.bfloat16), v.at[pl.ds(start, length)])
+                x = x.astype(jnp.bfloat16)
+                result, total = added(
+                    (result, x, v.at[pl.ds(start, length)]), sums_of_rows(total, x, ones)
+                )
+        total = total.max(axis=1)  # All of its columns are equal.
         log_sum = largest * factor + jnp.log2(total)
         if is_masked:  # Without a valid key all weights are 0, in the backward pass too.
             log_sum = jnp.where(total > 0, log_sum, -_LEAST)

@@ -3,6 +3,7 @@ copies.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -18,17 +19,35 @@ TILE = 64
 """Rows of a tile: those of a warpgroup's matrix product."""
 SWIZZLE_COLUMNS = 32
 """Numbers of a swizzled row; the contracted axis of a product is a multiple of it."""
+SUM_COLUMNS = 8
+"""Columns of the narrowest product: one with ones sums the rows of its other operand."""
 LOG2_E = math.log2(math.e)
 _LAYOUT = plgpu.Layout.WGMMA
 _LONGEST_COPY = 256
 """Numbers that one asynchronous copy moves along an axis, at most."""
 
 
-def block(rows: int, columns: int, dtype: DTypeLike = jnp.bfloat16) -> Any:
-    """Returns shared memory for operands of products, of 16 bits a number."""
+def operand(rows: int, columns: int, dtype: DTypeLike = jnp.bfloat16) -> Any:
+    """Returns shared memory for an operand of products, of 16 bits a number."""
+    return _shared(rows, columns, dtype, (8, SWIZZLE_COLUMNS))
+
+
+def landing(rows: int, columns: int) -> Any:
+    """Returns shared memory that asynchronous copies read and write, of bfloat16.
+
+    Its tiles are single rows, so that arrays may have any number of them. Products cannot take it.
+    """
+    return _shared(rows, columns, jnp.bfloat16, (SWIZZLE_COLUMNS,))
+
+
+def landing_and_operand(rows: int, columns: int, dtype: DTypeLike = jnp.bfloat16) -> Any:
+    """Returns shared memory for an operand that `convert` makes in place of what was copied."""
+    return plgpu.RefUnion(landing(rows, columns), operand(rows, columns, dtype))
+
+
+def _shared(rows: int, columns: int, dtype: DTypeLike, tiling: tuple[int, ...]) -> Any:
     gpu: Any = plgpu  # Its transforms are abstract to a type checker.
-    tiling, swizzle = (8, SWIZZLE_COLUMNS), 2 * SWIZZLE_COLUMNS
-    transforms = gpu.TilingTransform(tiling), gpu.SwizzleTransform(swizzle)
+    transforms = gpu.TilingTransform(tiling), gpu.SwizzleTransform(2 * SWIZZLE_COLUMNS)
     return plgpu.SMEM((rows, columns), dtype, transforms=transforms)
 
 
@@ -61,9 +80,9 @@ def of_columns(x: Float[Array, " columns"]) -> Float[Array, "64 columns"]:
     return lax.broadcast_in_dim(x, (TILE, x.shape[0]), [1])
 
 
-def load_tile(ref) -> Float[Array, "64 columns"]:
-    """Loads a tile of an operand from shared memory, as float32."""
-    return plgpu.load(ref, layout=_LAYOUT).astype(jnp.float32)
+def load_tile(ref) -> Array:
+    """Loads a tile that was copied, [64, columns]."""
+    return plgpu.load(ref, layout=_LAYOUT, optimized=False)
 
 
 def load_rows(ref) -> Float[Array, "64"]:
@@ -76,33 +95,73 @@ def load_columns(ref) -> Float[Array, " columns"]:
     return plgpu.load(ref, layout=_LAYOUT.reduce(0))
 
 
-def index(columns: int, axis: int) -> Array:
-    """Returns each element's row (axis 0) or column (axis 1) in a tile."""
-    return plgpu.broadcasted_iota(jnp.int32, (TILE, columns), axis, layout=_LAYOUT)
+def end_at(x: Float[Array, "64 columns"], count: int, value: float) -> Float[Array, "64 columns"]:
+    """Replaces the columns from `count` on; the compiler leaves out what they are computed from."""
+    columns = x.shape[1]
+    if columns <= count:
+        return x
+    index = plgpu.broadcasted_iota(jnp.int32, (TILE, columns), 1, layout=_LAYOUT)
+    return jnp.where(index < count, x, value)
 
 
 def product(a, b) -> Float[Array, "64 columns"]:
     """Computes a @ b in float32 of operands in shared memory."""
+    return products((a, b))[0]
 
-    def run(accumulator):
-        plgpu.wgmma(accumulator, a, b)
+
+def products(*operands: tuple[Any, Any]) -> tuple[Array, ...]:
+    """Computes `product` of each pair, all at once."""
+
+    def run(*accumulators):
+        for accumulator, (a, b) in zip(accumulators, operands, strict=True):
+            plgpu.wgmma(accumulator, a, b)
         plgpu.wgmma_wait(0)
-        return accumulator[...]
+        return tuple(accumulator[...] for accumulator in accumulators)
 
-    return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((TILE, b.shape[1]), jnp.float32))
+    shapes = [plgpu.WGMMAAccumulatorRef((TILE, b.shape[1]), jnp.float32) for _, b in operands]
+    return pl.run_scoped(run, *shapes)
 
 
-def added(total: Float[Array, "64 columns"], a: Array, b) -> Float[Array, "64 columns"]:
-    """Computes total + a @ b, where a is in registers and b in shared memory."""
+def added(*terms: tuple[Array, Array, Any]) -> tuple[Array, ...]:
+    """Computes total + a @ b of each (total, a, b), where a is in registers, b in shared memory.
+
+    If b has fewer rows than a has columns, it is repeated.
+    """
+
+    def pieces(a: Array, b) -> list[Array]:
+        length = b.shape[0]
+        return [a[:, start : start + length] for start in range(0, a.shape[1], length)]
+
     if is_interpreted():  # The interpreter takes no operand from registers, and no initial value.
-        return total + _interpreted_product(a, b)
+        return tuple(
+            sum((_interpreted_product(piece, b) for piece in pieces(a, b)), start=total)
+            for total, a, b in terms
+        )
 
-    def run(accumulator):
-        plgpu.wgmma(accumulator, a, b)
+    def run(accumulators):
+        for accumulator, (_, a, b) in zip(accumulators, terms, strict=True):
+            for piece in pieces(a, b):
+                plgpu.wgmma(accumulator, piece, b)
         plgpu.wgmma_wait(0)
 
-    initial: Any = plgpu.WGMMAAccumulatorRef.init(total)
+    initial: Any = tuple(plgpu.WGMMAAccumulatorRef.init(total) for total, _, _ in terms)
     return pl.run_state(run)(initial)
+
+
+def ones_scratch(dtype: DTypeLike) -> Any:
+    """Returns shared memory for the ones of `sums_of_rows`."""
+    return operand(TILE, SWIZZLE_COLUMNS, dtype)  # Products read `SUM_COLUMNS` rows of it.
+
+
+def fill_with_ones(ones) -> None:
+    ones[...] = (zeros(ones.shape[1]) + 1).astype(ones.dtype)
+
+
+def sums_of_rows(total: Float[Array, "64 8"], a: Array, ones) -> tuple[Array, Array, Any]:
+    """Returns the arguments for which `added` adds the sum of each row of a to all columns of
+    total.
+    """
+    return total, a, ones.at[pl.ds(0, SUM_COLUMNS)].T
 
 
 def _interpreted_product(a: Array, b) -> Array:
@@ -122,23 +181,44 @@ def store(x: Array, staged, destination) -> None:
     plgpu.copy_smem_to_gmem(staged, destination)
 
 
-def start_copy(source, rows: int, lanes, destination, barrier) -> None:
-    """Starts to copy the first rows of [tokens, channels]; those past its end become zeros."""
-    plgpu.copy_gmem_to_smem(source.at[past_end(0, rows), lanes], destination, barrier)
+def copies(rows: int) -> int:
+    """Returns the number of asynchronous copies that move so many rows."""
+    return -(-rows // _LONGEST_COPY)
 
 
-def copy_vector(source, destination, barrier) -> None:
-    """Copies a vector, piece by piece."""
-    length = destination.shape[0]
-    for start in range(0, length, _LONGEST_COPY):
-        piece = pl.ds(start, min(_LONGEST_COPY, length - start))
-        plgpu.copy_gmem_to_smem(source.at[piece], destination.at[piece], barrier)
-        plgpu.barrier_wait(barrier)
+def start_copy(source, first, destination, barrier, lanes=None) -> None:
+    """Starts `copies` of rows of [tokens, channels], or of a vector; those past its end become
+    zeros.
+    """
+    rows = destination.shape[0]
+    length = rows // copies(rows)  # Equal lengths share a descriptor.
+    for start in range(0, rows, length):
+        place = past_end(first + start, length)
+        piece = source.at[place] if lanes is None else source.at[place, lanes]
+        plgpu.copy_gmem_to_smem(piece, destination.at[pl.ds(start, length)], barrier)
 
 
-def parts(length: int, longest: int, multiple: int) -> list[tuple[int, int]]:
-    """Cuts an axis into starts and lengths; the last may end past it, at a multiple."""
+def over_parts(tokens: int, longest: int, body: Callable, carry: Any) -> Any:
+    """Returns `carry` after `body(first, length, is_last, carry)` of each part of the tokens.
+
+    The last part is shorter and may end past the tokens, at a multiple of `SWIZZLE_COLUMNS`.
+    A loop keeps the compiler from holding all parts' addresses in registers.
+    """
+    before = (tokens - 1) // longest
+    if before:
+        carry = lax.fori_loop(
+            0, before, lambda part, carry: body(part * longest, longest, False, carry), carry
+        )
+    first = before * longest
+    return body(first, _rounded_up(tokens - first), True, carry)
+
+
+def parts(length: int, longest: int) -> list[tuple[int, int]]:
+    """Cuts an axis into starts and lengths; the last may end past it, as in `over_parts`."""
     return [
-        (start, min(longest, -(-(length - start) // multiple) * multiple))
-        for start in range(0, length, longest)
+        (start, min(longest, _rounded_up(length - start))) for start in range(0, length, longest)
     ]
+
+
+def _rounded_up(length: int) -> int:
+    return -(-length // SWIZZLE_COLUMNS) * SWIZZLE_COLUMNS
