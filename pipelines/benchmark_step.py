@@ -22,9 +22,9 @@ Without an accelerator, or with `--static`, the step is compiled for one chip of
 named. On a TPU its time is bounded component by component: for each operation the larger of work
 and memory traffic. Work is a floor where it comes from the compiler's replay of the operation (our
 attention kernels) or of operations like it (`m3ae_tpu/measure/operation_time.py`), and a ceiling
-where it is what the compiler estimated. Every replay that was taken is named below the table. None
-of these figures was measured on a chip. They need libtpu (`pip install 'm3ae-tpu[compile-tpu]'`)
-and take minutes.
+where it is what the compiler estimated. Every replay that was taken is named below the table, also
+those of operations alone. None of these figures was measured on a chip. They need libtpu
+(`pip install 'm3ae-tpu[compile-tpu]'`) and take minutes.
 
 On a GPU its time is modelled: for each kernel of the compiled program the larger of products at a
 share of the chip's peak and memory traffic at a share of its bandwidth, both from a trace of one

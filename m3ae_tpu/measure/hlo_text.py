@@ -70,6 +70,10 @@ _WIDTH = {
     "u64": 8,
     "f64": 8,
 }
+_TAKING = ("slice", "dynamic-slice", "gather")
+"""Operations that read of their first operand what they give."""
+_PUTTING = {"dynamic-update-slice": 1, "scatter": 2}
+"""Operations that write in place: the operand that they put into the first one."""
 _IN_STACK = "_in_stack"
 """In the name of a kernel: its largest operand is a stack of layers, of which it reads one."""
 
@@ -147,10 +151,11 @@ def _traffic(computations: Computations, line: Instruction, operands: list[str])
         shares = _shares(computations, called)
         reads = [shares.get(number, 1.0) for number in range(len(operands))]
         writes = _written_shares(computations[called])
-    elif line.kind in ("slice", "dynamic-slice"):
+    elif line.kind in _TAKING:
         reads[0] = elements(line.shape) / elements(operands[0])
-    elif line.kind == "dynamic-update-slice":
-        reads[0], writes = 0.0, [elements(operands[1]) / elements(line.shape)]
+    elif line.kind in _PUTTING:
+        writes = [elements(operands[_PUTTING[line.kind]]) / elements(line.shape)]
+        reads[0] = _read_where_put(line.kind, writes[0])
     elif line.kind == "custom-call" and _IN_STACK in line.name:
         largest = max(range(len(operands)), key=lambda place: _elements(operands[place]))
         reads[largest] = 1 / sizes(operands[largest])[0]
@@ -159,6 +164,11 @@ def _traffic(computations: Computations, line: Instruction, operands: list[str])
         share * _array_bytes(array) for share, array in zip(writes, arrays(line.shape), strict=True)
     )
     return round(read + written)
+
+
+def _read_where_put(kind: str, share: float) -> float:
+    """Returns the share of an array that is read where a share of it is written in place."""
+    return share if kind == "scatter" else 0.0  # A scatter adds to what there is.
 
 
 def _moved(shape: str) -> int:
@@ -185,12 +195,13 @@ def _shares(computations: Computations, fusion: str) -> dict[int, float]:
                 continue
             if line.kind == "bitcast":
                 parameter_of[line.name] = parameter
-            elif place == 0 and line.kind in ("slice", "dynamic-slice"):
+            elif place == 0 and line.kind in _TAKING:
                 touched.setdefault(parameter, []).append(
                     elements(line.shape) / elements(lines[operand].shape)
                 )
-            elif place == 0 and line.kind == "dynamic-update-slice":
-                touched.setdefault(parameter, []).append(0.0)
+            elif place == 0 and line.kind in _PUTTING:
+                share = _put_share(lines, line)
+                touched.setdefault(parameter, []).append(_read_where_put(line.kind, share))
             elif (inner := called_computation(line.rest, "calls")) is not None:
                 if _passed_on(computations[inner]) == place:
                     parameter_of[line.name] = parameter
@@ -219,13 +230,16 @@ def _written_shares(fused: list[Instruction]) -> list[float]:
     def share(line: Instruction) -> float:
         while line.kind == "bitcast":
             line = lines[line.operands[0]]
-        if line.kind != "dynamic-update-slice":
-            return 1.0
-        return elements(lines[line.operands[1]].shape) / elements(line.shape)
+        return _put_share(lines, line) if line.kind in _PUTTING else 1.0
 
     if root.kind == "tuple":
         return [share(lines[name]) for name in root.operands]
     return [share(root)] * len(arrays(root.shape))
+
+
+def _put_share(lines: dict[str, Instruction], line: Instruction) -> float:
+    """Returns the share of an array that an operation writes in place."""
+    return elements(lines[line.operands[_PUTTING[line.kind]]].shape) / elements(line.shape)
 
 
 def _elements(shape: str) -> int:

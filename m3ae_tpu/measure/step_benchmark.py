@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import rich
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.kernels.chips import CHIPS, chip_name
 from m3ae_tpu.measure.compiler_process import CompilerProcess
 from m3ae_tpu.measure.gpu_step_benchmark import kinds_of, kinds_table
+from m3ae_tpu.measure.operation_time import REPLAYED_ALONE
 from m3ae_tpu.measure.step_cost import (
     COMPONENTS,
     ComponentCost,
@@ -123,9 +125,12 @@ def schedule_steps(
         results[name] = dataclasses.asdict(cost) | {field: getattr(cost, field) for field in totals}
     process.close()
     results["kernels"] = [kernel._asdict() for kernel in kernel_times]
+    results["replayed_alone"] = REPLAYED_ALONE
     _print_components(config, costs, chip)
     for kernel in kernel_times:
         rich.print(f"{kernel.component}: {kernel.us / 1e3:.2f} ms, {kernel.name}.")
+    for name, use in REPLAYED_ALONE.items():
+        rich.print(escape(f"{use}, by the replay of one alone on v5e: {name}."))
     for name in implementations:
         if name not in costs:
             rich.print(f"{name}: {results[name]['failed']}")

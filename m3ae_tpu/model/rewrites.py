@@ -1,11 +1,13 @@
-"""Norm and GELU with gradients of their own: they compute again from the input, and keep it alone.
+"""Norms and GELU with gradients of their own, as one kind of device or another computes them best.
 
-Where layers are unrolled, the compiler shares equal values of the forward and the backward pass,
-and writes them to memory for it. A barrier on the input keeps both apart.
+Those of GPUs compute again from the input, and keep it alone. Where layers are unrolled, the
+compiler shares equal values of the forward and the backward pass, and writes them to memory for
+it: a barrier on the input keeps both apart.
 """
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,62 @@ def _standardize_backward(epsilon: float, x: Array, dy: Array) -> tuple[Array]:
 
 
 standardize.defvjp(_standardize_forward, _standardize_backward)
+
+
+class Moments(NamedTuple):
+    """Mean and deviation of the channels of each token, float32 or wider."""
+
+    mean: Float[Array, "batch tokens"]
+    inverse: Float[Array, "batch tokens"]
+    """1 / sqrt(variance + epsilon)."""
+
+
+def moments(x: Float[Array, "batch tokens width"], epsilon: float) -> Moments:
+    """Returns the moments of x for `norm_of_moments`, which has the gradient of both."""
+    x = jax.lax.stop_gradient(x).astype(np.promote_types(x.dtype, np.float32))
+    mean = x.mean(axis=-1)
+    variance = jnp.square(x - mean[:, :, None]).mean(axis=-1)
+    return Moments(mean, jax.lax.rsqrt(variance + epsilon))
+
+
+@jax.custom_vjp
+def norm_of_moments(
+    x: Float[Array, "batch tokens width"],
+    kept: Moments,
+    scale: Float[Array, " width"],
+    bias: Float[Array, " width"],
+) -> Float[Array, "batch tokens width"]:
+    """Computes the layer norm of x from its `moments`.
+
+    With them at hand, no sum of its gradient waits for another one: the product before takes them
+    all, where each would be a pass over x.
+    """
+    y = _standardized_by(x, kept)
+    return (y * scale.astype(y.dtype)[None, None] + bias.astype(y.dtype)[None, None]).astype(
+        x.dtype
+    )
+
+
+def _standardized_by(x: Array, kept: Moments) -> Array:
+    return (x.astype(kept.mean.dtype) - kept.mean[:, :, None]) * kept.inverse[:, :, None]
+
+
+def _norm_forward(x: Array, kept: Moments, scale: Array, bias: Array):
+    return norm_of_moments(x, kept, scale, bias), (x, kept, scale, bias)
+
+
+def _norm_backward(saved: tuple[Array, Moments, Array, Array], dy: Array):
+    x, kept, scale, bias = saved
+    y = _standardized_by(x, kept)
+    wide = dy.astype(y.dtype)
+    scaled = wide * scale.astype(y.dtype)[None, None]
+    mean, slope = (z.mean(axis=-1)[:, :, None] for z in (scaled, scaled * y))
+    dx = ((scaled - mean - y * slope) * kept.inverse[:, :, None]).astype(dy.dtype)
+    dscale, dbias = (z.sum(axis=(0, 1)) for z in (wide * y, wide))
+    return dx, None, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+norm_of_moments.defvjp(_norm_forward, _norm_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

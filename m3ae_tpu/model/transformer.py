@@ -15,8 +15,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from m3ae_tpu import scopes
 from m3ae_tpu.config import ModelConfig, TransformerConfig
 from m3ae_tpu.kernels.attention import Parts, packed
-from m3ae_tpu.model.rewrites import gelu_by_sigmoid, gelu_of_kept_input, standardize
+from m3ae_tpu.model.rewrites import (
+    gelu_by_sigmoid,
+    gelu_of_kept_input,
+    moments,
+    norm_of_moments,
+    standardize,
+)
 from m3ae_tpu.parallel.operations import Operations
+from m3ae_tpu.parallel.slots import put
 
 _GELU = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -145,7 +152,9 @@ class Block(eqx.Module):
         self, x: Float[Array, "batch tokens width"]
     ) -> Float[Array, "batch tokens 3 width"] | Parts:
         """Computes the queries, keys and values that the block's attention sees."""
-        x = self._normed(self.attention_norm, x)
+        return self._qkv(self._normed(self.attention_norm, x))
+
+    def _qkv(self, x: Array) -> Array | Parts:
         has_parts = self.operations.forms.has_three_products
         return self.attention_in.parts(x) if has_parts else self.attention_in(x)
 
@@ -167,6 +176,20 @@ class Block(eqx.Module):
         with jax.named_scope(scopes.NORM):
             y: Any = standardize(rows, norm.epsilon)
             return y.reshape(x.shape)
+
+    def _after_norm(self, function: Callable, norm: LayerNorm, x: Array) -> Any:
+        """Returns function(norm(x)); x alone is kept, and its moments where the forms say so."""
+        if not self.operations.forms.keeps_moments:
+            return _remat(lambda x: function(self._normed(norm, x)))(x)
+
+        def of_moments(x, kept):
+            with jax.named_scope(scopes.NORM):
+                x = norm_of_moments(x, kept, norm.scale, norm.bias)
+            return function(x)
+
+        with jax.named_scope(scopes.NORM):
+            kept = moments(x, norm.epsilon)
+        return _remat(of_moments)(x, kept)
 
     def __call__(
         self,
@@ -194,7 +217,7 @@ class Block(eqx.Module):
             branch_scales: Factors of what attention and MLP add to each example; None: 1.
         """
         x = self.operations.constrain(x)
-        qkv = _remat(self.project_qkv)(x)
+        qkv = self._after_norm(self._qkv, self.attention_norm, x)
         with jax.named_scope(scopes.ATTENTION):
             if stack is None or layer is None:
                 attended = self.operations.attention(qkv, is_valid, self.num_heads)
@@ -204,7 +227,7 @@ class Block(eqx.Module):
                 )
         x = self._sum(x, _scaled(self.attention_out(attended), branch_scales, 0))
         with jax.named_scope(scopes.MLP):
-            hidden = _remat(lambda x: self.mlp_in(self._normed(self.mlp_norm, x)))(x)
+            hidden = self._after_norm(self.mlp_in, self.mlp_norm, x)
             branch = _remat(lambda hidden: self.mlp_out(self._activate(hidden)))(hidden)
             x = self._sum(x, _scaled(branch, branch_scales, 1))
         return self.operations.constrain(x), stack
@@ -300,16 +323,20 @@ class Transformer(eqx.Module):
         stack = numbers = None
         if not self.remat:
             stack = operations.qkv_stack(x, num_layers, self.blocks.num_heads)
-            numbers = None if stack is None else jnp.arange(num_layers, dtype=jnp.int32)
+        blocks, slots = operations.with_slots(self._layers())
+        if stack is not None or slots is not None:
+            numbers = jnp.arange(num_layers, dtype=jnp.int32)
 
         def apply(carry, layer):
-            (x, stack), (block, scales, number) = carry, layer
-            return block.in_stack(x, stack, number, is_valid, scales), None
+            (x, stack, slots), (block, scales, number) = carry, layer
+            block, slots = put(block, slots, number)
+            x, stack = block.in_stack(x, stack, number, is_valid, scales)
+            return (x, stack, slots), None
 
         apply = _remat(apply) if self.remat else apply
-        layers = (self._layers(), branch_scales, numbers)
-        (x, stack), _ = jax.lax.scan(apply, (x, stack), layers, unroll=self.unroll)
-        x = operations.keep_stack(x, stack)
+        layers = (blocks, branch_scales, numbers)
+        (x, stack, slots), _ = jax.lax.scan(apply, (x, stack, slots), layers, unroll=self.unroll)
+        x = operations.keep_slots(operations.keep_stack(x, stack), slots)
         return self.norm(x) if final_norm else x
 
     def _layers(self) -> Block:

@@ -30,6 +30,16 @@ class Forms(NamedTuple):
     From memory a TPU sums rows at less than half of its speed. Layers whose results' gradients come
     out of a product sum them with it, for nothing.
     """
+    has_gradient_slots: bool = False
+    """In the loop over blocks, each block's gradients go into stacks that were not cleared first,
+    see `parallel.slots`. A scan clears those that it fills.
+    """
+    keeps_moments: bool = False
+    """Mean and deviation of each norm's input are kept, and its gradient is computed from them.
+
+    The sums that it needs are then part of the product before. In a scan that is two numbers a
+    token; unrolled, as on GPUs, they are kept anyway.
+    """
     folds_norms: bool = False
     """Scale and bias of a norm go into the kernel and bias of the product that follows.
 
@@ -74,6 +84,8 @@ _FORMS = {
     "tpu": Forms(
         keeps_token_axis=True,
         keeps_qkv_in_stack=True,
+        has_gradient_slots=True,
+        keeps_moments=True,
         bias_products=("blocks.attention_in", "blocks.attention_out", "blocks.mlp_out"),
     ),
     "gpu": Forms(

@@ -7,17 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from m3ae_tpu.config import GradientSums
 from m3ae_tpu.kernels.attention import Parts, attention, packed
 from m3ae_tpu.kernels.attention import reference as attention_reference
 from m3ae_tpu.kernels.attention.tpu import stack as attention_stack
-from m3ae_tpu.kernels.cross_entropy import CrossEntropy, cross_entropy
+from m3ae_tpu.kernels.cross_entropy import CrossEntropy
 from m3ae_tpu.kernels.cross_entropy import reference as cross_entropy_reference
-from m3ae_tpu.parallel import rules
+from m3ae_tpu.parallel import rules, slots, vocabulary
 from m3ae_tpu.parallel.forms import Forms, forms_of
 from m3ae_tpu.parallel.mesh import AXES, BATCH, DATA, FSDP, TENSOR
 from m3ae_tpu.parallel.products import Layout, add_bias, product, product_of_gathered
@@ -114,6 +115,27 @@ class Operations:
         """Returns x, the result of layers that filled a stack; see `attention_in_stack`."""
         return x if stack is None else attention_stack.keep_stack(x, stack)
 
+    def with_slots(self, layers: PyTree) -> tuple[PyTree, PyTree | None]:
+        """Returns layers as a scan takes them, and slots for their gradients; see `parallel.slots`.
+
+        None: the devices take the scan's own stacks. After the scan the slots go to `keep_slots`.
+        """
+        if not self.forms.has_gradient_slots:
+            return layers, None
+        return jax.lax.stop_gradient(layers), slots.empty_slots(layers, self._empty)
+
+    def keep_slots(self, x: Array, filled: PyTree | None) -> Array:
+        """Returns x, the result of layers whose gradients fill slots; see `with_slots`."""
+        return x if filled is None else slots.filled_slots(x, filled, self._empty)
+
+    def _empty(self, arrays: PyTree) -> PyTree:
+        """Returns arrays of the same shapes and dtypes on every device; their values are any."""
+        return self._map(
+            lambda: jax.tree.map(lambda array: jax.lax.empty(array.shape, array.dtype), arrays),
+            in_specs=(),
+            out_specs=PartitionSpec(),
+        )()
+
     def cross_entropy(
         self,
         x: Float[Array, "batch tokens width"],
@@ -131,7 +153,7 @@ class Operations:
             kernel = kernel.astype(x.dtype)
         lies = rules.spec("text.head.kernel", kernel.shape, kernel.dtype.itemsize, self.mesh)
         own_rows = functools.partial(
-            _cross_entropy,
+            vocabulary.cross_entropy,
             gathered_axis=rules.axis_of(FSDP, lies) if self._size(FSDP) > 1 else None,
             vocabulary_axis=TENSOR if self._size(TENSOR) > 1 else None,
         )
@@ -150,7 +172,7 @@ class Operations:
             return table[ids].astype(dtype)
         lies = rules.spec("text.embedding.table", table.shape, table.dtype.itemsize, self.mesh)
         own_rows = functools.partial(
-            _lookup,
+            vocabulary.lookup,
             dtype=dtype,
             vocabulary_axes=tuple(
                 axis
@@ -205,14 +227,17 @@ class Operations:
         return jax.lax.with_sharding_constraint(y, NamedSharding(layout.used.mesh, outputs))
 
     def sum_of_rows(self, x: Float[Array, "batch tokens width"]) -> Float[Array, " width"]:
-        """Computes the sum over batch and tokens, float32 on each device, as a matrix product."""
+        """Computes the sum over batch and tokens as a matrix product, float32 or wider on each
+        device.
+        """
         summed = [axis for axis in BATCH if self._size(axis) > 1]
 
         def of_own_rows(x: Array) -> Array:
             # Of one row of ones the compiler makes a sum, which reads memory at half of its speed.
             ones = jnp.ones((_SUBLANES, *x.shape[:-1]), x.dtype)
+            wide = np.promote_types(x.dtype, np.float32)
             own = jax.lax.dot_general(
-                ones, x, (((1, 2), (0, 1)), ((), ())), preferred_element_type=jnp.float32
+                ones, x, (((1, 2), (0, 1)), ((), ())), preferred_element_type=wide
             )[0].astype(x.dtype)
             return jax.lax.psum(own, summed) if summed else own
 
@@ -233,8 +258,10 @@ class Operations:
         if self.mesh is None:
             return Forms()
         forms = forms_of(self._device.platform).without(*self.without)
+        if self.mesh.size > 1:  # Devices would add up each layer's small gradients by themselves.
+            forms = forms.without("has_gradient_slots")
         if self._cuts_matrices:  # Devices would have to add up what a norm's bias gives.
-            return forms.without("folds_norms", "has_three_products", "sums_rows")
+            forms = forms.without("folds_norms", "has_three_products", "sums_rows")
         return forms
 
     @property
@@ -288,66 +315,7 @@ def _with_unit_axes(spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec((*named, *unit) or None, *others)
 
 
-def _cross_entropy(
-    x: Array,
-    kernel: Array,
-    *arrays: Array,
-    gathered_axis: int | None,
-    vocabulary_axis: str | None,
-) -> CrossEntropy:
-    """Computes the cross-entropy of a device's rows; the kernel is gathered over `fsdp`.
-
-    The gradient of a gather adds up and scatters at once: each device gets its share of it alone.
-    """
-    if gathered_axis is not None:
-        kernel = jax.lax.all_gather(kernel, FSDP, axis=gathered_axis, tiled=True)
-    return cross_entropy(x, kernel, *arrays, vocabulary_axis=vocabulary_axis)
-
-
 def _shards_first(array: Array, shards: int) -> Array:
     """Returns [..., outer, channels] as [..., shards, outer, channels / shards]."""
     *before, outer, channels = array.shape
     return array.reshape(*before, outer, shards, channels // shards).swapaxes(-3, -2)
-
-
-def _lookup(
-    table: Array,
-    ids: Array,
-    *,
-    dtype: DTypeLike,
-    vocabulary_axes: tuple[str, ...],
-    gathers_width: bool,
-) -> Array:
-    """Computes table[ids] for a device's rows, as Megatron's embedding does where it is cut.
-
-    Each device finds those of the words that are its own, and all add up what they found, of which
-    one is not zero. Devices of `fsdp` have rows of their own: they look up those of all of them,
-    and each gets the sum of its rows alone.
-    """
-    if gathers_width:  # The vocabulary does not divide.
-        table = jax.lax.all_gather(table, FSDP, axis=1, tiled=True)
-    if not vocabulary_axes:
-        return table[ids].astype(dtype)
-    if FSDP in vocabulary_axes:
-        ids = jax.lax.all_gather(ids, FSDP, axis=0, tiled=True)
-    places = ids - jax.lax.axis_index(vocabulary_axes).astype(ids.dtype) * table.shape[0]
-    is_own = ((places >= 0) & (places < table.shape[0]))[:, :, None]
-    vectors: Any = jnp.where(is_own, table[places].astype(dtype), jnp.zeros((), dtype))
-    if FSDP in vocabulary_axes:
-        vectors = jax.lax.psum_scatter(vectors, FSDP, scatter_dimension=0, tiled=True)
-    return _sum(vectors, TENSOR) if TENSOR in vocabulary_axes else vectors
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _sum(x: Array, axis: str) -> Array:
-    """Computes `psum` of values of which all devices of the axis go on with the sum alike.
-
-    Each then has its share of the same cotangent, so that none is exchanged.
-    """
-    return jax.lax.psum(x, axis)
-
-
-_sum.defvjp(
-    lambda x, axis: (jax.lax.psum(x, axis), None),
-    lambda axis, _, share: (share * jnp.asarray(jax.lax.axis_size(axis), share.dtype),),
-)

@@ -13,6 +13,7 @@ from m3ae_tpu.batch import mixture
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.kernels.chips import Chip
 from m3ae_tpu.measure.hlo_text import Operation, operations
+from m3ae_tpu.measure.operation_time import PRODUCT_SHARE, floor_of_work
 from m3ae_tpu.measure.rehearsal import config_batch_shapes, step_functions
 from m3ae_tpu.measure.step_cost import COMPONENTS, component_of, flops_by_component
 from m3ae_tpu.measure.tpu_schedule import not_kept
@@ -55,7 +56,11 @@ class Compiled:
     hbm_bytes: float | None = None
     """Memory traffic; None for a program that was refused."""
     compute_seconds: float | None = None
-    """Each operation's expected cycles or memory traffic, whichever takes longer, added up."""
+    """Each operation's work or memory traffic, whichever takes longer, added up; a floor, as
+    `measure.operation_time` counts work.
+    """
+    compute_ceiling_seconds: float | None = None
+    """The same with the cycles that the compiler estimated."""
     collectives: tuple[Collective, ...] = ()
 
 
@@ -110,7 +115,8 @@ def compile_step_for(config: PretrainConfig, described: Slice) -> Compiled:
         for component, flops in _kernel_flops(config, components, matrix_unit).items()
     }
     facts["hbm_bytes"] = float(sum(line.times * line.hbm_bytes for line in found))
-    facts["compute_seconds"] = _compute_seconds(found, kernels, described)
+    floor, ceiling = _compute_seconds(found, kernels, described)
+    facts |= {"compute_seconds": floor, "compute_ceiling_seconds": ceiling}
     return Compiled(
         **facts,
         fits=analysis.peak_memory_in_bytes <= facts["capacity_bytes"],
@@ -187,18 +193,22 @@ def _kernel_flops(
 
 def _compute_seconds(
     found: list[Operation], kernel_flops: dict[str, float], described: Slice
-) -> float:
+) -> tuple[float, float]:
+    """Returns floor and ceiling of the operations, one after the other."""
     chip: Chip = described.chip
     clock = HARDWARE[described.generation].clock_hz
-    seconds, kernel_traffic = 0.0, dict[str, float]()
+    product_rate = PRODUCT_SHARE[described.generation] * chip.flops
+    floor, ceiling, kernel_traffic = 0.0, 0.0, dict[str, float]()
     for line in found:
         traffic = line.hbm_bytes / chip.bytes_per_second
         if line.kind == "custom-call" and line.source.endswith("pallas_call"):
             component = component_of(line.source)
             kernel_traffic[component] = kernel_traffic.get(component, 0.0) + line.times * traffic
         elif not line.kind.endswith("-start"):
-            seconds += line.times * max(traffic, (line.estimated_cycles or 0) / clock)
-    return seconds + sum(
+            floor += line.times * max(traffic, floor_of_work(line, clock, product_rate))
+            ceiling += line.times * max(traffic, (line.estimated_cycles or 0) / clock)
+    kernels = sum(
         max(traffic, kernel_flops[component] / chip.flops)
         for component, traffic in kernel_traffic.items()
     )
+    return floor + kernels, ceiling + kernels

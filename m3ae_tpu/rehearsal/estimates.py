@@ -130,14 +130,14 @@ def network_seconds(compiled: Compiled, on: Slice) -> tuple[float, float]:
     return overlapped, waited
 
 
-def step_seconds(compiled: Compiled, on: Slice) -> float | None:
+def step_seconds(compiled: Compiled, on: Slice, compute_seconds: float | None) -> float | None:
     """Returns the time of a step: operations one after the other, with the collectives that the
     compiler scheduled beside them, then those that everything waits for.
     """
-    if compiled.compute_seconds is None:
+    if compute_seconds is None:
         return None
     overlapped, waited = network_seconds(compiled, on)
-    return max(compiled.compute_seconds, overlapped) + waited
+    return max(compute_seconds, overlapped) + waited
 
 
 def least_seconds(compiled: Compiled, on: Slice) -> float | None:
@@ -154,7 +154,9 @@ def least_seconds(compiled: Compiled, on: Slice) -> float | None:
 
 
 def _times(config: PretrainConfig, on: Slice, compiled: Compiled) -> Figures:
-    seconds, least = step_seconds(compiled, on), least_seconds(compiled, on)
+    seconds = step_seconds(compiled, on, compiled.compute_seconds)
+    ceiling = step_seconds(compiled, on, compiled.compute_ceiling_seconds)
+    least = least_seconds(compiled, on)
     overlapped = waited = rate = per_host = cores = mfu = bound = num_days = chip_hours = None
     if seconds is not None and least is not None:
         overlapped, waited = network_seconds(compiled, on)
@@ -166,9 +168,11 @@ def _times(config: PretrainConfig, on: Slice, compiled: Compiled) -> Figures:
         chip_hours = num_days * 24 * on.num_chips
     return {
         "compute_seconds": compiled.compute_seconds,
+        "compute_ceiling_seconds": compiled.compute_ceiling_seconds,
         "overlapped_collective_seconds": overlapped,
         "waited_collective_seconds": waited,
         "step_seconds": seconds,
+        "step_ceiling_seconds": ceiling,
         "examples_per_second": rate,
         "mfu": mfu,
         "mfu_bound": bound,

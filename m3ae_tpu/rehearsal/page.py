@@ -21,9 +21,9 @@ _PARTS = {
 
 _MEMORY = """<p>The peak is the compiler's figure, and the dashed line is what a chip has for a
 program. Activations are what is in use at the peak beside parameters, moments and the batch.</p>"""
-_TIME = """<p>Estimated: each operation counts by the cycles that the compiler expects or by its
-memory traffic, our kernels by their FLOPs at the chip's peak, collectives by the bandwidth of the
-links. Collectives behind work cost nothing. Nothing was measured on a chip.</p>"""
+_TIME = """<p>Estimated, a floor: each operation counts by its work, as replays of operations like
+it say, or by its memory traffic, our kernels by their FLOPs at the chip's peak, collectives by the
+bandwidth of the links. Collectives behind work cost nothing. Nothing was measured on a chip.</p>"""
 
 
 def write_page(rehearsals: Sequence[Figures], name: str, path: pathlib.Path) -> None:

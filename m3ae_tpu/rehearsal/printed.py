@@ -68,7 +68,8 @@ def lines(figures: Figures) -> list[tuple[str, str, str]]:
     rate, host = figures["examples_per_second"], figures["loader_examples_per_second_per_host"]
     return [
         *rows,
-        row("step", "step_seconds", duration(figures["step_seconds"])),
+        row("step, floor", "step_seconds", duration(figures["step_seconds"])),
+        row("step, ceiling", "step_ceiling_seconds", duration(figures["step_ceiling_seconds"])),
         row("  computing", "compute_seconds", duration(figures["compute_seconds"])),
         row("  waiting for collectives", "waited_collective_seconds", waited),
         row("  collectives behind work", "overlapped_collective_seconds", hidden),

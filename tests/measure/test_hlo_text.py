@@ -53,6 +53,36 @@ def test_a_loop_of_unknown_length_is_refused():
         operations(PROGRAM.replace("direction=LT", "direction=NE"))
 
 
+LOOKUP = """HloModule lookup
+
+%take.1 (p.0: f32[4000,128], p.1: s32[16]) -> f32[16,128] {
+  %p.0 = f32[4000,128]{1,0:T(8,128)} parameter(0)
+  %p.1 = s32[16]{0:T(128)S(1)} parameter(1)
+  ROOT %rows.1 = f32[16,128]{1,0:T(8,128)S(1)} gather(%p.0, %p.1), slice_sizes={1,128}
+}
+
+%put.1 (p.2: f32[4000,128], p.3: s32[16], p.4: f32[16,128]) -> f32[4000,128] {
+  %p.2 = f32[4000,128]{1,0:T(8,128)} parameter(0)
+  %p.3 = s32[16]{0:T(128)S(1)} parameter(1)
+  %p.4 = f32[16,128]{1,0:T(8,128)S(1)} parameter(2)
+  ROOT %sum.1 = f32[4000,128]{1,0:T(8,128)} scatter(%p.2, %p.3, %p.4), to_apply=%add.1
+}
+
+ENTRY %main (p.5: f32[4000,128], p.6: s32[16]) -> f32[4000,128] {
+  %p.5 = f32[4000,128]{1,0:T(8,128)} parameter(0)
+  %p.6 = s32[16]{0:T(128)S(1)} parameter(1)
+  %taken.1 = f32[16,128]{1,0:T(8,128)S(1)} fusion(%p.5, %p.6), kind=kCustom, calls=%take.1
+  ROOT %put.2 = f32[4000,128]{1,0:T(8,128)} fusion(%p.5, %p.6, %taken.1), calls=%put.1
+}
+"""
+
+
+def test_a_lookup_in_a_table_and_its_gradient_count_the_rows_that_they_touch():
+    taken, put = operations(LOOKUP)
+    assert taken.hbm_bytes == 16 * 128 * 4
+    assert put.hbm_bytes == 2 * 16 * 128 * 4
+
+
 PRODUCTS = """HloModule products
 
 %fused.1 (p.0: bf16[4,6,8], p.1: bf16[8,16], p.2: bf16[16]) -> bf16[4,6,16] {

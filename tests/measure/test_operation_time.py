@@ -10,7 +10,12 @@ from m3ae_tpu.kernels.chips import CHIPS
 from m3ae_tpu.measure import tpu_schedule
 from m3ae_tpu.measure.compiler_process import CompilerProcess
 from m3ae_tpu.measure.hlo_text import Operation, operations
-from m3ae_tpu.measure.operation_time import PRODUCT_SHARE, ceiling_us, floor_us
+from m3ae_tpu.measure.operation_time import (
+    PRODUCT_SHARE,
+    REPLAYED_ALONE,
+    ceiling_us,
+    floor_us,
+)
 
 ROWS = 20_480
 
@@ -23,16 +28,16 @@ def norm(x, scale):
 
 
 FUNCTIONS = {
-    "a product with a bias": (lambda x, w, b: x @ w + b[None], [(ROWS, 512), (512, 2048), (2048,)]),
+    "product with a bias": (lambda x, w, b: x @ w + b[None], [(ROWS, 512), (512, 2048), (2048,)]),
     "GELU": (jax.nn.gelu, [(ROWS, 2048)]),
-    "a sum over rows": (lambda x: x.sum(0), [(ROWS, 1536)]),
-    "a norm": (norm, [(ROWS, 512), (512,)]),
+    "norm": (norm, [(ROWS, 512), (512,)]),
+    "sum over rows": (lambda x: x.sum(0), [(ROWS, 1536)]),
 }
 REPLAYED_US = {
-    "a product with a bias": 231.0,
+    "product with a bias": 231.0,
     "GELU": 120.0,
-    "a sum over rows": 48.0,
-    "a norm": 67.0,
+    "norm": 67.0,
+    "sum over rows": 48.0,
 }
 """Microseconds on v5e, libtpu 0.0.48.1."""
 
@@ -65,6 +70,13 @@ def test_the_replay_of_lone_operations_is_as_recorded_and_as_the_model_says():
         assert floor == pytest.approx(replayed, rel=0.25), name
         assert ceiling > 1.5 * replayed, name
     process.close()
+
+
+def test_the_command_names_the_operations_that_are_replayed_here():
+    for named, name in zip(REPLAYED_ALONE, REPLAYED_US, strict=True):
+        assert named.startswith(name)
+        _, shapes = FUNCTIONS[name]
+        assert all(str(list(shape)) in named for shape in shapes if len(shape) > 1)
 
 
 OPERATION = Operation(

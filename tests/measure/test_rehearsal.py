@@ -59,6 +59,11 @@ def test_a_step_is_scheduled_component_by_component(tmp_path):
         "encoder: attention",
         "decoder: attention",
     ]
+    printed = " ".join(done.stdout.split())
+    for kernel in step["kernels"]:
+        assert f"{kernel['component']}: {kernel['us'] / 1e3:.2f} ms, {kernel['name']}." in printed
+    for name in step["replayed_alone"]:
+        assert f"by the replay of one alone on v5e: {name}." in printed
 
 
 def collectives(text):

@@ -1,7 +1,8 @@
-"""Guards the forms of a GPU's step: the same values and gradients as those of a CPU, in float64."""
+"""Guards the forms of a block: the same values and gradients as those of a CPU, in float64."""
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,14 @@ from m3ae_tpu.batch import Rows
 from m3ae_tpu.config import ModelConfig, TransformerConfig
 from m3ae_tpu.configs import debug
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.model.rewrites import gelu_by_sigmoid, gelu_of_kept_input, standardize
-from m3ae_tpu.model.transformer import Transformer
+from m3ae_tpu.model.rewrites import (
+    gelu_by_sigmoid,
+    gelu_of_kept_input,
+    moments,
+    norm_of_moments,
+    standardize,
+)
+from m3ae_tpu.model.transformer import LayerNorm, Transformer
 from m3ae_tpu.parallel import operations
 from m3ae_tpu.parallel.forms import Forms, forms_of
 from m3ae_tpu.parallel.mesh import make_mesh
@@ -20,6 +27,8 @@ from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.train.pretraining import pretraining
 
 GPU = forms_of("gpu")
+# Those of a TPU without its kernels, which are of float32 at most.
+TPU = forms_of("tpu")._replace(keeps_qkv_in_stack=False)
 MODEL = ModelConfig(
     patch_size=8,
     vocab_size=50,
@@ -61,6 +70,29 @@ def test_a_standardized_array_has_the_gradient_of_its_definition():
 
     x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 5, 24), jnp.float64)
     assert_equal_with_gradients(lambda x: standardize(x, 1e-6), plain, x)
+
+
+def test_a_norm_of_its_moments_has_the_gradients_of_a_layer_norm():
+    norm = LayerNorm(24, dtype=jnp.float64)
+    x, scale, bias = (
+        jax.random.normal(key, shape, jnp.float64)
+        for key, shape in zip(
+            jax.random.split(jax.random.key(0), 3), [(2, 5, 24), (24,), (24,)], strict=True
+        )
+    )
+
+    def plain(x, scale, bias):
+        return eqx.tree_at(lambda norm: (norm.scale, norm.bias), norm, (scale, bias))(x)
+
+    def of_moments(x, scale, bias):
+        return norm_of_moments(x, moments(x, norm.epsilon), scale, bias)
+
+    (got, pull_back), (expected, expected_pull_back) = (
+        jax.vjp(function, 3 + 2 * x, scale, bias) for function in (of_moments, plain)
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    for left, right in zip(pull_back(jnp.cos(x)), expected_pull_back(jnp.cos(x)), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", [gelu, gelu_by_sigmoid])
@@ -111,16 +143,21 @@ def loss_and_gradients(monkeypatch, forms, **changes):
     return loss, gradients, str(jax.make_jaxpr(function)(*arguments))
 
 
-def test_a_gpus_forms_give_the_loss_and_gradients_of_a_cpu(monkeypatch):
+def test_other_devices_forms_give_the_loss_and_gradients_of_a_cpu(monkeypatch):
     loss, gradients, _ = loss_and_gradients(monkeypatch, Forms())
-    for forms in (GPU, GPU._replace(has_gelu_epilogue=False)):
-        other, other_gradients, jaxpr = loss_and_gradients(monkeypatch, forms)
+    for forms, changes in (
+        (GPU, {}),
+        (GPU._replace(has_gelu_epilogue=False), {}),
+        (TPU, {}),
+        (TPU, {"remat": True}),
+    ):
+        other, other_gradients, jaxpr = loss_and_gradients(monkeypatch, forms, **changes)
         np.testing.assert_allclose(other, loss, rtol=1e-13)
         paths = jax.tree_util.tree_leaves_with_path(gradients)
         for (path, left), right in zip(paths, jax.tree.leaves(other_gradients), strict=True):
             name = jax.tree_util.keystr(path)
             np.testing.assert_allclose(right, left, rtol=1e-10, atol=1e-13, err_msg=name)
-        assert "optimization_barrier" in jaxpr
+        assert ("optimization_barrier" in jaxpr) == forms.folds_norms
 
 
 def test_layers_are_unrolled_on_gpus_where_neither_remat_nor_a_number_says_otherwise(monkeypatch):

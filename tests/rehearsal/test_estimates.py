@@ -34,6 +34,7 @@ COMPILED = Compiled(
     argument_bytes=320,
     hbm_bytes=1e9,
     compute_seconds=0.1,
+    compute_ceiling_seconds=0.15,
     collectives=(GATHER, SUM),
 )
 
@@ -61,6 +62,7 @@ def test_collectives_behind_work_cost_nothing_and_others_are_waited_for():
     waited = result["waited_collective_seconds"]
     assert waited == collective_seconds("all-reduce", "data", SUM.bytes, MESH, V5E)
     assert result["step_seconds"] == 0.1 + waited
+    assert result["step_ceiling_seconds"] == 0.15 + waited
 
 
 def test_rates_and_lengths_follow_from_the_step():
@@ -91,7 +93,12 @@ def test_activations_are_what_is_left_of_the_peak():
 
 def test_a_refused_step_has_no_times():
     refused = dataclasses.replace(
-        COMPILED, fits=False, compute_seconds=None, hbm_bytes=None, collectives=()
+        COMPILED,
+        fits=False,
+        compute_seconds=None,
+        compute_ceiling_seconds=None,
+        hbm_bytes=None,
+        collectives=(),
     )
     result = figures(m3ae_base.CONFIG, V5E, refused)
     assert result["step_seconds"] is None

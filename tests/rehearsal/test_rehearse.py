@@ -44,6 +44,7 @@ KEYS = [
     "hbm_bytes",
     "compile_seconds",
     "step_seconds",
+    "step_ceiling_seconds",
     "examples_per_second",
     "mfu_bound",
     "loader_examples_per_second_per_host",
@@ -75,6 +76,7 @@ def test_all_figures_are_there_and_positive(rehearsed):
     assert rehearsed["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
     assert rehearsed["peak_bytes_per_chip"] >= rehearsed["argument_bytes_per_chip"]
     assert rehearsed["mfu"] <= rehearsed["mfu_bound"] <= 1
+    assert rehearsed["step_seconds"] < rehearsed["step_ceiling_seconds"]
 
 
 @pytest.mark.tpu_compiler
