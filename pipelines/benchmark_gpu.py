@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "JAX finds no NVIDIA GPU here. Run this on a machine with one, after `make install "
             "ACCELERATOR=cuda13`.\nWithout one: python -m pipelines.benchmark_step "
-            "--config=m3ae_base --rows=256 --static=h100."
+            "--config=mae_base --rows=256 --static=h100."
         )
     folder.mkdir(parents=True)
     require_writable_file("--output", folder / _PAGE)

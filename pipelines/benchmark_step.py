@@ -2,7 +2,7 @@
 
     python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --against=xla
     python -m pipelines.benchmark_step --config=m3ae_base --rows=64 --static=v5e
-    python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --against= --static=h100,h200
+    python -m pipelines.benchmark_step --config=mae_base --rows=256 --against= --static=h100,h200
     python -m pipelines.benchmark_step --config=m3ae_base --rows=256 --model.vocab_size=0 \\
         --data.sources.0.kind=image --against=xla,torch
 
@@ -29,7 +29,8 @@ those of operations alone. None of these figures was measured on a chip. They ne
 On a GPU its time is modelled: for each kernel of the compiled program the larger of products at a
 share of the chip's peak and memory traffic at a share of its bandwidth, both from a trace of one
 step on an H100; cuDNN's attention comes from a table (`m3ae_tpu/measure/gpu_step_cost.py`). Neither
-GPU nor driver is needed, but the extra `compile-gpu` (`make compile-gpu`), and minutes.
+GPU nor driver is needed, but the extra `compile-gpu` (`make compile-gpu`), and minutes. It counts
+images alone: the loop over words is as long as the data says.
 """
 
 import importlib.util
@@ -83,6 +84,11 @@ def main(argv: list[str]) -> None:
     chips = _STATIC.value or (["v5e"] if jax.default_backend() == "cpu" else [])
     for chip in chips:
         require(chip in (*REPLAYED, *GPUS), f"--static = {chip} is not one of {_CHIPS}.")
+    require(
+        config.model.vocab_size == 0 or not set(chips) & set(GPUS),
+        f"--static = {','.join(chips)} counts a GPU's step of images alone: the loop over words is "
+        "as long as the data says. Set --data.sources.0.kind=image --model.vocab_size=0.",
+    )
     require(not (chips and _TRACE.value), "--trace is of an accelerator that is here.")
     if "torch" in against:
         _require_torch(config, is_static=bool(chips))
