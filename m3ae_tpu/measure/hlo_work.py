@@ -4,9 +4,10 @@ A fusion computes all that the computations within it do. TPUs compute matrix pr
 convolutions.
 """
 
-import math
 import re
 from collections.abc import Iterator
+
+import numpy as np
 
 from m3ae_tpu.measure.hlo_program import Computations, Instruction, called_computation, sizes
 
@@ -49,21 +50,51 @@ def _computed(
 
 
 def _flops(shapes: Shapes, convolution: Instruction) -> int:
-    """Returns two for each number of the result and each number of the kernel that it sums over."""
-    kernel = sizes(shapes[convolution.operands[1]])
-    labels = re.search(r"dim_labels=\w+_(\w+)->", convolution.rest)
-    window = re.search(r"window={([^}]*)}", convolution.rest)
+    """Returns two for each product of a number of the operand and one of the kernel."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.rest)
     assert labels is not None
-    summed = math.prod(kernel) // kernel[labels.group(1).index("o")]
-    for length, apart in zip(_window(window, "size"), _window(window, "lhs_dilate"), strict=False):
-        # Examples that are multiplied apart lie on an axis so far apart that a window sees one.
-        summed //= length if apart > 1 else 1
-    return 2 * math.prod(sizes(convolution.shape)) * summed
+    texts = (*(shapes[name] for name in convolution.operands[:2]), convolution.shape)
+    operand, kernel, result = (
+        dict(zip(names, sizes(text), strict=True))
+        for names, text in zip(labels.groups(), texts, strict=True)
+    )
+    products = result["b"] * result["f"] * kernel["i"]
+    for axis in filter(str.isdigit, kernel):
+        strides = (
+            _window(convolution.rest, field, int(axis))
+            for field in ("stride", "rhs_dilate", "lhs_dilate")
+        )
+        low = _window(convolution.rest, "pad", int(axis), default=0)
+        products *= _num_pairs(operand[axis], kernel[axis], result[axis], low, *strides)
+    return 2 * products
 
 
-def _window(window: re.Match | None, field: str) -> list[int]:
-    found = re.search(rf"\b{field}=([\dx]+)", window.group(1)) if window else None
-    return [int(length) for length in found.group(1).split("x")] if found else []
+def _num_pairs(
+    operand: int, kernel: int, result: int, low: int, stride: int, dilation: int, spread: int
+) -> int:
+    """Returns the pairs of operand and kernel that meet along one axis of a convolution.
+
+    Batches of products are such axes too: examples lie so far apart, or in so much padding, that a
+    window sees one of them.
+
+    Args:
+        operand: Length of the operand, without padding.
+        kernel: Length of the kernel.
+        result: Length of the result.
+        low: Padding before the operand.
+        stride: Steps of the window from one result to the next.
+        dilation: Steps between numbers of the kernel.
+        spread: Steps between numbers of the operand.
+    """
+    places = np.arange(result)[:, None] * stride + np.arange(kernel) * dilation - low
+    meets = (places >= 0) & (places <= (operand - 1) * spread) & (places % spread == 0)
+    return int(meets.sum())
+
+
+def _window(rest: str, field: str, axis: int, *, default: int = 1) -> int:
+    """Returns a field of a convolution's window for one axis; of `pad` the padding before."""
+    found = re.search(rf"window={{[^}}]*\b{field}=([\d_x-]+)", rest)
+    return int(found.group(1).split("x")[axis].split("_")[0]) if found else default
 
 
 def _is_of_rows(shapes: Shapes, reduce: Instruction) -> bool:

@@ -124,16 +124,19 @@ def test_products_and_sums_within_fusions_are_found():
     assert not norm.sums_rows
 
 
-def test_examples_that_are_multiplied_apart_are_not_summed():
-    apart = "window={size=4 stride=3 pad=3_3 lhs_dilate=4}"
-    product, _ = operations(
-        PRODUCTS.replace("window={size=1}", apart).replace("bf16[1,8,16]", "bf16[4,8,16]")
-    )
-    assert product.product_flops == 2 * 4 * 6 * 8 * 16
-    summed, _ = operations(
-        PRODUCTS.replace("window={size=1}", "window={size=4}").replace("[1,8,16]", "[4,8,16]")
-    )
-    assert summed.product_flops == 4 * product.product_flops
+@pytest.mark.parametrize(
+    ("window", "result", "num_pairs"),
+    [
+        ("size=4", 1, 4),
+        ("size=4 stride=3 pad=3_3 lhs_dilate=4", 4, 4),  # Examples that are multiplied apart.
+        ("size=4 pad=3_3 rhs_reversal=1", 7, 16),
+        ("size=2 pad=0_-1 rhs_dilate=2", 1, 2),
+    ],
+)
+def test_products_with_padding_are_not_counted(window, result, num_pairs):
+    text = PRODUCTS.replace("size=1", window).replace("[1,8,16]", f"[{window[5]},8,16]")
+    product, _ = operations(text.replace("%y.1 = bf16[4,", f"%y.1 = bf16[{result},"))
+    assert product.product_flops == 2 * 6 * 8 * 16 * num_pairs
 
 
 @pytest.mark.parametrize(("cycles", "counted"), [("0", None), ("12", 12)])
