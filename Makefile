@@ -79,12 +79,14 @@ compile-tpu: install
 	  $(PIP_INSTALL) libtpu; \
 	fi
 
+GPU_COMPILER := jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-nvdisasm nvidia-nvvm
+
 compile-gpu: install
 	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
 	  echo "the GPU compiler is installed on Linux on x86-64 only: nothing was installed"; \
-	elif ! $(RUN) -c 'import jax_cuda13_plugin, nvidia.cu13, jax_plugins.xla_cuda13' 2>/dev/null; \
-	then \
-	  $(PIP_INSTALL) --no-deps jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm; \
+	elif ! $(RUN) -c 'import importlib.metadata as m, sys; [*map(m.version, sys.argv[1:])]' \
+	    $(GPU_COMPILER) 2>/dev/null; then \
+	  $(PIP_INSTALL) --no-deps $(GPU_COMPILER); \
 	fi
 
 # First whether cuDNN takes odd numbers of tokens, and is right; the figures are taken in any case.
