@@ -13,6 +13,7 @@ classifies the images of shards by a run that is there, and writes WORKDIR/predi
 
 import sys
 
+from m3ae_tpu.allocator import keep_freed_memory
 from m3ae_tpu.command_line import run_program
 from m3ae_tpu.config import FinetuneConfig
 from m3ae_tpu.errors import require
@@ -21,7 +22,6 @@ from m3ae_tpu.option_flags import define_flag, define_flags
 from m3ae_tpu.overrides import load_named_config, override
 from m3ae_tpu.parallel.exit_codes import PREEMPTED
 from m3ae_tpu.parallel.joining import join_processes, require_consistent
-from m3ae_tpu.run.allocator import keep_freed_memory
 from m3ae_tpu.run.compiled_programs import keep_compiled_programs
 from m3ae_tpu.run.options import RunOptions
 

@@ -7,7 +7,7 @@ from repository import ROOT, tracked_files
 
 # The rooms of m3ae_tpu/, lowest layer first. Rooms of one layer do not import each other.
 LAYERS = [
-    "kernels errors scopes",
+    "kernels errors scopes allocator",
     "files charts",
     "page",
     "storage",

@@ -1,6 +1,5 @@
 """The loader's worker processes: setup, state, and the causes of their end."""
 
-import ctypes
 import errno
 import multiprocessing
 import multiprocessing.process
@@ -9,6 +8,8 @@ import pathlib
 import shutil
 import signal
 import threading
+
+from m3ae_tpu.allocator import keep_image_buffers
 
 _STATES = {
     "R": "running",
@@ -21,14 +22,10 @@ _STATES = {
 
 
 def set_up_worker(index: int, count: int) -> None:
-    """Ends the worker with its parent, and lets glibc keep image-sized buffers."""
+    """Ends the worker with its parent, and lets it keep the memory of images."""
     del index, count
     end_with_parent()
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        # Otherwise glibc maps such a buffer for every row and the kernel zeroes its pages.
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+    keep_image_buffers()
 
 
 def end_with_parent() -> None:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import rich
 
+from m3ae_tpu.parallel.forms import forms_of
+
 _IMAGES = ("--model.vocab_size=0", "--data.sources.0.kind=image")
 _DEVICE = "import jax; print(jax.default_backend(), jax.devices()[0].device_kind)"
 
@@ -36,7 +38,8 @@ def plan() -> list[Stage]:
     torch = ["--against=torch" if has_torch else "--against="]
     step = ["m3ae_tpu.pipelines.benchmark_step", "--rounds=4"]
     kernels = ["m3ae_tpu.pipelines.benchmark_kernels", "--batch=256", "--rounds=8"]
-    forms = "has_gelu_epilogue,keeps_gelu_input,folds_norms,has_three_products,sums_rows"
+    own = forms_of("gpu")._asdict().items()
+    forms = [name for name, is_taken in own if is_taken is True]
     stages = {
         "base_images": [*step, *torch, "--trace", "--config=m3ae_base", "--rows=256", *_IMAGES],
         "large_images": [*step, *torch, "--trace", "--config=m3ae_large", "--rows=128", *_IMAGES],
@@ -51,7 +54,7 @@ def plan() -> list[Stage]:
         "forms": [
             *step,
             "--against=",
-            f"--without={forms},unrolls_layers",
+            f"--without={','.join(forms)}",
             "--config=m3ae_base",
             "--rows=256",
             *_IMAGES,

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import concurrent.futures, resource
-from m3ae_tpu.run.allocator import keep_freed_memory
+from m3ae_tpu.allocator import keep_freed_memory
 
 keep_freed_memory()
 
