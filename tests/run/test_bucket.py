@@ -76,8 +76,6 @@ def test_step_without_its_marker_is_named_and_saved_again(objects, caplog):
     assert restore()[1] == 4
 
 
-# Google's client leaves the sockets of failed requests to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 def test_failures_of_the_storage_that_pass_are_waited_for(server, objects):
     server.failures += [["POST", "uploadType=media", 503, 3], ["POST", "resumable", 429, 2]]
