@@ -45,7 +45,7 @@ else
     /usr/bin/python3.12 /usr/local/bin/python3.12 /opt/homebrew/bin/python3.12
 endif
 
-.PHONY: help install compile-tpu compile-gpu quickstart test lint map benchmark-gpu
+.PHONY: help install compile-tpu compile-gpu quickstart test lint map benchmark-gpu starter-model
 
 help:
 	@echo "make quickstart   set up, pre-train on the starter set, evaluate,"
@@ -60,6 +60,9 @@ help:
 	@echo "make benchmark-gpu ACCELERATOR=cuda13"
 	@echo "                  measure the NVIDIA GPU here, beside the model of compiled programs and"
 	@echo "                  PyTorch where it is installed: runs/benchmark_gpu/benchmark_gpu.md"
+	@echo "make starter-model"
+	@echo "                  train starter_long (up to an hour on two cores), and replace the model"
+	@echo "                  that ships with the package, m3ae_tpu/pretrained/starter, by it"
 	@echo "ACCELERATOR=tpu or ACCELERATOR=cuda13 behind any of them installs JAX for a TPU or a GPU."
 
 quickstart: install
@@ -93,6 +96,11 @@ compile-gpu: install
 benchmark-gpu: install
 	-JAX_PLATFORMS=cuda $(RUN) -m pytest tests/kernels/test_attention.py -k cudnn
 	$(RUN) -m pipelines.benchmark_gpu --output=runs/benchmark_gpu
+
+starter-model: install
+	$(RUN) -m pipelines.pretrain --config=starter_long --workdir=runs/starter_long
+	$(RUN) -m pipelines.make_starter_model --config=starter_long --model=runs/starter_long \
+	  --output=m3ae_tpu/pretrained/starter --overwrite
 
 # Only files that git tracks are checked: a user's own files here may have another style.
 # Without git, all files are.

@@ -27,7 +27,7 @@ DESCRIPTIONS = {
     "CONTRIBUTING.md": "How changes are made and checked.",
     "FIDELITY.md": "Where this differs from the paper's code, and why.",
     "LICENSE": "Apache-2.0.",
-    "Makefile": "Set-up and the main jobs: `quickstart`, `test`, `lint`, `map`.",
+    "Makefile": "Set-up and the main jobs: `quickstart`, `test`, `lint`, `map`, `starter-model`.",
     "NOTICE": "Sources and licences of the starter set's images and texts.",
     "README.md": "What this is and how to start.",
     "WORKSPACE.md": "This map.",

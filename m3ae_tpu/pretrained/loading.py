@@ -23,6 +23,7 @@ from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.run.checkpoint_reader import CheckpointReader
 from m3ae_tpu.run.claim import files_of
+from m3ae_tpu.run.shipped import require_model_there
 from m3ae_tpu.run.workdir import CONFIG, TOKENIZER, load_run_config, require_tokenizer_fits
 from m3ae_tpu.train.pretraining import init_model
 from m3ae_tpu.train.step import model_key
@@ -39,11 +40,6 @@ def load_pretrained(folder: pathlib.Path) -> Pretrained:
     Raises:
         UserError: the folder holds neither, or its files do not fit together.
     """
-    require(
-        folder.is_dir(),
-        f"{folder} is not a folder. Name the workdir of a run, such as runs/quickstart, or a "
-        "folder that import_weights or export_weights wrote.",
-    )
     config, mesh = load_config(folder), make_mesh()
     if is_finetuned(folder):
         _, step, classifier, run = _restore_classifier(folder)
@@ -94,6 +90,7 @@ def load_config(folder: pathlib.Path) -> PretrainConfig:
     Raises:
         UserError: the folder holds no model.
     """
+    require_model_there("", folder)
     if not is_finetuned(folder):
         return load_run_config(folder, PretrainConfig)
     config = load_run_config(folder, FinetuneConfig)
@@ -155,12 +152,13 @@ def has_model(folder: pathlib.Path) -> bool:
 def load(path: Place, *, image_size: int | None = None) -> Pretrained:
     """Loads a model with its tokenizer and preprocessing, for use from Python.
 
-        model = m3ae_tpu.load("runs/quickstart")
+        model = m3ae_tpu.load("starter")
         features = model.encode(images=["cat.jpg"], texts=["a cat on a sofa"])
         features.image_mean, features.text_mean, features.cls, features.tokens
 
     Args:
-        path: Workdir of a run or a model folder, also gs://BUCKET/FOLDER.
+        path: `starter`, the model that ships with the package; or the workdir of a run or a model
+            folder, also gs://BUCKET/FOLDER.
         image_size: Another side of the square images than in training, pixels; a multiple of the
             patch size.
 

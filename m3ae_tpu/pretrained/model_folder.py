@@ -146,18 +146,22 @@ def read_source(folder: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def new_folder(name: str, output: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_folder(
+    name: str, output: pathlib.Path, *, replaces_model: bool = False
+) -> Iterator[pathlib.Path]:
     """Yields a temporary folder that becomes `output` at the end; an error leaves nothing behind.
 
     Args:
         name: The flag, for messages.
         output: The folder to write, missing or empty.
+        replaces_model: Replaces a model folder that is there.
 
     Raises:
         UserError: it is not empty, or cannot be written.
     """
+    is_replaced = replaces_model and is_model_folder(output)
     require(
-        not output.exists() or (output.is_dir() and not any(output.iterdir())),
+        is_replaced or not output.exists() or (output.is_dir() and not any(output.iterdir())),
         f"{name} = {output} is there already and not empty. Name a new folder.",
     )
     try:
@@ -171,7 +175,12 @@ def new_folder(name: str, output: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         unfinished.chmod(0o755)
         yield unfinished
-        unfinished.rename(output)
+        if is_replaced:
+            old = output.rename(unfinished.with_name(f"{unfinished.name}.old"))
+            unfinished.rename(output)
+            shutil.rmtree(old)
+        else:
+            unfinished.rename(output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from m3ae_tpu.batch import Rows
-from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.config import MaskingConfig, PretrainConfig
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.model.inputs import make_inputs
@@ -20,6 +20,7 @@ from m3ae_tpu.parallel.mesh import replicated
 from m3ae_tpu.parallel.operations import Operations
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.pretrained.preprocessing import ImageLike, make_images, several
+from m3ae_tpu.pretrained.reconstruction import Reconstructed, as_reconstructed, fill_in
 from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.run.checkpoint_reader import named_arrays
 from m3ae_tpu.run.digests import arrays_sha256
@@ -154,6 +155,49 @@ class Pretrained:
         """
         by_example = self._encode_rows(self.rows(images=images, texts=texts), "encode_layers")
         return jax.tree.map(lambda array: np.moveaxis(array, 1, 0), by_example)
+
+    def reconstruct(
+        self,
+        *,
+        images: Sequence[ImageLike] | np.ndarray | None = None,
+        texts: Sequence[str] | None = None,
+        image_mask_ratio: float | None = None,
+        text_mask_ratio: float | None = None,
+        seed: int = 0,
+    ) -> Reconstructed:
+        """Hides parts of examples at random, and fills them in; see `rows`.
+
+        Args:
+            images: As `rows` takes them.
+            texts: One for each image, or alone.
+            image_mask_ratio: Share of the patches to hide; None: as in training.
+            text_mask_ratio: The same of words.
+            seed: Decides what is hidden.
+
+        Raises:
+            UserError: the model has no decoder, or a ratio is not one; and as `rows` does.
+        """
+        require(
+            self.model.decoder is not None,
+            "The model is an encoder without a decoder, so it fills in nothing. Load another.",
+        )
+        ratios = {"image_mask_ratio": image_mask_ratio, "text_mask_ratio": text_mask_ratio}
+        given = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+        fill = self._fillers(dataclasses.replace(self.task.masking, **given))
+        rows = self.rows(images=images, texts=texts)
+        places = np.arange(len(jax.tree.leaves(rows)[0]), dtype=np.int32)
+        filled = fill((self.model, jax.random.key(seed)), (rows, places))
+        return as_reconstructed(filled, rows, self.tokenizer)
+
+    @functools.cached_property
+    def _fillers(self) -> Any:
+        @functools.cache
+        def filler(masking: MaskingConfig) -> RowMap:
+            task = dataclasses.replace(self.task, masking=masking)
+            function = functools.partial(fill_in, task=task)
+            return RowMap(function, self.mesh, rows_per_device=ENCODED_AT_A_TIME)
+
+        return filler
 
     def _encode_rows(self, rows: Rows, method: str) -> Features:
         return self._encoders(method)(self.model, rows)

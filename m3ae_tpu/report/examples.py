@@ -16,11 +16,9 @@ from m3ae_tpu.batch import Rows
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.model.masking import Selection
-from m3ae_tpu.model.modality import gather
-from m3ae_tpu.model.patches import denormalize_patches, patchify, unpatchify
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.pretrained.pretrained import Pretrained
+from m3ae_tpu.pretrained.reconstruction import fill_images
 from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.report.attention_maps import word_attention
 
@@ -124,38 +122,13 @@ def _reconstruct(
     predicted = task.reconstruct(model, inputs, masks)
     drawn = {}
     if inputs.images is not None and masks.image is not None and predicted.patches is not None:
-        drawn |= _filled_images(model, inputs.images, masks.image, predicted.patches, task)
+        masked, filled = fill_images(model, inputs.images, masks.image, predicted.patches, task)
+        drawn |= {"masked": masked, "reconstructed": filled}
     if masks.text is not None and predicted.logits is not None:
         probs = jax.nn.softmax(predicted.logits.astype(jnp.float32), axis=2)
         best, ids = jax.lax.top_k(probs, NUM_GUESSES)
         drawn |= {"guess_ids": ids, "guess_probs": best, "hidden_words": masks.text.hidden}
     return drawn
-
-
-def _filled_images(
-    model: M3AE, images: Array, selection: Selection, predicted: Array, task: ReconstructionTask
-) -> dict[str, Array]:
-    patches = patchify(images, model.patch_size)
-    predicted = predicted.astype(patches.dtype)
-    if task.norm_pix_loss:
-        # The model predicts neither mean nor contrast of a patch: those of the original are taken.
-        predicted = denormalize_patches(predicted, gather(patches, selection.hidden))
-    row = jnp.arange(patches.shape[0])[:, None]
-    is_visible = jnp.zeros(patches.shape[:2]).at[row, selection.visible].set(1.0)
-    grid = model.grid(images)
-
-    def to_bytes(values: Array) -> Array:
-        return jnp.round(jnp.clip(values, 0, 1) * 255).astype(jnp.uint8)
-
-    def to_image(patches: Array) -> Array:
-        return to_bytes(task.normalizer.undo(unpatchify(patches, grid, model.patch_size)))
-
-    opacity = jnp.broadcast_to(is_visible[..., None], patches.shape)
-    opacity = to_bytes(unpatchify(opacity, grid, model.patch_size)[..., :1])
-    return {
-        "masked": jnp.concatenate([to_image(patches), opacity], axis=3),
-        "reconstructed": to_image(patches.at[row, selection.hidden].set(predicted)),
-    }
 
 
 def _words(

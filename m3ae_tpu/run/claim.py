@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import Place, is_remote
 from m3ae_tpu.parallel import processes
+from m3ae_tpu.run.shipped import located, require_other_name
 from m3ae_tpu.storage.folder import RemoteFolder
 from m3ae_tpu.storage.lease import Lease
 from m3ae_tpu.storage.mirror import Mirror
@@ -141,6 +142,7 @@ def claim_workdir(address: Place) -> Claim:
     """
     if is_remote(address):
         return BucketClaim(os.fspath(address))
+    require_other_name(address)
     path = pathlib.Path(address)
     for folder in (path, path / "checkpoints"):
         # Found out now: Orbax would fail in the background, after the first steps.
@@ -154,13 +156,13 @@ def files_of(address: Place) -> Iterator[pathlib.Path]:
     """Yields the folder of a workdir's small files, for programs that look at a run.
 
     Those of a bucket are fetched, and what changed is sent back at the end. Claims nothing: the
-    run may be training.
+    run may be training. `starter` stands for the model that ships with the package.
 
     Raises:
         UserError: the bucket cannot be used, or holds no such workdir.
     """
     if not is_remote(address):
-        yield pathlib.Path(address)
+        yield pathlib.Path(located(address))
         return
     folder = RemoteFolder(os.fspath(address))
     folder.require_reachable()

@@ -16,6 +16,7 @@ from m3ae_tpu.errors import UserError, require
 from m3ae_tpu.files import Place, atomic_write, is_remote, require_writable_file
 from m3ae_tpu.parallel.processes import is_leader
 from m3ae_tpu.run.claim import Claim, claim_workdir
+from m3ae_tpu.run.shipped import require_model_there, require_not_shipped
 from m3ae_tpu.run.steps import steps_of
 from m3ae_tpu.storage.mirror import address_of
 
@@ -141,12 +142,10 @@ def result_file(workdir: pathlib.Path, output: pathlib.Path | None, name: str) -
     Raises:
         UserError: there is no such directory, or the file cannot be written.
     """
-    require(
-        workdir.is_dir(),
-        f"WORKDIR = {workdir} is not a folder. Name the workdir of a run, such as runs/quickstart.",
-    )
+    require_model_there("WORKDIR = ", workdir)
     fix = "Name a folder that you may write to: --output=FOLDER."
     if output is None:
+        require_not_shipped(workdir)
         require_writable_file("WORKDIR", workdir / name, fix=fix)
         return workdir / name
     try:

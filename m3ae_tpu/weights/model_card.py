@@ -45,6 +45,7 @@ def write_card(
     source: str = "",
     figures: Mapping[str, Any] | None = None,
     checks: str = "",
+    weights_licence: str = "",
 ) -> None:
     """Writes the model card into a folder.
 
@@ -56,6 +57,7 @@ def write_card(
         source: The origin of imported weights and their licence, a line; empty for an own run.
         figures: Those of the run's `evaluation.json`.
         checks: Markdown on how the files were compared with the model; may be empty.
+        weights_licence: A sentence on the licence of an own run's weights; empty: their owner's.
     """
     config = pretrained.config
     encoder = config.model.encoder
@@ -69,7 +71,7 @@ def write_card(
         f"## Scores\n\n{_scores(figures or {})}",
         f"## Checks\n\n{checks}" if checks else "",
         f"## Limits\n\n{_LIMITS}",
-        f"## Licence\n\n{_licence(config, source)}",
+        f"## Licence\n\n{_licence(config, source, weights_licence)}",
     ]
     text = "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
     atomic_write(folder / CARD, text)
@@ -148,11 +150,12 @@ def _scores(figures: Mapping[str, Any]) -> str:
     return "\n".join([*head, *lines, "", f"Test examples: {figures['examples/test']:,}."])
 
 
-def _licence(config: PretrainConfig, source: str) -> str:
+def _licence(config: PretrainConfig, source: str, weights_licence: str) -> str:
     code = "The code that made these files is under Apache-2.0."
     if source:
         return f"{code} The weights keep the licence of their source: {source}\n"
-    text = f"{code} The weights have the one\nthat their owner gives them.\n"
+    weights = weights_licence or "The weights have the one that their owner gives them."
+    text = f"{textwrap.fill(f'{code} {weights}', 100)}\n"
     if any(source.shards.startswith("starter/") for source in config.data.sources):
         text += f"\n{_STARTER_LICENCES}"
     return text + "\nThe licences of the training data are named by whoever made its shards.\n"

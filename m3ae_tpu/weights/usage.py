@@ -91,7 +91,7 @@ def usage_of(format_name: str, pretrained: Pretrained, folder: str) -> str:
         code = _SAFETENSORS.format(folder=folder, arguments=", ".join(arguments))
         return _block(code) + _prose(
             "`features` has `cls`, `image_mean`, `text_mean` and `tokens`. Every program of "
-            f"m3ae-tpu takes this folder as a run: `python -m pipelines.evaluate {folder}`."
+            f"m3ae-tpu takes it as a run: `python -m pipelines.evaluate {folder} --output=DIR`."
         )
     if format_name == "hf":
         return _block(_HF.format(folder=folder, width=width)) + _prose(

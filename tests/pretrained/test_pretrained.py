@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import trained_run, with_source
+from small_run import trained_run, with_source, without_decoder
 
 from m3ae_tpu.data.crops import resize_and_crop_center
 from m3ae_tpu.errors import UserError
@@ -92,3 +92,43 @@ def test_a_modality_that_was_not_learned_is_refused():
         trained_run(with_source("image")).encode(texts=["a"])
     with pytest.raises(UserError, match="the model has learned texts only"):
         trained_run(with_source("text")).encode(images=[PIXELS[0]])
+
+
+def test_examples_are_filled_in_where_they_were_hidden():
+    images = RUN.rows(images=list(PIXELS)).images
+    shown = RUN.reconstruct(images=list(PIXELS), texts=TEXTS, seed=3)
+    assert shown.masked_images is not None
+    assert shown.images is not None
+    is_hidden = shown.masked_images[..., 3] == 0
+    np.testing.assert_array_equal(is_hidden.mean(axis=(1, 2)), 0.75)
+    # Normalised and back, a byte may be rounded otherwise.
+    difference = np.abs(shown.images.astype(int) - images)
+    assert difference[~is_hidden].max() <= 1
+    assert difference[is_hidden].mean() > 10
+    assert shown.masked_texts is not None
+    assert shown.texts is not None
+    assert (shown.masked_texts[1], shown.texts[1]) == ("", "")
+    assert shown.masked_texts[0].count("_") in (2, 3)
+    assert [len(text) > 0 for text in shown.texts] == [bool(text) for text in TEXTS]
+
+
+def test_what_is_hidden_follows_from_seed_and_ratios():
+    def masks(**options):
+        masked = RUN.reconstruct(images=list(PIXELS), **options).masked_images
+        assert masked is not None
+        return masked[..., 3] == 0
+
+    np.testing.assert_array_equal(masks(seed=1), masks(seed=1))
+    assert (masks(seed=1) != masks(seed=2)).any()
+    assert masks(image_mask_ratio=0.5).mean() == 0.5
+    assert masks(image_mask_ratio=0.0).mean() == 0
+    whole = RUN.reconstruct(texts=["a red house"], text_mask_ratio=0.0)
+    assert (whole.masked_images, whole.images) == (None, None)
+    assert whole.masked_texts == whole.texts == ["a red house"]
+
+
+def test_a_model_or_ratio_that_fills_in_nothing_is_refused():
+    with pytest.raises(UserError, match=r"is an encoder without a decoder"):
+        trained_run(without_decoder()).reconstruct(texts=["a"])
+    with pytest.raises(UserError, match=r"image_mask_ratio = 75\.0 is not in \[0, 1\]\. Did you"):
+        RUN.reconstruct(images=list(PIXELS), image_mask_ratio=75.0)
