@@ -11,8 +11,9 @@ from m3ae_tpu.evaluation.heldout import title_tokens
 from m3ae_tpu.page import section
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.report.attention_maps import patch_attention, word_attention
-from m3ae_tpu.report.examples import choose_rows, png_uri, show_examples
+from m3ae_tpu.report.examples import choose_rows, show_examples
 from m3ae_tpu.report.sections import attention as word_cards
+from m3ae_tpu.report.uris import png_uri
 
 FIGURES = {
     "title_on_subject": "attention of title words to the subject's patches, relative to an even "

@@ -11,9 +11,11 @@ from m3ae_tpu.errors import require
 from m3ae_tpu.evaluation.heldout import heldout_reconstruction
 from m3ae_tpu.page import section
 from m3ae_tpu.pretrained.pretrained import Pretrained
-from m3ae_tpu.report.examples import show_examples
+from m3ae_tpu.report.examples import choose_rows
+from m3ae_tpu.report.fills import RATIOS, show_fills
+from m3ae_tpu.report.sections import percent
+from m3ae_tpu.report.uris import png_uri
 
-RATIOS = (0.5, 0.75, 0.9)
 FIGURES = {
     f"error_{round(100 * ratio)}": f"error at hidden patches, {round(100 * ratio)} % hidden, of "
     "that of the visible patches' mean colour"
@@ -23,7 +25,12 @@ _MOST_EXAMPLES, _SHOWN_EXAMPLES = 300, 6
 
 
 def figures(run: Pretrained, examples: LabelledExamples) -> dict[str, float]:
-    """Returns the figures of `FIGURES`; 1 is as good as the mean colour."""
+    """Returns the figures of `FIGURES`; 1 is as good as the mean colour.
+
+    Raises:
+        UserError: the model has no decoder, or has not learned images.
+    """
+    _require_fills(run)
     examples = examples.take(np.arange(min(_MOST_EXAMPLES, len(examples))))
     found = {}
     for ratio, name in zip(RATIOS, FIGURES, strict=True):
@@ -34,23 +41,26 @@ def figures(run: Pretrained, examples: LabelledExamples) -> dict[str, float]:
 
 
 def show(run: Pretrained, examples: LabelledExamples) -> str:
-    """Returns a section of a page, as HTML: each image as it is, then masked and filled."""
-    by_ratio = {
-        ratio: show_examples(_at(run, ratio), examples, count=_SHOWN_EXAMPLES) for ratio in RATIOS
-    }
+    """Returns a section of a page, as HTML: each image as it is, then masked and filled.
+
+    Raises:
+        UserError: the model has no decoder, or has not learned images.
+    """
+    _require_fills(run)
+    examples = examples.take(choose_rows(examples.labels, _SHOWN_EXAMPLES))
     rows = []
-    for number, example in enumerate(by_ratio[RATIOS[0]]):
-        figures = [("original", example.original, "image")]
-        for ratio, shown in by_ratio.items():
-            percent = round(100 * ratio)
-            figures.append((f"{percent} % hidden", shown[number].masked, "image hatched"))
-            figures.append(("filled", shown[number].reconstructed, "image"))
+    for number, fills in enumerate(show_fills(run, examples, RATIOS)):
+        figures = [("original", png_uri(examples.images[number]), "image")]
+        for fill in fills:
+            figures.append((f"{percent(fill.share)} hidden", fill.masked, "image hatched"))
+            figures.append(("filled", fill.reconstructed, "image"))
         cells = "".join(
             f'<figure><img class="{style}" src="{source}" alt="{name}">'
             f"<figcaption>{name}</figcaption></figure>"
             for name, source, style in figures
         )
-        title = html.escape(example.title or example.label)
+        label = examples.label_names[examples.labels[number]]
+        title = html.escape(examples.titles[number] or label)
         rows.append(
             f'<article class="card example"><h3>{title}</h3><div class="ratios">{cells}</div>'
             "</article>"
@@ -59,15 +69,15 @@ def show(run: Pretrained, examples: LabelledExamples) -> str:
 
 
 def _at(run: Pretrained, ratio: float) -> Pretrained:
-    """Returns a model that is asked at another mask ratio.
+    """Returns a model that is asked at another mask ratio."""
+    changes = {"masking.image_mask_ratio": ratio}
+    return dataclasses.replace(run, config=replaced(run.config, changes))
 
-    Raises:
-        UserError: it has no decoder, or has not learned images.
-    """
+
+def _require_fills(run: Pretrained) -> None:
+    """Raises `UserError` if the model has no decoder, or has not learned images."""
     require(
         run.config.model.decoder.num_layers > 0 and run.task.has_images,
         "The model has no decoder, or has not learned images, so it fills in nothing. "
         "Name another: --model=...",
     )
-    changes = {"masking.image_mask_ratio": ratio}
-    return dataclasses.replace(run, config=replaced(run.config, changes))

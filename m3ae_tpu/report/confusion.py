@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from jaxtyping import UInt8
 
-from m3ae_tpu.report.examples import png_uri
+from m3ae_tpu.report.uris import thumbnail_uri
 
 MOST_CLASSES = 24
 """Classes of a matrix that a page has room for."""
@@ -79,7 +78,7 @@ def _pair(
     thumbnails = ""
     if images is not None:
         thumbnails = "".join(
-            f'<img class="image" src="{_thumbnail(images[index])}" alt="{true}">'
+            f'<img class="image" src="{thumbnail_uri(images[index], _SIDE)}" alt="{true}">'
             for index in pair["examples"]
         )
         thumbnails = f'<div class="thumbnails">{thumbnails}</div>'
@@ -87,12 +86,6 @@ def _pair(
         f'<article class="card"><h3>{true} <span>taken for</span> {predicted}</h3>{thumbnails}'
         f'<p class="note">{count:,} of {total:,}</p></article>'
     )
-
-
-def _thumbnail(image: UInt8[np.ndarray, "size size 3"]) -> str:
-    small = PIL.Image.fromarray(image)
-    small.thumbnail((_SIDE, _SIDE), PIL.Image.Resampling.BICUBIC)
-    return png_uri(np.asarray(small))
 
 
 def _name(label: str) -> str:

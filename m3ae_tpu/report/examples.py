@@ -1,30 +1,17 @@
 """Held-out examples to look at: images as they are, masked and reconstructed, and guessed words."""
 
-import base64
 import dataclasses
-import functools
-import io
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import PIL.Image
-from jaxtyping import Array, Float32, Int32, Key, UInt8
+from jaxtyping import Float32, Int32
 
-from m3ae_tpu.batch import Rows
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.text import Tokenizer
-from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.pretrained.pretrained import Pretrained
-from m3ae_tpu.pretrained.reconstruction import fill_images
-from m3ae_tpu.pretrained.task import ReconstructionTask
 from m3ae_tpu.report.attention_maps import word_attention
-
-NUM_GUESSES = 3
-
-_SEED = 7  # Any; the same masks for every run.
+from m3ae_tpu.report.fills import RATIOS, Fill, show_fills
+from m3ae_tpu.report.guesses import Guesses, guess_words
+from m3ae_tpu.report.uris import png_uri
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,18 +28,14 @@ class Word:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownExample:
-    """One example of the report.
-
-    Images are PNG data URIs, empty for a run without images; of a model without a decoder only the
-    original is there.
-    """
+    """One example of the report."""
 
     title: str
     label: str
     original: str
-    masked: str
-    """Hidden patches are transparent."""
-    reconstructed: str
+    """PNG as data URI; empty for a run without images."""
+    fills: tuple[Fill, ...]
+    """Empty for a run without images and for a model without a decoder."""
     words: tuple[Word, ...]
     """Empty for a run without text."""
     first_word: int
@@ -71,7 +54,10 @@ def choose_rows(labels: Int32[np.ndarray, " examples"], count: int) -> Int32[np.
 def show_examples(
     run: Pretrained, examples: LabelledExamples, *, count: int = 8
 ) -> list[ShownExample]:
-    """Reconstructs some held-out examples with the run's mask ratios, and maps their attention.
+    """Reconstructs some held-out examples, guesses at their words, and maps their attention.
+
+    Images are reconstructed at several mask ratios, one of them the run's own; words are hidden at
+    the run's.
 
     Args:
         run: Its model reconstructs.
@@ -81,60 +67,33 @@ def show_examples(
     task = run.task
     shown = examples.take(choose_rows(examples.labels, count))
     rows = task.rows(shown)
-    places = np.arange(len(shown), dtype=np.int32)
-    drawn: dict[str, Any] = {}
-    if run.model.decoder is not None:
-        reconstruct = RowMap(functools.partial(_reconstruct, task=task), run.mesh)
-        drawn = reconstruct((run.model, jax.random.key(_SEED)), (rows, places))
+    fills = show_fills(run, shown, (*RATIOS, task.masking.image_mask_ratio))
+    has_guesses = task.has_texts and run.model.decoder is not None
+    guesses = guess_words(run, rows) if has_guesses else None
     maps = word_attention(run.model, rows, task, run.mesh) if task.has_pairs else None
     results = []
     for row, title in enumerate(shown.titles):
         words = ()
         if task.has_texts and run.tokenizer is not None:
             own_maps = None if maps is None else maps[row]
-            words = _words(shown, row, drawn, own_maps, run.tokenizer)
-        uris = dict.fromkeys(("original", "masked", "reconstructed"), "")
-        if task.has_images:
-            uris["original"] = png_uri(shown.images[row])
-            uris |= {name: png_uri(drawn[name][row]) for name in uris if name in drawn}
+            words = _words(shown, row, guesses, own_maps, run.tokenizer)
         results.append(
             ShownExample(
                 title=title,
                 label=shown.label_names[shown.labels[row]],
+                original=png_uri(shown.images[row]) if task.has_images else "",
+                fills=fills[row],
                 words=words,
                 first_word=_word_of_title(words, title),
-                **uris,
             )
         )
     return results
 
 
-def _reconstruct(
-    model_and_key: tuple[M3AE, Key[Array, ""]],
-    rows_and_places: tuple[Rows, Int32[Array, " batch"]],
-    *,
-    task: ReconstructionTask,
-) -> dict[str, Array]:
-    """Returns images masked and reconstructed, as bytes, and the guesses at hidden words."""
-    (model, key), (rows, places) = model_and_key, rows_and_places
-    inputs = task.make_inputs(rows)
-    masks = task.draw_masks(model, inputs, key, places)
-    predicted = task.reconstruct(model, inputs, masks)
-    drawn = {}
-    if inputs.images is not None and masks.image is not None and predicted.patches is not None:
-        masked, filled = fill_images(model, inputs.images, masks.image, predicted.patches, task)
-        drawn |= {"masked": masked, "reconstructed": filled}
-    if masks.text is not None and predicted.logits is not None:
-        probs = jax.nn.softmax(predicted.logits.astype(jnp.float32), axis=2)
-        best, ids = jax.lax.top_k(probs, NUM_GUESSES)
-        drawn |= {"guess_ids": ids, "guess_probs": best, "hidden_words": masks.text.hidden}
-    return drawn
-
-
 def _words(
     examples: LabelledExamples,
     row: int,
-    drawn: dict[str, Any],
+    guesses: Guesses | None,
     maps: Float32[np.ndarray, "length rows columns"] | None,
     tokenizer: Tokenizer,
 ) -> tuple[Word, ...]:
@@ -143,15 +102,16 @@ def _words(
     def read(ids: np.ndarray) -> list[str]:
         return [piece.replace("▁", " ") for piece in tokenizer.pieces(ids)]
 
-    guesses: dict[int, tuple[tuple[str, float], ...]] = {}
-    hidden = [drawn[name][row] for name in ("hidden_words", "guess_ids", "guess_probs") if drawn]
-    for place, ids, probs in zip(*hidden, strict=True):
-        guesses[int(place)] = tuple(zip(read(ids), probs.tolist(), strict=True))
+    best: dict[int, tuple[tuple[str, float], ...]] = {}
+    if guesses is not None:
+        hidden = (guesses.places[row], guesses.ids[row], guesses.probs[row])
+        for place, ids, probs in zip(*hidden, strict=True):
+            best[int(place)] = tuple(zip(read(ids), probs.tolist(), strict=True))
     texts = read(examples.text_ids[row][examples.is_valid[row]])
     return tuple(
         Word(
             text=text,
-            guesses=guesses.get(place, ()),
+            guesses=best.get(place, ()),
             attention="" if maps is None else attention_uri(maps[place]),
         )
         for place, text in enumerate(texts)
@@ -176,10 +136,3 @@ def attention_uri(weights: Float32[np.ndarray, "rows columns"]) -> str:
     image[..., :3] = (235, 60, 20)
     image[..., 3] = np.round(opacity * 215)
     return png_uri(image)
-
-
-def png_uri(image: UInt8[np.ndarray, "height width channels"]) -> str:
-    """Returns an RGB or RGBA image as a PNG data URI."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

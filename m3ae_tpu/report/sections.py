@@ -14,6 +14,7 @@ from m3ae_tpu.model.masking import num_visible
 from m3ae_tpu.page import missing, table, tile
 from m3ae_tpu.probing.scores import standard_error
 from m3ae_tpu.report.examples import ShownExample, Word
+from m3ae_tpu.report.slider import at_stops, slider
 
 _NO_CHECKPOINT = "This run has no checkpoint yet, so there is no model to ask."
 
@@ -85,7 +86,8 @@ def reconstruction(
         num_patches = (config.data.image_size // config.model.patch_size) ** 2
         num_hidden = num_patches - num_visible(num_patches, config.masking.image_mask_ratio)
         sentences.append(
-            f"{percent(num_hidden / num_patches)} of the patches are hidden from the encoder."
+            f"In training {percent(num_hidden / num_patches)} of the patches are hidden from the "
+            "encoder; the slider shows the same model with fewer and with more."
         )
         if config.loss.norm_pix_loss:
             sentences.append(
@@ -101,16 +103,7 @@ def reconstruction(
         )
     cards = []
     for example in examples:
-        images = ""
-        for name in ("original", "masked", "reconstructed"):
-            if not (source := getattr(example, name)):
-                continue
-            style = "image hatched" if name == "masked" else "image"
-            images += (
-                f'<figure><img class="{style}" src="{source}" alt="{name}">'
-                f"<figcaption>{name}</figcaption></figure>"
-            )
-        images = f'<div class="triple">{images}</div>' if images else ""
+        images = f'<div class="triple">{_triple(example)}</div>' if example.original else ""
         caption = _grouped(example.words, [_token(word) for word in example.words])
         caption = f'<div class="caption">{caption}</div>' if caption else ""
         cards.append(
@@ -118,7 +111,38 @@ def reconstruction(
         )
     return (
         f"{_comparisons(evaluation, 'reconstruction')}<p>{' '.join(sentences)}</p>"
-        f'<div class="gallery">{"".join(cards)}</div>'
+        f'{_mask_slider(examples)}<div class="gallery">{"".join(cards)}</div>'
+    )
+
+
+def _mask_slider(examples: Sequence[ShownExample]) -> str:
+    """Returns the slider of mask ratios, at the run's own; nothing where there are no fills."""
+    fills = next((example.fills for example in examples if example.fills), ())
+    if not fills:
+        return ""
+    own = next((number for number, fill in enumerate(fills) if fill.is_own), 0)
+    stops = [percent(fill.share) for fill in fills]
+    return slider("mask-ratio", "Patches hidden from the encoder", stops, own)
+
+
+def _triple(example: ShownExample) -> str:
+    """Returns an image as it is, masked and reconstructed; of the last two one for each stop."""
+    columns = {"original": f'<img class="image" src="{example.original}" alt="original">'}
+    if example.fills:
+        shares = [f"{percent(fill.share)} hidden" for fill in example.fills]
+        columns["masked"] = at_stops(
+            [fill.masked for fill in example.fills],
+            "image hatched",
+            [f"masked, {share}" for share in shares],
+        )
+        columns["reconstructed"] = at_stops(
+            [fill.reconstructed for fill in example.fills],
+            "image",
+            [f"reconstructed, {share}" for share in shares],
+        )
+    return "".join(
+        f"<figure>{images}<figcaption>{name}</figcaption></figure>"
+        for name, images in columns.items()
     )
 
 

@@ -46,14 +46,20 @@ def test_visible_patches_are_shown_as_they_are_and_hidden_words_with_guesses(exa
     shown = show_examples(RUN, examples, count=3)
     assert [example.title for example in shown] == ["red apple", "dog", "house"]
     for example in shown:
-        original, masked, reconstructed = (
-            pixels(uri) for uri in (example.original, example.masked, example.reconstructed)
-        )
-        is_visible = masked[..., 3] == 255
-        assert is_visible.sum() == 4 * 8 * 8
-        np.testing.assert_array_equal(masked[is_visible][:, :3], original[is_visible])
-        np.testing.assert_array_equal(reconstructed[is_visible], original[is_visible])
-        assert not np.array_equal(reconstructed, original)
+        original = pixels(example.original)
+        # Of 16 patches: half, the run's three quarters, and 0.9, which leaves int(1.6) visible.
+        assert [fill.share for fill in example.fills] == [0.5, 0.75, 15 / 16]
+        assert [fill.is_own for fill in example.fills] == [False, True, False]
+        was_visible = np.ones((32, 32), bool)
+        for fill, num_visible in zip(example.fills, (8, 4, 1), strict=True):
+            masked, reconstructed = pixels(fill.masked), pixels(fill.reconstructed)
+            is_visible = masked[..., 3] == 255
+            assert is_visible.sum() == num_visible * 8 * 8
+            assert not (is_visible & ~was_visible).any()
+            np.testing.assert_array_equal(masked[is_visible][:, :3], original[is_visible])
+            np.testing.assert_array_equal(reconstructed[is_visible], original[is_visible])
+            assert not np.array_equal(reconstructed, original)
+            was_visible = is_visible
         hidden = [word for word in example.words if word.guesses]
         assert 0 < len(hidden) < len(example.words) or len(example.words) < 4
         assert all(word.attention.startswith("data:image/png;base64,") for word in example.words)
@@ -78,6 +84,5 @@ def test_the_map_is_opaque_where_attention_is_largest():
 def test_an_encoder_without_a_decoder_shows_originals_and_attention(examples):
     for example in show_examples(trained_run(without_decoder()), examples, count=2):
         assert example.original
-        assert not example.masked
-        assert not example.reconstructed
+        assert example.fills == ()
         assert all(word.attention and not word.guesses for word in example.words)

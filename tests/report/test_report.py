@@ -2,6 +2,7 @@
 missing.
 """
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -16,16 +17,20 @@ from m3ae_tpu.config import DataConfig, Kind, ModelConfig, PretrainConfig, Sourc
 from m3ae_tpu.evaluation import evaluate
 from m3ae_tpu.evaluation.protocol import Row
 from m3ae_tpu.report.examples import ShownExample, Word
+from m3ae_tpu.report.fills import Fill
 from m3ae_tpu.report.page import report_workdir, write_report
 from m3ae_tpu.report.sections import reconstruction
 
 DOT = "data:image/png;base64,iVBORw0KGgo="
+FILLS = tuple(
+    Fill(share=share, is_own=share == 0.75, masked=DOT, reconstructed=DOT)
+    for share in (0.5, 0.75, 0.9)
+)
 EXAMPLE = ShownExample(
     title="salt & <pepper>",
     label="food_drink",
     original=DOT,
-    masked=DOT,
-    reconstructed=DOT,
+    fills=FILLS,
     words=(
         Word(text=" salt", guesses=((" salt", 0.5), (" <b>", 0.2)), attention=DOT),
         Word(text="y", guesses=(), attention=DOT),
@@ -142,8 +147,7 @@ def test_runs_of_one_modality_have_a_page(tmp_path, kind):
         title="t",
         label="l",
         original=image,
-        masked=image,
-        reconstructed=image,
+        fills=FILLS if image else (),
         words=plain,
         first_word=0,
     )
@@ -170,6 +174,29 @@ def test_hidden_patches_are_counted_not_rounded(tmp_path):
     )
     text = reconstruction([EXAMPLE], {}, config)
     assert "100.0\u202f% of the patches are hidden" in text
+
+
+def test_the_slider_moves_by_keyboard_from_the_runs_own_ratio(tmp_path):
+    text = page(tmp_path)
+    control = re.search(r'<fieldset class="slider">.*?</fieldset>', text, re.DOTALL)
+    assert control is not None
+    assert "<legend>Patches hidden from the encoder</legend>" in control[0]
+    # Radio buttons of one name: arrow keys move among them without a script.
+    stops = re.findall(
+        r'<input type="radio" name="mask-ratio" value="(\d)"( checked)?>', control[0]
+    )
+    assert stops == [("0", ""), ("1", " checked"), ("2", "")]
+    assert "50.0\u202f%" in control[0]
+    assert "<script" not in text
+    for number in range(3):
+        assert len(re.findall(rf'<img class="image[a-z ]* stop-{number}"', text)) == 2
+        assert f'[value="{number}"]:checked) .stop-{number}' in text
+
+
+def test_there_is_no_slider_without_reconstructions(tmp_path):
+    text = page(tmp_path, examples=(dataclasses.replace(EXAMPLE, fills=()),))
+    assert "<fieldset" not in text
+    assert 'alt="original"' in text
 
 
 def test_values_that_were_not_finite_are_left_out_of_charts(tmp_path):
