@@ -67,6 +67,7 @@ def write_model_folder(
     # safetensors writes the bytes of an array that is not contiguous in the wrong order.
     arrays = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
     safetensors.numpy.save_file(arrays, folder / PARAMETERS, metadata)
+    _sort_metadata(folder / PARAMETERS)
     if tokenizer:
         name = VOCABULARY if is_wordpiece(tokenizer) else TOKENIZER
         (folder / name).write_bytes(tokenizer)
@@ -74,6 +75,18 @@ def write_model_folder(
     (folder / CONFIG).write_text(text)
     # The library's files are for their owner's eyes alone.
     (folder / PARAMETERS).chmod((folder / CONFIG).stat().st_mode)
+
+
+def _sort_metadata(path: pathlib.Path) -> None:
+    """Sorts a file's metadata in place: the library writes it in another order each time."""
+    with path.open("r+b") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= num_bytes
+        file.seek(8)
+        file.write(text.ljust(num_bytes))
 
 
 def read_parameters(folder: pathlib.Path, abstract: PyTree) -> tuple[int, PyTree, dict[str, Any]]:

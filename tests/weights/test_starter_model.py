@@ -111,10 +111,12 @@ def test_a_run_of_another_config_or_unfinished_is_refused(made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_only_a_model_folder_is_replaced_and_only_if_told_so(made, tmp_path, monkeypatch):
+def test_the_same_bytes_replace_a_model_folder_and_only_if_told_so(made, tmp_path, monkeypatch):
     monkeypatch.setattr(starter_model, "evaluate_run", lambda *_, **__: {})
     monkeypatch.setattr(starter_model, "print_figures", lambda _: None)
     make(made, tmp_path / "model")
+    first, second = (folder / "model.safetensors" for folder in (made.folder, tmp_path / "model"))
+    assert first.read_bytes() == second.read_bytes()
     (tmp_path / "model" / "old").touch()
     with pytest.raises(UserError, match=r"--output = .*model is there already and not empty"):
         make(made, tmp_path / "model")
