@@ -223,7 +223,7 @@ def bar_chart(title: str, groups: Sequence[BarGroup]) -> str:
                 elements.append(f'<path class="error" d="{whisker}"/>')
             y += 20
         y += 22
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {y - 16}" role="img">'
+    head = f'<svg class="chart bars" viewBox="0 0 {WIDTH} {y - 16}" role="img">'
     return "".join([head, *elements, "</svg>"])
 
 

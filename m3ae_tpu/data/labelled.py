@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
@@ -69,6 +70,7 @@ def read_labelled(
     tokenizer: Tokenizer | None = None,
     text_length: int = 0,
     limit: int | None = None,
+    indices: Sequence[int] | None = None,
     label_names: tuple[str, ...] | None = None,
 ) -> LabelledExamples:
     """Reads labelled pairs or images; the same shards always give the same bits.
@@ -79,6 +81,7 @@ def read_labelled(
         tokenizer: Encodes the main captions; None marks all tokens as padding.
         text_length: Tokens of a caption; longer ones are cut, shorter ones padded.
         limit: Number of records to read, from the first on; None reads all.
+        indices: Records to read, in this order; None: all up to `limit`.
         label_names: Classes in their order, if known: those of the training examples, for test
             examples that may lack some.
 
@@ -86,9 +89,10 @@ def read_labelled(
         UserError: a record has no image that can be decoded, no label, or a label that is not in
             `label_names`.
     """
-    count = len(shards) if limit is None else min(limit, len(shards))
-    records = [shards[index] for index in range(count)]
-    for index, record in enumerate(records):
+    if indices is None:
+        indices = range(len(shards) if limit is None else min(limit, len(shards)))
+    count, records = len(indices), [shards[index] for index in indices]
+    for index, record in zip(indices, records, strict=True):
         require(
             bool(record.label_name) and bool(record.image),
             f"shards = {shards.pattern} hold a record without label or image "
@@ -109,8 +113,9 @@ def read_labelled(
     numbers = {name: number for number, name in enumerate(names)}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         images = pool.map(
-            lambda index: _decoded(records[index].image, image_size, shards.place(index)),
-            range(count),
+            lambda index, record: _decoded(record.image, image_size, shards.place(index)),
+            indices,
+            records,
         )
         return LabelledExamples(
             images=np.stack(list(images)),

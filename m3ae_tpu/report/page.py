@@ -10,18 +10,26 @@ import rich
 from jaxtyping import UInt8
 
 from m3ae_tpu.config import FinetuneConfig, PretrainConfig
+from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.data.shards import open_shards
-from m3ae_tpu.evaluation.evaluate import TEST_SHARDS, read_examples
+from m3ae_tpu.errors import UserError
+from m3ae_tpu.evaluation.evaluate import TEST_SHARDS, TRAIN_SHARDS, read_examples
 from m3ae_tpu.evaluation.results import read_evaluation
 from m3ae_tpu.files import atomic_write
 from m3ae_tpu.page import page, section, tiles
 from m3ae_tpu.pretrained.loading import has_model, is_finetuned, load_pretrained
+from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.report import sections
 from m3ae_tpu.report.confusion import confusion
 from m3ae_tpu.report.curves import curves
 from m3ae_tpu.report.examples import ShownExample, show_examples
 from m3ae_tpu.report.measured import Shown, measured
+from m3ae_tpu.report.neighbours import Neighbours, find_neighbours
+from m3ae_tpu.report.sections import NO_CHECKPOINT
+from m3ae_tpu.report.strips import strips
 from m3ae_tpu.report.wall_time import wall_time
+from m3ae_tpu.report.word_gains import WordGains, measure_word_gains
+from m3ae_tpu.report.word_section import word_section
 from m3ae_tpu.run import goodput
 from m3ae_tpu.run.metrics import read_metrics
 from m3ae_tpu.run.workdir import load_run_config, result_file
@@ -51,6 +59,7 @@ def report_workdir(
     config, examples, versions = load_run_config(workdir, config_type), None, {}
     evaluation = (read_evaluation(output) if output else {}) or read_evaluation(workdir)
     shown, images, usual = None, None, TEST_SHARDS
+    gains = neighbours = NO_CHECKPOINT
     if isinstance(config, FinetuneConfig) and config.evaluation.shards:
         usual = config.evaluation.shards
     test_shards = test_shards or evaluation.get("examples/test_shards", usual)
@@ -59,6 +68,8 @@ def report_workdir(
             run, shards = load_pretrained(workdir), open_shards(test_shards)
             labelled = read_examples(run, shards)
             examples = show_examples(run, labelled)
+            gains = measure_word_gains(run, labelled)
+            neighbours = _neighbours(run, labelled, test_shards, evaluation)
             if shards.digest == evaluation.get("examples/test_digest"):
                 images = labelled.images
             versions, shown = run.versions, Shown(run.step, shards.pattern, shards.digest)
@@ -69,6 +80,8 @@ def report_workdir(
         seconds=goodput.wall_time(goodput.read_goodput(workdir)),
         evaluation=evaluation,
         examples=examples,
+        gains=gains,
+        neighbours=neighbours,
         versions=versions,
         shown=shown,
         images=images,
@@ -83,6 +96,8 @@ def write_report(
     metrics: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any],
     examples: Sequence[ShownExample] | None,
+    gains: WordGains | str,
+    neighbours: Neighbours | str,
     versions: Mapping[str, str],
     shown: Shown | None = None,
     images: UInt8[np.ndarray, "examples size size 3"] | None = None,
@@ -97,6 +112,8 @@ def write_report(
         metrics: Lines of `metrics.jsonl`, oldest first; may be empty.
         evaluation: The figures of `evaluation.json`; may be empty.
         examples: Results of `show_examples`; None for a run without a checkpoint.
+        gains: Result of `measure_word_gains`, or a sentence that says why there is none.
+        neighbours: Result of `find_neighbours`, or such a sentence.
         versions: Versions of the packages that trained the run.
         shown: What the examples show; None as for `examples`.
         images: Images of the test examples that were evaluated; None if they are not at hand.
@@ -116,7 +133,9 @@ def write_report(
             tiles(sections.main_figures(evaluation, metrics)),
             measured(evaluation, shown, address),
             section("features", "Classification by frozen features", features),
+            section("neighbours", "Nearest neighbours", strips(neighbours)),
             section("reconstruction", "Reconstruction of hidden patches and words", reconstruction),
+            section("words", "What the image adds to its words", word_section(gains)),
             section("attention", "Attention of words to patches", sections.attention(examples)),
             section(
                 "training", "Training", curves(metrics, evaluation, first=wall_time(seconds or {}))
@@ -128,6 +147,20 @@ def write_report(
     )
     atomic_write(path, text)
     return path
+
+
+def _neighbours(
+    run: Pretrained, test: LabelledExamples, test_shards: str, evaluation: Mapping[str, Any]
+) -> Neighbours | str:
+    """Returns neighbours among the examples that probes learn from, or why there are none."""
+    usual = TRAIN_SHARDS if test_shards == TEST_SHARDS else ""
+    train_shards = evaluation.get("examples/train_shards", usual)
+    if not train_shards:
+        return "The run is not evaluated yet: an evaluation names the training examples to search."
+    try:
+        return find_neighbours(run, test, train_shards, evaluation.get("knn/pooling", ""))
+    except UserError as error:
+        return f"The training examples cannot be searched: {error}"
 
 
 def _confusion(evaluation: Mapping[str, Any], images: np.ndarray | None) -> str:

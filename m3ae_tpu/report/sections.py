@@ -16,7 +16,7 @@ from m3ae_tpu.probing.scores import standard_error
 from m3ae_tpu.report.examples import ShownExample, Word
 from m3ae_tpu.report.slider import at_stops, slider
 
-_NO_CHECKPOINT = "This run has no checkpoint yet, so there is no model to ask."
+NO_CHECKPOINT = "This run has no checkpoint yet, so there is no model to ask."
 
 
 def percent(share: float) -> str:
@@ -78,7 +78,7 @@ def reconstruction(
 ) -> str:
     """Returns reconstruction errors, and examples: masked, reconstructed, with guessed words."""
     if examples is None:
-        return missing(_NO_CHECKPOINT)
+        return missing(NO_CHECKPOINT)
     sentences = ["The first test examples of each class."]
     if isinstance(config, FinetuneConfig) or config.model.decoder.num_layers == 0:
         sentences.append("The model is an encoder without a decoder: it reconstructs nothing.")
@@ -149,7 +149,7 @@ def _triple(example: ShownExample) -> str:
 def attention(examples: Sequence[ShownExample] | None) -> str:
     """Returns images with captions: a word under the pointer shows its attention to the patches."""
     if examples is None:
-        return missing(_NO_CHECKPOINT)
+        return missing(NO_CHECKPOINT)
     shown = [example for example in examples if any(word.attention for word in example.words)]
     if not shown:
         return missing(

@@ -10,12 +10,13 @@ import shutil
 import types
 
 import pytest
-from small_run import save_run, trained_run
+from small_run import save_run, trained_run, with_source
 
 from m3ae_tpu.charts import Level, Series, line_chart, nice_ticks
 from m3ae_tpu.config import DataConfig, Kind, ModelConfig, PretrainConfig, SourceConfig
 from m3ae_tpu.evaluation import evaluate
 from m3ae_tpu.evaluation.protocol import Row
+from m3ae_tpu.report import neighbours, word_gains
 from m3ae_tpu.report.examples import ShownExample, Word
 from m3ae_tpu.report.fills import Fill
 from m3ae_tpu.report.page import report_workdir, write_report
@@ -76,6 +77,8 @@ def page(
         metrics=metrics,
         evaluation=evaluation,
         examples=examples,
+        gains="no words",
+        neighbours="no neighbours",
         versions={"jax": "0.11.2"},
         seconds=seconds,
         path=tmp_path / "report.html",
@@ -106,13 +109,27 @@ class Checker(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_needs_nothing_but_itself(tmp_path):
-    text = page(tmp_path)
+def check(text):
+    """Checks that a page is well formed and needs nothing but itself."""
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
     assert [link for link in checker.links if not link.startswith("data:")] == []
     assert not re.search(r"https?://|@import|url\((?!data:)", text)
+
+
+def test_page_needs_nothing_but_itself(tmp_path):
+    check(page(tmp_path))
+
+
+def test_training_examples_that_cannot_be_read_leave_the_rest_of_the_report(tmp_path):
+    path = tmp_path / "run"
+    save_run(path, trained_run(with_source("text")))
+    figures = {"examples/train_shards": str(tmp_path / "gone-*")}
+    (path / "evaluation.json").write_text(json.dumps(EVALUATION | figures))
+    text = report_workdir(path, "starter/heldout-*").read_text()
+    assert "The training examples cannot be searched" in text
+    assert "Only a run that has learned images with captions" in text
 
 
 def test_page_shows_the_figures_with_their_errors(tmp_path):
@@ -132,7 +149,7 @@ def test_text_from_data_cannot_become_markup(tmp_path):
 
 def test_parts_that_a_run_lacks_are_said_to_be_missing(tmp_path):
     text = page(tmp_path, metrics=[], evaluation={}, examples=None)
-    assert text.count('class="missing"') == 6
+    assert text.count('class="missing"') == 8
     assert "pipelines.evaluate" in text
 
 
@@ -263,7 +280,9 @@ def test_an_added_evaluation_is_measured_printed_and_shown(tmp_path, monkeypatch
     assert "<h3>Zero-shot</h3>" in text
 
 
-def test_the_report_of_a_directory_shows_its_checkpoint_or_does_without(tmp_path):
+def test_the_report_of_a_directory_shows_its_checkpoint_or_does_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(neighbours, "MOST_SEARCHED", 50)
+    monkeypatch.setattr(word_gains, "MOST_EXAMPLES", 20)
     run = trained_run()
     for folder in ("saved", "empty"):
         path = tmp_path / folder
@@ -272,6 +291,9 @@ def test_the_report_of_a_directory_shows_its_checkpoint_or_does_without(tmp_path
             shutil.rmtree(path / "checkpoints")
         text = report_workdir(path, "starter/heldout-*").read_text()
         assert ("reconstructed" in text) == (folder == "saved")
+        assert ("neighbours are of the query" in text) == (folder == "saved")
+        assert ("Captions drawn at random" in text) == (folder == "saved")
+        check(text)
         assert f"python -m pipelines.evaluate {path}" in text
     other = tmp_path / "other"
     other.mkdir()
