@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.shards import Shards, open_shards
-from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
+from m3ae_tpu.evaluation import caption_probes, heldout, image_probes
 from m3ae_tpu.evaluation.examples import describe_examples, example_remarks
 from m3ae_tpu.evaluation.protocol import Evaluation, Figures, Row, Subject
 from m3ae_tpu.evaluation.results import EVALUATION
@@ -25,7 +25,7 @@ from m3ae_tpu.run.workdir import result_file
 
 TRAIN_SHARDS, TEST_SHARDS = "starter/train-*", "starter/heldout-*"
 
-EVALUATIONS: tuple[Evaluation, ...] = (image_probes, pair_probes, heldout)
+EVALUATIONS: tuple[Evaluation, ...] = (image_probes, caption_probes, heldout)
 """Add one here: figures, table and report follow."""
 
 
@@ -132,15 +132,15 @@ def all_rows(figures: Mapping[str, Any]) -> list[Row]:
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:
-    """Prints the figures of a run beside those that they are compared with."""
+    """Prints the figures of a run beside those that they are compared with, the best first."""
     table = Table("on held-out examples", "this run", "compared with")
     for row in all_rows(figures):
         if not row.values:
             table.add_row(row.title, "left out", escape(row.note))
         elif row.level != "detail":
-            own, *others = row.values.items()
-            others = [f"{name} {value:.3f}" for name, value in others]
-            table.add_row(row.title, f"{own[1]:.3f}", ", ".join(others) or escape(row.note))
+            own = next(iter(row.values.values()))
+            others = [f"{name} {value:.3f}" for name, value in row.baselines]
+            table.add_row(row.title, f"{own:.3f}", ", ".join(others) or escape(row.note))
     rich.print(table)
     num_test = figures["examples/test"]
     error = standard_error(0.5, num_test)

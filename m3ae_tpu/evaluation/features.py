@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, UInt8
 
 from m3ae_tpu.batch import Rows
-from m3ae_tpu.model.inputs import Normalizer, make_inputs
+from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
 from m3ae_tpu.model.m3ae import M3AE
 
 IMAGE_POOLINGS = {
@@ -23,10 +23,18 @@ Tokens are those after the final norm, unless a block is named. The middle block
 PAIR_POOLINGS = {
     "cls": "the class token",
     "means": "mean of the patches and mean of the words",
-    "layers": "means of the patches and of the words after each block from the middle on",
     "all": "class token, both means of the middle block, means and maxima of patches and words",
+    "every_layer": "mean of the embedded words, means of patches and words after every block",
 }
 """The same for an image and its caption, encoded together."""
+
+TEXT_POOLINGS = {
+    "cls": "the class token",
+    "mean": "mean of the words",
+    "layers": "mean of the words after each block from the middle on",
+    "every_layer": "mean of the embedded words, and of the words after every block",
+}
+"""The same for a caption that is encoded alone."""
 
 type Pooled = dict[str, Float32[Array, "batch features"]]
 
@@ -81,9 +89,38 @@ def pool_pairs(model: M3AE, rows: Rows, *, normalizer: Normalizer) -> Pooled:
     return {
         "cls": _join(cls),
         "means": _join(*last_means),
-        "layers": _join(*means[middle:], *text_means[middle:]),
         "all": _join(cls, *middle_means, *last_means, patches.max(axis=1), largest_word),
+        "every_layer": _join(_mean_embedding(model, inputs), *means, *text_means),
     }
+
+
+def pool_texts(model: M3AE, rows: Rows, *, normalizer: Normalizer) -> Pooled:
+    """Computes every pooling of `TEXT_POOLINGS` for captions alone, in float32.
+
+    Args:
+        model: In any dtype, with text parameters.
+        rows: Token ids; images count for nothing.
+        normalizer: The run's normaliser of images.
+    """
+    inputs = make_inputs(rows._replace(images=None), normalizer, jnp.float32)
+    layers = model.encode_layers(inputs)
+    assert layers.text_mean is not None
+    means = layers.text_mean
+    return {
+        "cls": _join(layers.cls[-1]),
+        "mean": _join(means[-1]),
+        "layers": _join(*means[_middle(layers.cls) :]),
+        "every_layer": _join(_mean_embedding(model, inputs), *means),
+    }
+
+
+def _mean_embedding(model: M3AE, inputs: Inputs) -> Float32[Array, "batch width"]:
+    """Returns the mean of the words as they enter the first block; 0 without any."""
+    assert inputs.is_valid is not None
+    words = model.embed(inputs)[0][:, -inputs.is_valid.shape[1] :].astype(jnp.float32)
+    weights = inputs.is_valid.astype(jnp.float32)
+    total = jnp.einsum("btd,bt->bd", words, weights)
+    return total / jnp.maximum(weights.sum(axis=1, keepdims=True), jnp.float32(1))
 
 
 def thumbnails(

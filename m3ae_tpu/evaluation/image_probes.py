@@ -4,7 +4,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from m3ae_tpu.evaluation.baselines import random_projection
 from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, pool_images, thumbnails
+from m3ae_tpu.evaluation.probe_rows import probe_rows
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.probing.confusion import describe_confusion
@@ -15,7 +17,8 @@ from m3ae_tpu.probing.scores import choose
 
 _PROBES = {"linear_probe": linear_probe, "knn": neighbors_probe}
 _TITLES = {"linear_probe": "Linear probe, images", "knn": "{} nearest neighbours, images"}
-_BASELINES = ("untrained", "raw_pixels")
+_BASELINES = ("untrained", "random_projection", "raw_pixels")
+_NOTE = "Random projection: of the raw pixels, to as many numbers as the features have."
 
 
 def run(subject: Subject) -> Figures:
@@ -24,7 +27,8 @@ def run(subject: Subject) -> Figures:
     - `linear_probe/pretrained`, `.../untrained` (same config and seed, before the first step),
       `.../raw_pixels` (thumbnails).
     - `linear_probe/pooling`: chosen for the pretrained encoder by cross-validation on the training
-      examples, and used for both encoders.
+      examples, and used for both encoders; `linear_probe/num_features`: numbers of an image.
+    - `linear_probe/random_projection`: of the thumbnails, to `num_features` numbers.
     - `cross_validation/linear_probe/...`: mean accuracy of folds of the training examples, each
       classified by a fit on the others: to tune by.
     - `balanced/linear_probe/...`: the mean over the classes.
@@ -56,18 +60,20 @@ def run(subject: Subject) -> Figures:
     }
     subject.report("features of images, untrained encoder")
     train, test = (pool(subject.untrained, each.images) for each in examples)
-    pixels = [shrink(None, each.images) for each in examples]
+    pixels = shrink(None, examples[0].images), shrink(None, examples[1].images)
 
     subject.report("probes of images, untrained encoder and raw pixels")
     figures: Figures = {"knn/num_neighbors": num_neighbors(subject.targets)}
     for name, probe in _PROBES.items():
         pooling = choose(pretrained[name])
+        size = train[pooling].shape[1]
         scores = {
             "pretrained": pretrained[name][pooling],
             "untrained": probe(subject.targets, train[pooling], test[pooling]),
+            "random_projection": probe(subject.targets, *random_projection(pixels, size)),
             "raw_pixels": probe(subject.targets, *pixels),
         }
-        figures[f"{name}/pooling"] = pooling
+        figures[f"{name}/pooling"], figures[f"{name}/num_features"] = pooling, size
         figures |= {f"{name}/{who}": score.accuracy for who, score in scores.items()}
         if name == "linear_probe":
             for who, score in scores.items():
@@ -86,52 +92,5 @@ def rows(figures: Mapping[str, Any]) -> list[Row]:
     shown = []
     for probe, title in _TITLES.items():
         title = title.format(figures.get("knn/num_neighbors", NUM_NEIGHBORS))
-        shown += probe_rows(figures, probe, title, _BASELINES, IMAGE_POOLINGS)
+        shown += probe_rows(figures, probe, title, _BASELINES, IMAGE_POOLINGS, note=_NOTE)
     return shown
-
-
-def probe_rows(
-    figures: Mapping[str, Any],
-    probe: str,
-    title: str,
-    baselines: tuple[str, ...],
-    poolings: Mapping[str, str],
-) -> list[Row]:
-    """Returns a probe's accuracy beside its baselines, and with every pooling.
-
-    One row without values if it was left out, none if the run has no such probe.
-
-    Args:
-        figures: The figures of an evaluation.
-        probe: Beginning of the keys.
-        title: Title of the rows.
-        baselines: Ends of the keys to compare with.
-        poolings: Descriptions by name.
-    """
-    level = "headline" if probe.startswith("linear_probe") else "normal"
-    row = functools.partial(Row, section="features", unit="accuracy")
-    if f"left_out/{probe}" in figures:
-        return [row(title=title, values={}, note=figures[f"left_out/{probe}"], level=level)]
-    if f"{probe}/pretrained" not in figures:
-        return []
-    names = [name for name in ("pretrained", *baselines) if f"{probe}/{name}" in figures]
-    chosen = figures[f"{probe}/pooling"]
-    of_poolings = {
-        description: figures[key]
-        for pooling, description in sorted(poolings.items(), key=lambda item: item[0] != chosen)
-        if (key := f"poolings/{probe}/pretrained/{pooling}") in figures
-    }
-    main = row(
-        title=title,
-        values={name.replace("_", " "): figures[f"{probe}/{name}"] for name in names},
-        note=f"Features: {poolings.get(chosen, chosen)}.",
-        level=level,
-    )
-    detail = row(
-        title=f"{title}: every pooling",
-        values=of_poolings,
-        note="The first was chosen on training images. To pick another one by these figures would "
-        "be to choose on test.",
-        level="detail",
-    )
-    return [main, detail] if of_poolings else [main]

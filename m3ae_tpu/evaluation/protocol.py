@@ -55,6 +55,12 @@ class Row:
     num_examples: int | None = None
     """Test examples of an accuracy; None: all."""
 
+    @property
+    def baselines(self) -> list[tuple[str, float]]:
+        """Names and values of those that the run is compared with, the best first."""
+        others = list(self.values.items())[1:]
+        return sorted(others, key=lambda item: item[1], reverse=self.unit != "loss")
+
 
 class Evaluation(Protocol):
     """A module that measures something of a run."""

@@ -7,11 +7,11 @@ time. The test examples decide nothing.
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float
-from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from m3ae_tpu.probing.logistic_regression import LogisticRegression
+from m3ae_tpu.probing.logistic_regression import LogisticRegression, fit_subsets
 from m3ae_tpu.probing.scores import ProbeScore, Targets, TestFeatures, TrainFeatures
 
 NUM_COMPONENTS = 256
@@ -65,25 +65,33 @@ def principal_components(
     There are 256, or one for 16 training examples, or as many as there are features or examples.
     """
     limit = max(NUM_COMPONENTS, train.shape[0] // EXAMPLES_PER_COMPONENT)
-    # The exact solvers: one for many examples, one for few.
-    solver = "covariance_eigh" if train.shape[0] > train.shape[1] else "full"
-    scaler, reduce = StandardScaler(), PCA(min(limit, *train.shape), svd_solver=solver)
-    with np.errstate(invalid="ignore"):  # Examples that are all alike: 0 / 0 of the variance.
-        components = reduce.fit_transform(scaler.fit_transform(train))
-        return components, reduce.transform(scaler.transform(test)), reduce.explained_variance_
+    count = min(limit, *train.shape)
+    scaler = StandardScaler()
+    scaled = scaler.fit_transform(train)
+    is_tall = train.shape[0] >= train.shape[1]
+    # The smaller one of the two products has the same eigenvalues; only the largest are computed.
+    product = scaled.T @ scaled if is_tall else scaled @ scaled.T
+    last = len(product) - 1
+    squares, directions = scipy.linalg.eigh(product, subset_by_index=(last - count + 1, last))
+    squares, directions = squares[::-1], directions[:, ::-1]
+    if not is_tall:
+        # Directions of no variance, as of examples that are all alike, become 0.
+        least = max(float(squares[0]), 0.0) * len(product) * np.finfo(product.dtype).eps
+        norms = np.sqrt(np.where(squares > least, squares, np.inf))
+        directions = scaled.T @ (directions / norms)
+    variances = np.maximum(squares, 0) / max(len(train) - 1, 1)
+    return scaled @ directions, scaler.transform(test) @ directions, variances
 
 
 def _search(targets: Targets, features: np.ndarray) -> dict[float, float]:
     """Returns the cross-validated accuracy by strength, for the first ones and on from the best."""
-
-    def accuracy(strength: float) -> float:
-        return _cross_validate(LogisticRegression(strength), targets, features)
-
-    accuracies = {strength: accuracy(strength) for strength in FIRST_STRENGTHS}
+    accuracies = {
+        strength: _cross_validate(targets, features, strength) for strength in FIRST_STRENGTHS
+    }
     for ladder in (STRENGTHS, STRENGTHS[::-1]):
         following = _following(ladder, accuracies)
         while following is not None:
-            accuracies[following] = accuracy(following)
+            accuracies[following] = _cross_validate(targets, features, following)
             following = _following(ladder, accuracies)
     return accuracies
 
@@ -96,13 +104,16 @@ def _following(ladder: Sequence[float], accuracies: dict[float, float]) -> float
     return rest[0] if rest and is_best else None
 
 
-def _cross_validate(
-    classifier: LogisticRegression, targets: Targets, features: np.ndarray
-) -> float:
+def _cross_validate(targets: Targets, features: np.ndarray, strength: float) -> float:
     """Returns the mean over the folds of the accuracy on each after a fit on the others."""
+    classes, labels = np.unique(targets.train, return_inverse=True)
+    subsets = np.zeros((len(targets.folds), len(labels)), bool)
+    for subset, (others, _) in zip(subsets, targets.folds, strict=True):
+        subset[others] = True
+    fitted = fit_subsets(features, labels, subsets, strength)
     accuracies = []
-    for others, held_out in targets.folds:
-        fitted = classifier.fit(features[others], targets.train[others])
-        is_right = fitted.predict(features[held_out]) == targets.train[held_out]
-        accuracies.append(is_right.mean())
+    for parameters, (_, held_out) in zip(fitted, targets.folds, strict=True):
+        scores = features[held_out] @ parameters[:, :-1].T + parameters[:, -1]
+        predicted = classes[np.argmax(scores, axis=1)]
+        accuracies.append(np.mean(predicted == targets.train[held_out]))
     return float(np.mean(accuracies))

@@ -6,7 +6,7 @@ objective: principal components differ widely in scale, and its L-BFGS does not 
 
 import numpy as np
 import scipy.optimize
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 
@@ -25,38 +25,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
     ) -> "LogisticRegression":
         """Fits `coef_` [classes, features] and `intercept_` [classes] to examples."""
         self.classes_, columns = np.unique(labels, return_inverse=True)
-        num_classes, num_features = len(self.classes_), features.shape[1]
-        # Classes come first: sums over the long axis of few rows are several times as fast.
-        one_hot = np.eye(num_classes, dtype=features.dtype)[:, columns]
-        examples = np.arange(len(labels))
-        # Every variable is scaled by the root of its curvature: 30 iterations instead of 1,000.
-        square_sums = np.append(np.square(features).sum(axis=0, dtype=np.float64), len(labels))
-        scale = 1 / np.sqrt(1 + 0.1 * self.C * square_sums)[None, :]
-
-        def objective(variables: np.ndarray) -> tuple[float, np.ndarray]:
-            parameters = variables.reshape(num_classes, num_features + 1) * scale
-            weights, bias = parameters[:, :-1], parameters[:, -1:]
-            scores = weights.astype(features.dtype) @ features.T + bias.astype(features.dtype)
-            scores -= scores.max(axis=0)
-            exponentials = np.exp(scores)
-            sums = exponentials.sum(axis=0)
-            loss = np.log(sums).sum(dtype=np.float64)
-            loss -= scores[columns, examples].sum(dtype=np.float64)
-            residual = exponentials / sums - one_hot
-            gradient = np.empty_like(parameters)
-            gradient[:, :-1] = self.C * (residual @ features) + weights
-            gradient[:, -1] = self.C * residual.sum(axis=1)
-            value = self.C * loss + 0.5 * np.vdot(weights, weights)
-            return float(value), (gradient * scale).ravel()
-
-        found = scipy.optimize.minimize(
-            objective,
-            np.zeros(num_classes * (num_features + 1)),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": 500, "gtol": 1e-3 * np.sqrt(self.C), "ftol": 1e-7},
-        )
-        parameters = found.x.reshape(num_classes, num_features + 1) * scale
+        [parameters] = fit_subsets(features, columns, np.ones((1, len(labels)), bool), self.C)
         self.coef_, self.intercept_ = parameters[:, :-1], parameters[:, -1]
         return self
 
@@ -66,3 +35,69 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         """Returns the class with the highest score for each example."""
         scores = features @ self.coef_.T + self.intercept_[None, :]
         return self.classes_[np.argmax(scores, axis=1)]
+
+
+def fit_subsets(
+    features: Float[np.ndarray, "examples features"],
+    labels: Int[np.ndarray, " examples"],
+    subsets: Bool[np.ndarray, "subsets examples"],
+    strength: float,
+) -> Float64[np.ndarray, "subsets classes parameters"]:
+    """Fits a classifier to each of several subsets of the examples, all in one descent.
+
+    They share products with the features: of as many rows as there are classes these use a
+    processor badly. Five folds together take about half the time.
+
+    Args:
+        features: In the dtype of the products.
+        labels: Numbers from 0 on, without gaps.
+        subsets: True for the examples that a classifier learns from.
+        strength: `C` of `LogisticRegression`.
+
+    Returns:
+        Weights, and at the end the bias: -inf for a class that is not in the subset.
+    """
+    num_subsets, num_examples = subsets.shape
+    num_classes, num_features = int(labels.max()) + 1, features.shape[1]
+    shape = num_subsets, num_classes, num_features + 1
+    dtype, examples = features.dtype, np.arange(num_examples)
+    counted = subsets.astype(dtype)
+    sizes = np.stack([np.bincount(labels[each], minlength=num_classes) for each in subsets])
+    absent = np.where(sizes == 0, -np.inf, 0.0)[..., None]
+    # Every variable is scaled by the root of its curvature: 30 iterations instead of 1,000.
+    squares = (counted @ np.square(features)).astype(np.float64)
+    squares = np.concatenate([squares, sizes.sum(axis=1, keepdims=True)], axis=1)
+    scale = 1 / np.sqrt(1 + 0.1 * strength * squares)[:, None, :]
+
+    def objective(variables: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = variables.reshape(shape) * scale
+        weights, bias = parameters[..., :-1], parameters[..., -1:] + absent
+        rows = weights.reshape(-1, num_features).astype(dtype)
+        # Classes stand before examples: sums over the long axis are several times as fast.
+        scores = (rows @ features.T).reshape(num_subsets, num_classes, num_examples)
+        scores += bias.astype(dtype)
+        scores -= scores.max(axis=1, keepdims=True)
+        right = scores[:, labels, examples]
+        exponentials = np.exp(scores, out=scores)
+        sums = exponentials.sum(axis=1)
+        losses = np.where(subsets, np.log(sums) - right, 0)
+        residual = exponentials
+        residual *= (counted / sums)[:, None, :]
+        residual[:, labels, examples] -= counted
+        gradient = np.empty(shape)
+        products = residual.reshape(-1, num_examples) @ features
+        gradient[..., :-1] = strength * products.reshape(weights.shape) + weights
+        gradient[..., -1] = strength * residual.sum(axis=2)
+        value = strength * losses.sum(dtype=np.float64) + 0.5 * np.vdot(weights, weights)
+        return float(value), (gradient * scale).ravel()
+
+    found = scipy.optimize.minimize(
+        objective,
+        np.zeros(np.prod(shape)),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 500, "gtol": 1e-3 * np.sqrt(strength), "ftol": 1e-7},
+    )
+    parameters = found.x.reshape(shape) * scale
+    parameters[..., -1:] += absent
+    return parameters

@@ -29,10 +29,8 @@ def main_figures(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, A
     made = []
     for row in all_rows(evaluation):
         if row.level == "headline" and row.values:
-            (_, value), *others = row.values.items()
-            others = [f"{name} {_format(value, row)}" for name, value in others]
-            note = " · ".join(others) or "on held-out examples"
-            made.append(tile(row.title, _format(value, row), note))
+            value = next(iter(row.values.values()))
+            made.append(tile(row.title, _format(value, row), _beside(row)))
     scored = [line for line in metrics if "finetune/accuracy" in line]
     if scored:
         last = scored[-1]
@@ -247,6 +245,16 @@ def _detail(row: Row) -> str:
         f'<p class="note">{html.escape(row.note)}</p>'
         f"{table((), rows, num_numbers=1)}</details>"
     )
+
+
+def _beside(row: Row) -> str:
+    """Returns the best of what a figure is compared with, and the encoder before its first step."""
+    best, *others = row.baselines or [("", 0.0)]
+    if not best[0]:
+        return "on held-out examples"
+    named = [f"{'best baseline: ' if others else ''}{best[0]} {_format(best[1], row)}"]
+    named += [f"{name} {_format(value, row)}" for name, value in others if name == "untrained"]
+    return " · ".join(named)
 
 
 def _format(value: float, row: Row) -> str:

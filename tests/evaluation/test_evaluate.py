@@ -13,11 +13,12 @@ from small_run import CONFIG, trained_run, with_source
 
 from m3ae_tpu.data.shards import open_shards, write_shards
 from m3ae_tpu.data.sources import open_data
-from m3ae_tpu.evaluation import heldout, image_probes, pair_probes
+from m3ae_tpu.evaluation import caption_probes, heldout, image_probes
 from m3ae_tpu.evaluation.evaluate import all_rows, evaluate_run, print_figures
 from m3ae_tpu.evaluation.running_probe import make_probe, read_probe_examples
 from m3ae_tpu.parallel.mesh import make_mesh
 
+WITHOUT_IMAGES = ("untrained", "random_projection", "bag_of_pieces", "bag_of_words")
 HERE = pathlib.Path(__file__).parent
 DATA = open_data(CONFIG.data, batch_size=CONFIG.batch_size, seed=0, vocab_size=4_000)
 
@@ -70,9 +71,10 @@ def test_eight_devices_evaluate_like_one(shards, figures_and_stages):
 def test_every_figure_of_a_run_with_pairs_is_there(figures_and_stages, capsys):
     figures, stages = figures_and_stages
     names = {
-        "linear_probe": ("pretrained", "untrained", "raw_pixels"),
-        "knn": ("pretrained", "untrained", "raw_pixels"),
-        "linear_probe_image_and_text": ("pretrained", "untrained", "bag_of_words"),
+        "linear_probe": ("pretrained", "untrained", "random_projection", "raw_pixels"),
+        "knn": ("pretrained", "untrained", "random_projection", "raw_pixels"),
+        "linear_probe_image_and_text": ("pretrained", *WITHOUT_IMAGES),
+        "linear_probe_text": ("pretrained", *WITHOUT_IMAGES),
         "heldout": ("text_accuracy", "text_accuracy_with_other_image"),
     }
     accuracies = [f"{prefix}/{name}" for prefix, ends in names.items() for name in ends]
@@ -94,6 +96,7 @@ def test_every_figure_of_a_run_with_pairs_is_there(figures_and_stages, capsys):
     assert headlines == [
         "Linear probe, images",
         "Linear probe, images with captions",
+        "Linear probe, captions alone",
         "Error at hidden patches",
         "Hidden words predicted right",
     ]
@@ -110,7 +113,7 @@ def test_a_run_of_images_alone_has_their_figures_only(shards):
     assert [name for name in figures if "text" in name] == []
 
 
-@pytest.mark.parametrize("evaluation", [image_probes, pair_probes, heldout])
+@pytest.mark.parametrize("evaluation", [image_probes, caption_probes, heldout])
 def test_an_evaluation_that_was_not_made_has_no_rows(evaluation):
     assert evaluation.rows({"run/step": 3}) == []
 

@@ -11,8 +11,10 @@ from m3ae_tpu.batch import Rows
 from m3ae_tpu.evaluation.features import (
     IMAGE_POOLINGS,
     PAIR_POOLINGS,
+    TEXT_POOLINGS,
     pool_images,
     pool_pairs,
+    pool_texts,
     thumbnails,
 )
 from m3ae_tpu.model.inputs import make_inputs
@@ -23,6 +25,7 @@ NORMALIZER = RUN.task.normalizer
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3), np.uint8)
 pool_all_images = RowMap(functools.partial(pool_images, normalizer=NORMALIZER), RUN.mesh)
 pool_all_pairs = RowMap(functools.partial(pool_pairs, normalizer=NORMALIZER), RUN.mesh)
+pool_all_texts = RowMap(functools.partial(pool_texts, normalizer=NORMALIZER), RUN.mesh)
 
 
 def pairs(padding=0, images=IMAGES):
@@ -30,6 +33,9 @@ def pairs(padding=0, images=IMAGES):
     is_valid = np.arange(6)[None, :] < np.array([6, 3, 1, 0, 4])[:, None]
     text_ids = np.where(is_valid, text_ids, padding).astype(np.int32)
     return Rows(images=images, text_ids=text_ids, is_valid=is_valid)
+
+
+FEATURES_OF_TEXTS = pool_all_texts(RUN.model, pairs())
 
 
 def test_every_pooling_has_a_row_for_each_example():
@@ -82,3 +88,30 @@ def test_the_thumbnail_of_a_plain_image_is_its_colour():
     pixels = jax.jit(thumbnails)(image)
     assert pixels.shape == (1, 32 * 32 * 3)
     np.testing.assert_allclose(pixels.reshape(-1, 3), np.tile([[1, 0, 0.2]], (1024, 1)), atol=1e-6)
+
+
+def test_captions_alone_have_features_without_their_padding_or_image():
+    assert FEATURES_OF_TEXTS.keys() == TEXT_POOLINGS.keys()
+    noisy = pool_all_texts(RUN.model, pairs(7, IMAGES[::-1].copy()))
+    for name, features in FEATURES_OF_TEXTS.items():
+        np.testing.assert_array_equal(features, noisy[name])
+        assert np.isfinite(features).all()
+
+
+def test_every_layer_begins_with_the_mean_of_the_embedded_words():
+    rows = pairs()
+    inputs = make_inputs(rows._replace(images=None), NORMALIZER, jnp.float32)
+    words = np.asarray(jax.jit(lambda model, inputs: model.embed(inputs)[0])(RUN.model, inputs))
+    means = np.stack(
+        [
+            words[row, 1:][is_word].mean(axis=0) if is_word.any() else np.zeros(16)
+            for row, is_word in enumerate(rows.is_valid)
+        ]
+    )
+    embedded = FEATURES_OF_TEXTS["every_layer"]
+    assert embedded.shape == (5, 3 * 16)
+    np.testing.assert_allclose(embedded[:, :16], means, atol=2e-6)
+    np.testing.assert_allclose(embedded[:, -16:], FEATURES_OF_TEXTS["mean"], atol=2e-6)
+    of_pairs = pool_all_pairs(RUN.model, rows)["every_layer"]
+    assert of_pairs.shape == (5, 5 * 16)
+    np.testing.assert_allclose(of_pairs[:, :16], means, atol=2e-6)

@@ -11,7 +11,7 @@ from m3ae_tpu.data.labelled import read_labelled
 from m3ae_tpu.data.shards import open_shards
 from m3ae_tpu.data.sources import open_data
 from m3ae_tpu.errors import UserError
-from m3ae_tpu.evaluation import evaluate, image_probes, pair_probes
+from m3ae_tpu.evaluation import caption_probes, evaluate, image_probes
 from m3ae_tpu.evaluation.evaluate import all_rows, evaluate_run, print_figures
 from m3ae_tpu.evaluation.running_probe import read_probe_examples
 
@@ -50,11 +50,12 @@ def test_a_folder_of_classes_without_captions_is_evaluated(tmp_path, capsys):
     assert not [name for name in figures if "text" in name and not name.startswith("left_out/")]
     print_figures(figures)
     printed = capsys.readouterr().out
-    for title in ("Linear probe, images with captions", "Hidden words predicted right"):
+    titles = [f"Linear probe, {noun}" for noun in ("images with captions", "captions alone")]
+    for title in (*titles, "Hidden words predicted right"):
         row = rows_of(figures)[title]
         assert row.values == {}
         assert "hold no caption" in row.note
-    assert printed.count("left out") == 2
+    assert printed.count("left out") == 3
 
 
 def test_captions_count_where_they_are(tmp_path, capsys):
@@ -84,12 +85,12 @@ def test_captions_count_where_they_are(tmp_path, capsys):
     ],
 )
 def test_sets_too_small_for_probes_are_said_to_be(tmp_path, labels, groups, reason, monkeypatch):
-    for module in (image_probes, pair_probes):
+    for module in (image_probes, caption_probes):
         monkeypatch.setattr(module, "RowMap", None)  # No features are computed in vain.
-    monkeypatch.setattr(evaluate, "EVALUATIONS", (image_probes, pair_probes))
+    monkeypatch.setattr(evaluate, "EVALUATIONS", (image_probes, caption_probes))
     train = write_labelled(tmp_path, "train", labels, captions=captions_of(labels), groups=groups)
     rows = rows_of(evaluated(train, train))
-    assert len(rows) == 3
+    assert len(rows) == 4
     for row in rows.values():
         assert row.values == {}
         assert train in row.note
@@ -106,10 +107,12 @@ def test_three_examples_are_evaluated_even_on_themselves(tmp_path, capsys):
     assert (figures["examples/folds"], figures["knn/num_neighbors"]) == (1, 2)
     rows = rows_of(figures)
     assert "2 nearest neighbours, images" in rows
-    assert rows["Linear probe, images"].values.keys() == {"pretrained", "untrained", "raw pixels"}
-    with_captions = rows["Linear probe, images with captions"]
-    assert with_captions.values.keys() == {"pretrained", "untrained"}
-    assert "no word occurs in two training captions" in with_captions.note
+    shared = ["pretrained", "untrained", "random projection"]
+    assert [*rows["Linear probe, images"].values] == [*shared, "raw pixels"]
+    for noun in ("images with captions", "captions alone"):
+        row = rows[f"Linear probe, {noun}"]
+        assert [*row.values] == [*shared, "bag of pieces"]
+        assert "no word occurs in two training captions" in row.note
     print_figures(figures)
     assert "3 of 3 test images are training images too" in capsys.readouterr().out
 
