@@ -19,7 +19,7 @@ from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.pretrained.task import ReconstructionTask
 
-MOST_SEARCHED = 1_000
+MOST_SEARCHED = 700
 """Training examples that are searched at most: to encode more takes longer than a page is worth."""
 NUM_QUERIES = 8
 SEED = 7

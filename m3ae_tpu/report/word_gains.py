@@ -14,7 +14,7 @@ from m3ae_tpu.evaluation.heldout import other_rows, title_tokens
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.report.guesses import Guesses, guess_words
 
-MOST_EXAMPLES = 500
+MOST_EXAMPLES = 400
 """Held-out captions whose words are hidden."""
 LEAST_CAPTIONS = 5
 """A word is listed that was hidden in as many captions."""
