@@ -17,6 +17,7 @@ from m3ae_tpu.evaluation.baselines import (
 )
 from m3ae_tpu.evaluation.features import (
     PAIR_POOLINGS,
+    ROWS_PER_DEVICE,
     TEXT_POOLINGS,
     Pooled,
     pool_pairs,
@@ -27,7 +28,7 @@ from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.probing.folds import explain_no_folds
-from m3ae_tpu.probing.linear import linear_probe
+from m3ae_tpu.probing.linear import linear_probe, linear_probes
 from m3ae_tpu.probing.scores import ProbeScore, Targets, choose
 from m3ae_tpu.probing.words import bag_of_words_probe
 
@@ -92,14 +93,9 @@ def run(subject: Subject) -> Figures:
     vocab_size = subject.run.config.model.vocab_size
     counts = count_pieces(examples[0], vocab_size), count_pieces(examples[1], vocab_size)
     bags = _score_bags(targets, examples, counts)
-
-    @functools.cache
-    def project(size: int) -> ProbeScore:
-        return linear_probe(targets, *random_projection(counts, size))
-
     figures: Figures = {}
     for kind in kinds:
-        figures |= _probe(kind, subject, targets, examples, project, bags)
+        figures |= _probe(kind, subject, targets, examples, counts, bags)
     return figures
 
 
@@ -120,11 +116,15 @@ def _probe(
     subject: Subject,
     targets: Targets,
     examples: Pair[LabelledExamples],
-    project: Callable[[int], ProbeScore],
+    counts: Pair[Counts],
     bags: Mapping[str, ProbeScore],
 ) -> Figures:
     task = subject.run.task
-    pooled = RowMap(functools.partial(kind.pool, normalizer=task.normalizer), subject.run.mesh)
+    pooled = RowMap(
+        functools.partial(kind.pool, normalizer=task.normalizer),
+        subject.run.mesh,
+        rows_per_device=ROWS_PER_DEVICE,
+    )
 
     def pool(model: M3AE) -> Pair[dict[str, np.ndarray]]:
         train, test = (pooled(model, task.rows(each)) for each in examples)
@@ -133,18 +133,17 @@ def _probe(
     subject.report(f"features of {kind.noun}, pretrained encoder")
     train, test = pool(subject.run.model)
     subject.report(f"probes of {kind.noun}, pretrained encoder")
-    pretrained = {name: linear_probe(targets, train[name], test[name]) for name in train}
+    pretrained = linear_probes(targets, {name: (train[name], test[name]) for name in train})
     pooling = choose(pretrained)
     size = train[pooling].shape[1]
     subject.report(f"features of {kind.noun}, untrained encoder")
     train, test = pool(subject.untrained)
     subject.report(f"probes of {kind.noun}, untrained encoder and random projection")
-    scores = {
-        "pretrained": pretrained[pooling],
-        "untrained": linear_probe(targets, train[pooling], test[pooling]),
-        "random_projection": project(size),
-        **bags,
+    of_size = {
+        "untrained": (train[pooling], test[pooling]),
+        "random_projection": random_projection(counts, size),
     }
+    scores = {"pretrained": pretrained[pooling], **linear_probes(targets, of_size), **bags}
     figures: Figures = {f"{kind.prefix}/pooling": pooling, f"{kind.prefix}/num_features": size}
     for who, score in scores.items():
         figures[f"{kind.prefix}/{who}"] = score.accuracy

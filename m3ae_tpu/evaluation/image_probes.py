@@ -4,18 +4,32 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from m3ae_tpu.evaluation.baselines import random_projection
-from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, pool_images, thumbnails
+import numpy as np
+
+from m3ae_tpu.evaluation.baselines import Pair, random_projection
+from m3ae_tpu.evaluation.features import (
+    IMAGE_POOLINGS,
+    ROWS_PER_DEVICE,
+    pool_images,
+    thumbnails,
+)
 from m3ae_tpu.evaluation.probe_rows import probe_rows
 from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.probing.confusion import describe_confusion
 from m3ae_tpu.probing.folds import explain_no_folds
-from m3ae_tpu.probing.linear import linear_probe
+from m3ae_tpu.probing.linear import linear_probes
 from m3ae_tpu.probing.neighbors import NUM_NEIGHBORS, neighbors_probe, num_neighbors
-from m3ae_tpu.probing.scores import choose
+from m3ae_tpu.probing.scores import ProbeScore, Targets, choose
 
-_PROBES = {"linear_probe": linear_probe, "knn": neighbors_probe}
+
+def _neighbors_probes(
+    targets: Targets, features: Mapping[str, Pair[np.ndarray]]
+) -> dict[str, ProbeScore]:
+    return {name: neighbors_probe(targets, *pair) for name, pair in features.items()}
+
+
+_PROBES = {"linear_probe": linear_probes, "knn": _neighbors_probes}
 _TITLES = {"linear_probe": "Linear probe, images", "knn": "{} nearest neighbours, images"}
 _BASELINES = ("untrained", "random_projection", "raw_pixels")
 _NOTE = "Random projection: of the raw pixels, to as many numbers as the features have."
@@ -47,17 +61,19 @@ def run(subject: Subject) -> Figures:
         )
         return {f"left_out/{name}": reason for name in _PROBES}
     mesh, normalizer = subject.run.mesh, subject.run.task.normalizer
-    pool = RowMap(functools.partial(pool_images, normalizer=normalizer), mesh)
+    pool = RowMap(
+        functools.partial(pool_images, normalizer=normalizer),
+        mesh,
+        rows_per_device=ROWS_PER_DEVICE,
+    )
     shrink = RowMap(lambda _, images: thumbnails(images), mesh)
     examples = subject.train, subject.test
 
     subject.report("features of images, pretrained encoder")
     train, test = (pool(subject.run.model, each.images) for each in examples)
     subject.report("probes of images, pretrained encoder")
-    pretrained = {
-        name: {pooling: probe(subject.targets, train[pooling], test[pooling]) for pooling in train}
-        for name, probe in _PROBES.items()
-    }
+    features = {pooling: (train[pooling], test[pooling]) for pooling in train}
+    pretrained = {name: probe(subject.targets, features) for name, probe in _PROBES.items()}
     subject.report("features of images, untrained encoder")
     train, test = (pool(subject.untrained, each.images) for each in examples)
     pixels = shrink(None, examples[0].images), shrink(None, examples[1].images)
@@ -67,12 +83,12 @@ def run(subject: Subject) -> Figures:
     for name, probe in _PROBES.items():
         pooling = choose(pretrained[name])
         size = train[pooling].shape[1]
-        scores = {
-            "pretrained": pretrained[name][pooling],
-            "untrained": probe(subject.targets, train[pooling], test[pooling]),
-            "random_projection": probe(subject.targets, *random_projection(pixels, size)),
-            "raw_pixels": probe(subject.targets, *pixels),
+        baselines = {
+            "untrained": (train[pooling], test[pooling]),
+            "random_projection": random_projection(pixels, size),
+            "raw_pixels": pixels,
         }
+        scores = {"pretrained": pretrained[name][pooling], **probe(subject.targets, baselines)}
         figures[f"{name}/pooling"], figures[f"{name}/num_features"] = pooling, size
         figures |= {f"{name}/{who}": score.accuracy for who, score in scores.items()}
         if name == "linear_probe":

@@ -4,7 +4,9 @@ Every choice is made by cross-validation on the training examples, whole near-du
 time. The test examples decide nothing.
 """
 
-from collections.abc import Sequence
+import concurrent.futures
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.linalg
@@ -51,6 +53,15 @@ def linear_probe(targets: Targets, train: TrainFeatures, test: TestFeatures) -> 
         whitened="yes" if is_whitened else "no",
         components=components.shape[1],
     )
+
+
+def linear_probes(
+    targets: Targets, features: Mapping[str, tuple[TrainFeatures, TestFeatures]]
+) -> dict[str, ProbeScore]:
+    """Scores several features at once, each on a thread of its own, with `linear_probe`'s bits."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        scores = pool.map(lambda pair: linear_probe(targets, *pair), features.values())
+        return dict(zip(features, scores, strict=True))
 
 
 def principal_components(

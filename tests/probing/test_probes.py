@@ -5,8 +5,8 @@ import pytest
 import scipy.optimize
 
 from m3ae_tpu.probing.folds import make_folds
-from m3ae_tpu.probing.linear import linear_probe
-from m3ae_tpu.probing.logistic_regression import LogisticRegression
+from m3ae_tpu.probing.linear import linear_probe, linear_probes, principal_components
+from m3ae_tpu.probing.logistic_regression import LogisticRegression, fit_subsets
 from m3ae_tpu.probing.neighbors import NUM_NEIGHBORS, neighbors_classifier, neighbors_probe
 from m3ae_tpu.probing.scores import ProbeScore, Targets, balanced_accuracy, choose
 from m3ae_tpu.probing.words import bag_of_words_probe
@@ -77,6 +77,43 @@ def test_logistic_regression_predicts_the_labels_it_was_given():
     names = np.array([7, 20, 30])[labels]
     predicted = LogisticRegression().fit(features, names).predict(features)
     assert np.mean(predicted == names) > 0.9
+
+
+def test_subsets_are_fitted_together_as_alone():
+    features, labels = clusters(0)
+    subsets = np.random.default_rng(2).random((3, 240)) < 0.5
+    subsets[0] &= labels != 1  # A class that this subset lacks.
+    together = fit_subsets(features.astype(np.float64), labels, subsets, 0.1)
+    for parameters, subset in zip(together, subsets, strict=True):
+        alone = LogisticRegression(0.1).fit(features[subset].astype(np.float64), labels[subset])
+        present = np.unique(labels[subset])
+        np.testing.assert_allclose(parameters[present, :-1], alone.coef_, atol=3e-3)
+        scores = features @ parameters[:, :-1].T + parameters[:, -1]
+        np.testing.assert_array_equal(np.argmax(scores, axis=1), alone.predict(features))
+    assert together[0, 1, -1] == -np.inf
+
+
+@pytest.mark.parametrize("num_features", [20, 90])
+def test_principal_components_are_those_of_a_decomposition_in_float64(num_features):
+    (train, _), (test, _) = (clusters(seed, 60, num_features) for seed in (0, 1))
+    components, of_test, variances = principal_components(train, test)
+    scaled = (train - train.mean(axis=0, dtype=np.float64)) / train.std(axis=0, dtype=np.float64)
+    values = np.linalg.svd(scaled, compute_uv=False)
+    np.testing.assert_allclose(variances[:19], values[:19] ** 2 / 59, rtol=1e-4)
+    np.testing.assert_allclose(components.T @ components, np.diag(variances) * 59, atol=2e-2)
+    assert of_test.shape == components.shape == (60, min(60, num_features))
+
+
+def test_probes_at_once_have_the_bits_of_one_alone():
+    (train, labels), (test, test_labels) = clusters(0), clusters(1)
+    classes = targets(labels, test_labels)
+    features = {f"{count} features": (train[:, :count], test[:, :count]) for count in (12, 5, 8)}
+    together = linear_probes(classes, features)
+    assert [*together] == [*features]
+    for name, pair in features.items():
+        alone = linear_probe(classes, *pair)
+        np.testing.assert_array_equal(together[name].predicted, alone.predicted)
+        assert together[name].validation_accuracy == alone.validation_accuracy
 
 
 def test_linear_probe_learns_what_is_linear_and_nothing_from_noise():
