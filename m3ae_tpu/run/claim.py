@@ -156,7 +156,7 @@ def files_of(address: Place) -> Iterator[pathlib.Path]:
     """Yields the folder of a workdir's small files, for programs that look at a run.
 
     Those of a bucket are fetched, and what changed is sent back at the end. Claims nothing: the
-    run may be training. `starter` stands for the model that ships with the package.
+    run may be training. `starter` stands for the package's own model.
 
     Raises:
         UserError: the bucket cannot be used, or holds no such workdir.

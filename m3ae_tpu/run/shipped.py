@@ -16,7 +16,7 @@ def located(address: Place) -> Place:
     """Returns the folder of the model that ships with the package for its name, else the address.
 
     Raises:
-        UserError: a folder of that name holds a run or a model too.
+        UserError: a folder of that name holds a run or a model too, or the package has no model.
     """
     if os.fspath(address) != STARTER:
         return address
@@ -25,6 +25,11 @@ def located(address: Place) -> Place:
         not (own / "config.json").exists(),
         f"{STARTER} is the model that ships with the package, and a folder here with a model. "
         f"For the folder write {own.absolute()}; for the other, start elsewhere.",
+    )
+    require(
+        STARTER_MODEL.is_dir(),
+        f"{STARTER} is the package's own model, and {STARTER_MODEL} is not there. Make it in a "
+        "checkout, by an hour of training on two cores: make starter-model.",
     )
     return STARTER_MODEL
 
@@ -57,7 +62,7 @@ def require_model_there(name: str, folder: pathlib.Path) -> None:
         folder.is_dir(),
         f"{name}{folder} is not a folder. {f'Did you mean {STARTER}? ' if near else ''}Name the "
         "workdir of a run, such as runs/quickstart, a folder that import_weights or export_weights "
-        f"wrote, or {STARTER}, the model that ships with the package.",
+        f"wrote, or {STARTER}, the model that make starter-model makes.",
     )
 
 
