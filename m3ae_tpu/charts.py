@@ -198,7 +198,7 @@ def bar_chart(title: str, groups: Sequence[BarGroup]) -> str:
         title: Heading; none if empty.
         groups: One below the other.
     """
-    left, room = 104, 300
+    left, room = 118, 286
     elements, y = [], 0
     if title:
         elements.append(f'<text class="title" x="0" y="16">{html.escape(title)}</text>')
