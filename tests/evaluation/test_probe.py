@@ -85,7 +85,7 @@ def test_a_folder_of_classes_is_probed_by_every_method(tmp_path, capsys):
     assert json.loads((tmp_path / "probe.json").read_text())["labels"] == ["cat", "dog"]
     page = write_page(results, task.images, tmp_path).read_text()
     assert "taken for" in page
-    assert "data:image/png;base64," in page
+    assert "data:image/webp;base64," in page
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
