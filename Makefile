@@ -61,8 +61,8 @@ help:
 	@echo "                  measure the NVIDIA GPU here, beside the model of compiled programs and"
 	@echo "                  PyTorch where it is installed: runs/benchmark_gpu/benchmark_gpu.md"
 	@echo "make starter-model"
-	@echo "                  train starter_long (up to an hour on two cores), and replace the model"
-	@echo "                  that ships with the package, m3ae_tpu/pretrained/starter, by it"
+	@echo "                  train starter_long (up to an hour on two cores), and put it into the"
+	@echo "                  package as the model starter: m3ae_tpu/pretrained/starter"
 	@echo "ACCELERATOR=tpu or ACCELERATOR=cuda13 behind any of them installs JAX for a TPU or a GPU."
 
 quickstart: install

@@ -1,4 +1,4 @@
-"""Makes the model that ships with the package, of a finished run of a named config.
+"""Makes the model of the package, of a finished run of a named config.
 
     python -m pipelines.make_starter_model --config=starter_long --model=runs/starter_long \\
         --output=m3ae_tpu/pretrained/starter

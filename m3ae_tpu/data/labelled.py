@@ -69,7 +69,6 @@ def read_labelled(
     image_size: int,
     tokenizer: Tokenizer | None = None,
     text_length: int = 0,
-    limit: int | None = None,
     indices: Sequence[int] | None = None,
     label_names: tuple[str, ...] | None = None,
 ) -> LabelledExamples:
@@ -80,8 +79,7 @@ def read_labelled(
         image_size: Side of the square images, pixels.
         tokenizer: Encodes the main captions; None marks all tokens as padding.
         text_length: Tokens of a caption; longer ones are cut, shorter ones padded.
-        limit: Number of records to read, from the first on; None reads all.
-        indices: Records to read, in this order; None: all up to `limit`.
+        indices: Records to read, in this order; None reads all.
         label_names: Classes in their order, if known: those of the training examples, for test
             examples that may lack some.
 
@@ -89,8 +87,7 @@ def read_labelled(
         UserError: a record has no image that can be decoded, no label, or a label that is not in
             `label_names`.
     """
-    if indices is None:
-        indices = range(len(shards) if limit is None else min(limit, len(shards)))
+    indices = range(len(shards)) if indices is None else indices
     count, records = len(indices), [shards[index] for index in indices]
     for index, record in zip(indices, records, strict=True):
         require(

@@ -21,6 +21,7 @@ from m3ae_tpu.files import atomic_write
 from m3ae_tpu.pretrained.loading import load_pretrained
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.probing.scores import Targets, standard_error
+from m3ae_tpu.run.stages import report_stages
 from m3ae_tpu.run.workdir import result_file
 
 TRAIN_SHARDS, TEST_SHARDS = "starter/train-*", "starter/heldout-*"
@@ -48,14 +49,8 @@ def evaluate_workdir(
         UserError: the run, or the shards, cannot be read, or the file cannot be written.
     """
     path = result_file(workdir, output, EVALUATION)
-    console = rich.get_console()
-    with console.status("loading the run") as status:
-
-        def report(stage: str) -> None:
-            status.update(stage)
-            if not console.is_terminal:
-                print(stage, flush=True)
-
+    with report_stages() as report:
+        report("loading the run")
         run = load_pretrained(workdir)
         figures = evaluate_run(run, report, train_shards=train_shards, test_shards=test_shards)
     print_figures(figures)

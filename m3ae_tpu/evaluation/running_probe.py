@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from m3ae_tpu.config import ProbeConfig
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
+from m3ae_tpu.data.shards import Shards
 from m3ae_tpu.data.sources import OpenData
 from m3ae_tpu.errors import UserError
 from m3ae_tpu.evaluation.features import pool_images
@@ -59,9 +60,12 @@ def read_probe_examples(
     Raises:
         UserError: shards that cannot be read, have no labels, or hold too few examples.
     """
-    read = functools.partial(
-        read_labelled, image_size=data.config.image_size, limit=probe.max_examples
-    )
+
+    def read(shards: Shards, label_names: tuple[str, ...] | None = None) -> LabelledExamples:
+        indices = range(min(probe.max_examples, len(shards)))
+        size = data.config.image_size
+        return read_labelled(shards, image_size=size, indices=indices, label_names=label_names)
+
     shards = data.open(probe.train_shards)
     train = read(shards)
     folds = make_folds(train.labels, train.groups)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int32
 from sklearn.preprocessing import StandardScaler, normalize
@@ -12,8 +11,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 from m3ae_tpu.batch import Rows
 from m3ae_tpu.data.labelled import LabelledExamples, read_labelled
 from m3ae_tpu.data.shards import open_shards
-from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, pool_images
-from m3ae_tpu.model.inputs import make_inputs
+from m3ae_tpu.errors import require
+from m3ae_tpu.evaluation.features import IMAGE_POOLINGS, TEXT_POOLINGS, pool_images, pool_texts
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.pretrained.pretrained import Pretrained
@@ -24,6 +23,9 @@ MOST_SEARCHED = 700
 NUM_QUERIES = 8
 SEED = 7
 """Decides the queries and the examples that are searched: any; the same for every run."""
+_OF_CAPTIONS = "every_layer"
+CAPTION_FEATURES = TEXT_POOLINGS[_OF_CAPTIONS]
+"""Features of captions, described."""
 _NUM_NEIGHBOURS = {"image": 6, "caption": 4}
 
 
@@ -69,16 +71,16 @@ def find_neighbours(
     """Finds the nearest training examples of queries drawn at random from each class in turn.
 
     Near is a large cosine of standardised features, as in the k-NN probe: of images by a pooling of
-    it, of captions by the means of the words after every block.
+    it, of captions by `CAPTION_FEATURES`.
 
     Args:
         run: Its encoder makes the features.
         test: Held-out examples.
         train_shards: Labelled shards of training examples.
-        pooling: Name of the pooling of images; an unknown one stands for the mean.
+        pooling: Name of the pooling of images.
 
     Raises:
-        UserError: the shards cannot be read, or have no labels.
+        UserError: the shards cannot be read, or have no labels, or the pooling is unknown.
     """
     shards, random = open_shards(train_shards), np.random.default_rng(SEED)
     chosen = random.permutation(len(shards))[:MOST_SEARCHED]
@@ -90,7 +92,10 @@ def find_neighbours(
         indices=np.sort(chosen).tolist(),
     )
     queries = test.take(draw_queries(test.labels, NUM_QUERIES, random))
-    pooling = pooling if pooling in IMAGE_POOLINGS else "mean"
+    require(
+        pooling in IMAGE_POOLINGS,
+        f"knn/pooling = {pooling} of the evaluation is unknown. Evaluate the run again.",
+    )
     pool = RowMap(functools.partial(_pool, task=run.task, pooling=pooling), run.mesh)
     query_features, features = (
         pool(run.model, run.task.rows(examples)) for examples in (queries, searched)
@@ -127,10 +132,7 @@ def _pool(
     if rows.images is not None:
         features["image"] = pool_images(model, rows.images, normalizer=task.normalizer)[pooling]
     if rows.text_ids is not None:
-        inputs = make_inputs(rows._replace(images=None), task.normalizer, jnp.float32)
-        means = model.encode_layers(inputs).text_mean
-        assert means is not None
-        features["caption"] = jnp.concatenate([*means.astype(jnp.float32)], axis=1)
+        features["caption"] = pool_texts(model, rows, normalizer=task.normalizer)[_OF_CAPTIONS]
     return features
 
 

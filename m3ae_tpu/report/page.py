@@ -158,7 +158,7 @@ def _neighbours(
     if not train_shards:
         return "The run is not evaluated yet: an evaluation names the training examples to search."
     try:
-        return find_neighbours(run, test, train_shards, evaluation.get("knn/pooling", ""))
+        return find_neighbours(run, test, train_shards, evaluation.get("knn/pooling", "mean"))
     except UserError as error:
         return f"The training examples cannot be searched: {error}"
 

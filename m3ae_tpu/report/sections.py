@@ -16,7 +16,7 @@ from m3ae_tpu.probing.scores import standard_error
 from m3ae_tpu.report.examples import ShownExample, Word
 from m3ae_tpu.report.slider import at_stops, slider
 
-NO_CHECKPOINT = "This run has no checkpoint yet, so there is no model to ask."
+NO_CHECKPOINT = "This run has no checkpoint yet, and without one there is nothing to show here."
 
 
 def percent(share: float) -> str:
@@ -249,9 +249,9 @@ def _detail(row: Row) -> str:
 
 def _beside(row: Row) -> str:
     """Returns the best of what a figure is compared with, and the encoder before its first step."""
-    best, *others = row.baselines or [("", 0.0)]
-    if not best[0]:
+    if not row.baselines:
         return "on held-out examples"
+    best, *others = row.baselines
     named = [f"{'best baseline: ' if others else ''}{best[0]} {_format(best[1], row)}"]
     named += [f"{name} {_format(value, row)}" for name, value in others if name == "untrained"]
     return " · ".join(named)

@@ -4,7 +4,7 @@ import html
 
 from m3ae_tpu.data.labelled import LabelledExamples
 from m3ae_tpu.page import missing
-from m3ae_tpu.report.neighbours import Neighbours, Strip
+from m3ae_tpu.report.neighbours import CAPTION_FEATURES, Neighbours, Strip
 from m3ae_tpu.report.uris import thumbnail_uri
 
 _SIDE = 96
@@ -32,7 +32,7 @@ def strips(found: Neighbours | str) -> str:
         "<p>Held-out examples, drawn at random from each class in turn, and the nearest of "
         f"{drawn}, by the cosine of standardised features. Images are encoded without their "
         f"captions, and captions without their images. Features of images: {found.pooling}; of "
-        "captions: means of the words after every block. A neighbour of the same class has a green "
+        f"captions: {CAPTION_FEATURES}. A neighbour of the same class has a green "
         "frame and a check mark; classes have no part in the search.</p>"
     )
     return explained + "".join(_part(found, kind) for kind in _TITLES)

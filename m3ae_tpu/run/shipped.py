@@ -1,4 +1,4 @@
-"""The model that ships with the package: its name, its folder, and who may write there."""
+"""The model of the package: its name, its folder, and who may write there."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ STARTER_MODEL = pathlib.Path(__file__).parents[1] / "pretrained" / "starter"
 
 
 def located(address: Place) -> Place:
-    """Returns the folder of the model that ships with the package for its name, else the address.
+    """Returns the folder of the package's model for its name, else the address.
 
     Raises:
         UserError: a folder of that name holds a run or a model too, or the package has no model.
@@ -23,7 +23,7 @@ def located(address: Place) -> Place:
     own = pathlib.Path(STARTER)
     require(
         not (own / "config.json").exists(),
-        f"{STARTER} is the model that ships with the package, and a folder here with a model. "
+        f"{STARTER} is the model of the package, and a folder here with a model. "
         f"For the folder write {own.absolute()}; for the other, start elsewhere.",
     )
     require(
@@ -42,7 +42,7 @@ def require_other_name(address: Place) -> None:
     """
     require(
         os.fspath(address) != STARTER,
-        f"--workdir = {STARTER} is the name of the model that ships with the package. "
+        f"--workdir = {STARTER} is the name of the model of the package. "
         f"Give another, such as runs/{STARTER}.",
     )
 
@@ -74,6 +74,6 @@ def require_not_shipped(folder: pathlib.Path) -> None:
     """
     require(
         folder.resolve() != STARTER_MODEL.resolve(),
-        f"WORKDIR = {STARTER} is the model that ships with the package, and no results are written "
+        f"WORKDIR = {STARTER} is the model of the package, and no results are written "
         "there. Name a folder for them: --output=FOLDER.",
     )

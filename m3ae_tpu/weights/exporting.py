@@ -17,6 +17,7 @@ from m3ae_tpu.pretrained.model_folder import new_folder, read_source, write_mode
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.run.checkpoint import named_arrays
 from m3ae_tpu.run.claim import files_of
+from m3ae_tpu.run.stages import report_stages
 from m3ae_tpu.run.workdir import describe_run
 from m3ae_tpu.weights.comparison import Comparison, compare
 from m3ae_tpu.weights.model_card import write_card
@@ -45,18 +46,11 @@ def export_model(
         format_name != "onnx" or importlib.util.find_spec("onnx") is not None,
         "--format=onnx needs the package onnx. Install it: pip install 'm3ae-tpu[onnx]'.",
     )
-    console = rich.get_console()
     with (
         new_folder("--output", output) as folder,
         files_of(model) as source,
-        console.status("loading the model") as status,
+        report_stages() as report,
     ):
-
-        def report(stage: str) -> None:
-            status.update(stage)
-            if not console.is_terminal:
-                print(stage, flush=True)
-
         report("loading the model")
         pretrained = load(source, image_size=image_size)
         report(f"writing {format_name}, and comparing it with the model")

@@ -143,9 +143,9 @@ def _scores(figures: Mapping[str, Any]) -> str:
     lines = []
     for row in rows:
         if row.level != "detail":
-            own, *others = row.values.items()
-            beside = ", ".join(f"{name} {value:.3f}" for name, value in others)
-            lines.append(f"| {row.title} | {own[1]:.3f} | {beside} |")
+            own = next(iter(row.values.values()))
+            beside = ", ".join(f"{name} {value:.3f}" for name, value in row.baselines)
+            lines.append(f"| {row.title} | {own:.3f} | {beside} |")
     head = ["| on held-out examples | this model | compared with |", "| --- | --- | --- |"]
     return "\n".join([*head, *lines, "", f"Test examples: {figures['examples/test']:,}."])
 

@@ -1,4 +1,4 @@
-"""The model that ships with the package, made of a finished run: weights, scores, digests, card."""
+"""The model of the package, made of a finished run: weights, scores, digests, card."""
 
 import json
 import pathlib
@@ -6,7 +6,6 @@ import subprocess
 from typing import Any
 
 import numpy as np
-import rich
 
 from m3ae_tpu.config import PretrainConfig
 from m3ae_tpu.config.tree import differences, leaves
@@ -28,6 +27,7 @@ from m3ae_tpu.pretrained.model_folder import PARAMETERS, new_folder, write_model
 from m3ae_tpu.pretrained.pretrained import Pretrained
 from m3ae_tpu.run.claim import files_of
 from m3ae_tpu.run.shipped import STARTER
+from m3ae_tpu.run.stages import report_stages
 from m3ae_tpu.run.workdir import CONFIG, describe_run
 from m3ae_tpu.train.card import size
 from m3ae_tpu.weights.model_card import write_card
@@ -76,18 +76,11 @@ def make_starter_model(
         UserError: the run is of another config, is not finished, or has another tokenizer than the
             package; the folder cannot be written; or rounding changes the features.
     """
-    console = rich.get_console()
     with (
         new_folder("--output", output, replaces_model=overwrite) as folder,
         files_of(model) as source,
-        console.status("loading the run") as status,
+        report_stages() as report,
     ):
-
-        def report(stage: str) -> None:
-            status.update(stage)
-            if not console.is_terminal:
-                print(stage, flush=True)
-
         report("loading the run")
         run = load_pretrained(source)
         _require_run_of(config, run, str(model), config_name)
