@@ -28,6 +28,7 @@ from m3ae_tpu.config import (
 CONFIG = PretrainConfig(
     num_steps=800,
     batch_size=80,
+    initial_words="cooccurrence",
     model=ModelConfig(
         patch_size=8,
         vocab_size=4_000,

@@ -56,6 +56,7 @@ def pretrain(
     )
 
     def prepare(_: Any) -> Any:
+        from m3ae_tpu.train.initial_words import with_initial_words
         from m3ae_tpu.train.loop import Probe
         from m3ae_tpu.train.pretraining import pretraining
 
@@ -66,7 +67,7 @@ def pretrain(
 
             score = make_probe(config.probe, data, make_mesh(config.mesh))
             probe = Probe(config.probe.every_steps, lambda state: score(state.model))
-        return pretraining(config), probe
+        return with_initial_words(pretraining(config), config, data), probe
 
     return start(config, data, workdir, prepare=prepare, options=options, start_time=start_time)
 

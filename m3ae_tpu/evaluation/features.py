@@ -30,6 +30,7 @@ PAIR_POOLINGS = {
 
 TEXT_POOLINGS = {
     "cls": "the class token",
+    "embedding": "mean of the embedded words, before the first block",
     "mean": "mean of the words",
     "layers": "mean of the words after each block from the middle on",
     "every_layer": "mean of the embedded words, and of the words after every block",
@@ -109,12 +110,13 @@ def pool_texts(model: M3AE, rows: Rows, *, normalizer: Normalizer) -> Pooled:
     inputs = make_inputs(rows._replace(images=None), normalizer, jnp.float32)
     layers = model.encode_layers(inputs)
     assert layers.text_mean is not None
-    means = layers.text_mean
+    embedding, means = _mean_embedding(model, inputs), layers.text_mean
     return {
         "cls": _join(layers.cls[-1]),
+        "embedding": _join(embedding),
         "mean": _join(means[-1]),
         "layers": _join(*means[_middle(layers.cls) :]),
-        "every_layer": _join(_mean_embedding(model, inputs), *means),
+        "every_layer": _join(embedding, *means),
     }
 
 

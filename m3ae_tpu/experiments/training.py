@@ -28,6 +28,7 @@ from m3ae_tpu.run.checkpoint import CheckpointReader
 from m3ae_tpu.run.log import Progress
 from m3ae_tpu.run.workdir import load_run_config, prepare_workdir
 from m3ae_tpu.train.flops import flops_by_scope
+from m3ae_tpu.train.initial_words import with_initial_words
 from m3ae_tpu.train.loop import train
 from m3ae_tpu.train.objective import Objective
 from m3ae_tpu.train.pretraining import pretraining
@@ -116,7 +117,10 @@ def train_run(run: Run, show: Callable[[int], None]) -> None:
     workdir = prepare_workdir(run.folder, config, tokenizer=data.tokenizer_model)
     try:
         with _silence():
-            done = train(config, objective_of(run), data, workdir, progress=StepsShown(show))
+            objective = objective_of(run)
+            if run.variant.method == "reconstruction":
+                objective = with_initial_words(objective, config, data)
+            done = train(config, objective, data, workdir, progress=StepsShown(show))
     finally:
         workdir.unlock()
     if done < config.num_steps:

@@ -78,6 +78,25 @@ def from_leader(find: Callable[[], int | None]) -> int | None:
     return None if number == _NOTHING else number
 
 
+def array_from_leader(
+    place: str, compute: Callable[[], np.ndarray], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Returns in every process the float32 array that `compute` returns in the leader.
+
+    All must call this together; what `compute` raises ends the leader, and so the run.
+
+    Args:
+        place: A name of its own.
+        compute: May take minutes.
+        shape: The array's.
+    """
+    if is_alone():
+        return compute()
+    array = compute() if is_leader() else np.zeros(shape, np.float32)
+    wait_for_all(place)
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def leader_first[Result](place: str, call: Callable[[], Result]) -> Result:
     """Returns what `call` returns in each process; the leader's has returned before the others'.
 

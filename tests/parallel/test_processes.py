@@ -39,10 +39,18 @@ from m3ae_tpu.parallel.joining import join_processes
 
 join_processes(sys.argv[1], 2, int(sys.argv[2]))
 from m3ae_tpu.parallel.failures import shared_fate
-from m3ae_tpu.parallel.processes import gathered, is_leader, total, wait_for_all
+import numpy as np
+from m3ae_tpu.parallel.processes import (
+    array_from_leader, gathered, is_leader, total, wait_for_all,
+)
+
+def ask():
+    assert is_leader()
+    return np.arange(6, dtype=np.float32).reshape(2, 3) / 4
 
 with shared_fate():
     shared = [total([2**40 + 1, 3]), gathered("ab" if is_leader() else "\\u00e9")]
+    shared += [array_from_leader("an array", ask, (2, 3)).tolist()]
     print("SHARED" + json.dumps(shared), flush=True)
     wait_for_all("shared")
     if not is_leader():
@@ -88,7 +96,7 @@ def test_jax_still_has_its_key_value_store_and_barriers_where_they_are_taken_fro
     assert callable(ClusterEnv.auto_detect_unset_distributed_params)
 
 
-def test_two_processes_share_large_numbers_and_texts_and_an_error_ends_both():
+def test_two_processes_share_large_numbers_texts_and_arrays_and_an_error_ends_both():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -106,7 +114,8 @@ def test_two_processes_share_large_numbers_and_texts_and_an_error_ends_both():
     outputs = [process.communicate(timeout=90)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         shared = output.partition("SHARED")[2].partition("\n")[0]
-        assert json.loads(shared) == [[2**41 + 2, 6], ["ab", "\u00e9"]], output
+        array = [[0.0, 0.25, 0.5], [0.75, 1.0, 1.25]]
+        assert json.loads(shared) == [[2**41 + 2, 6], ["ab", "\u00e9"], array], output
         assert process.returncode == 1
         assert "the run ends: process 1: ValueError: a fault of the test" in output
 
