@@ -72,7 +72,7 @@ class PretrainConfig(RunConfig):
     initial_words: Literal["random", "cooccurrence"] = "random"
     """Initial word embeddings and text head: drawn at random, as in the paper's code; or singular
     vectors of how often pieces stand in the same texts of the training data, which short runs do
-    not learn.
+    not learn. A run without texts has neither.
     """
     masking: MaskingConfig = MaskingConfig()
     """Tokens that are hidden from the encoder, and those that the decoder predicts."""
@@ -85,14 +85,6 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         require_whole_patches(self.data.image_size, self.model.patch_size)
         require_choice(self, "initial_words")
-        require_field(
-            self,
-            "initial_words",
-            self.initial_words == "random"
-            or any(source.kind != "image" for source in self.data.sources),
-            "counts the words of texts, and no source of data.sources has any",
-            "Set random.",
-        )
         self._require_stored_text_positions()
         self._require_even_tensors()
         for number, source in enumerate(self.data.sources):

@@ -27,7 +27,7 @@ def with_initial_words(objective: Objective, config: PretrainConfig, data: OpenD
         config: A run's.
         data: The run's; its texts are read where a run begins, not where it resumes.
     """
-    if config.initial_words == "random":
+    if config.initial_words == "random" or data.tokenizer is None:
         return objective
     return objective._replace(with_weights=functools.partial(_with_vectors, data))
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from m3ae_tpu.config import MeshConfig
-from m3ae_tpu.config.checks import FieldError
 from m3ae_tpu.configs import debug
 from m3ae_tpu.data.cooccurrence import cooccurrence_vectors
 from m3ae_tpu.data.sources import open_data
@@ -63,7 +62,13 @@ def test_counted_pieces_get_their_vectors_on_any_mesh_and_all_else_stays(data, m
     jax.tree.map(np.testing.assert_array_equal, back, drawn)
 
 
-def test_images_alone_have_no_words_to_count():
-    images = dataclasses.replace(SOURCE, kind="image")
-    with pytest.raises(FieldError, match="initial_words = cooccurrence counts the words of texts"):
-        dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, sources=(images,)))
+def test_a_run_of_images_alone_begins_as_any_other():
+    source = dataclasses.replace(SOURCE, kind="image")
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(CONFIG.model, vocab_size=0),
+        data=dataclasses.replace(CONFIG.data, sources=(source,)),
+    )
+    data = open_data(config.data, batch_size=config.batch_size, seed=0, vocab_size=0)
+    objective = pretraining(config)
+    assert with_initial_words(objective, config, data) is objective
