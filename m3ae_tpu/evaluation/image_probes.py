@@ -38,7 +38,7 @@ _NOTE = "Random projection: of the raw pixels, to as many numbers as the feature
 def run(subject: Subject) -> Figures:
     """Measures accuracies; nothing for a run without images.
 
-    - `linear_probe/pretrained`, `.../untrained` (same config and seed, before the first step),
+    - `linear_probe/pretrained`, `.../untrained` (same network and seed, random weights),
       `.../raw_pixels` (thumbnails).
     - `linear_probe/pooling`: chosen for the pretrained encoder by cross-validation on the training
       examples, and used for both encoders; `linear_probe/num_features`: numbers of an image.

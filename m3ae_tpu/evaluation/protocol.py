@@ -23,7 +23,7 @@ class Subject:
 
     run: Pretrained
     untrained: M3AE
-    """The run's model before its first step."""
+    """The run's network with the random weights of its seed."""
     train: LabelledExamples
     """Examples that probes learn from; the run may have seen them, without labels."""
     test: LabelledExamples

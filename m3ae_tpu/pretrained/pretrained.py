@@ -68,7 +68,7 @@ class Pretrained:
         )
 
     def init_model(self) -> M3AE:
-        """Draws the model before its first step."""
+        """Draws the network with random weights, those of the run's seed."""
         init = functools.partial(
             init_model, self.config.model, self.config.seed, Operations(self.mesh)
         )

@@ -64,7 +64,7 @@ def features(evaluation: Mapping[str, Any], workdir: str) -> str:
         f"{evaluation['examples/train']:,} training images and is scored on "
         f"{evaluation['examples/test']:,} test images. Features and the classifier's "
         "regularisation are chosen by cross-validation on training images alone. "
-        "&ldquo;Untrained&rdquo; is the same network before its first step. Whiskers are one "
+        "&ldquo;Untrained&rdquo; is the same network with random weights. Whiskers are one "
         f"standard error to each side.</p>{charts}"
     )
 
@@ -248,7 +248,7 @@ def _detail(row: Row) -> str:
 
 
 def _beside(row: Row) -> str:
-    """Returns the best of what a figure is compared with, and the encoder before its first step."""
+    """Returns the best of what a figure is compared with, and the encoder with random weights."""
     if not row.baselines:
         return "on held-out examples"
     best, *others = row.baselines
