@@ -35,10 +35,11 @@ def with_initial_words(objective: Objective, config: PretrainConfig, data: OpenD
 def _with_vectors(data: OpenData, model: M3AE) -> M3AE:
     """Returns a model with vectors from counts as word embeddings and as the text head's kernel.
 
-    The head takes the leading numbers of each vector, scaled so that logits begin with a variance
-    of 1. A piece that stands beside no other in any text keeps its random values.
+    The head takes the leading numbers of each vector, over the root of the decoder's width: logits
+    begin near a variance of 1. A piece that stands beside no other in any text keeps its random
+    values.
     """
-    from m3ae_tpu.data.cooccurrence import cooccurrence_vectors  # SciPy takes a second.
+    from m3ae_tpu.data.cooccurrence import cooccurrence_vectors  # Only where a run begins.
 
     assert model.text is not None
     assert model.text.head is not None

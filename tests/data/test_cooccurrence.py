@@ -85,16 +85,14 @@ def test_the_same_data_give_the_same_bits_and_records_are_spread_over_the_source
     np.testing.assert_array_equal(cooccurrence_vectors(data, VOCAB, 8), expected)
 
 
-def test_texts_without_two_pieces_give_no_vector_and_damaged_records_are_left_out(
-    tmp_path, records
-):
+def test_texts_without_two_pieces_give_no_vector_and_blank_records_are_left_out(tmp_path, records):
     lonely = [Record(id=str(number), captions=("a",)) for number in range(4)]
     data = texts_of(tmp_path, lonely)
     assert not cooccurrence_vectors(data, VOCAB, 8).any()
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
+    blanks = tmp_path / "blanks"
+    blanks.mkdir()
     blank = [Record(id="blank", captions=(" ",))]
-    mixed = cooccurrence_vectors(texts_of(damaged, records[:9] + blank), VOCAB, 8)
+    mixed = cooccurrence_vectors(texts_of(blanks, records[:9] + blank), VOCAB, 8)
     whole = tmp_path / "whole"
     whole.mkdir()
     np.testing.assert_array_equal(
