@@ -1,8 +1,10 @@
 """Word vectors from counts: pieces that stand in the same texts get similar ones."""
 
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import rich.progress
 import scipy.sparse
 from jaxtyping import Float32, Int32
 from sklearn.utils.extmath import randomized_svd
@@ -85,7 +87,9 @@ def _texts(data: OpenData) -> Iterator[Int32[np.ndarray, " pieces"]]:
         if source.kind == "image":
             continue
         examples = Examples(shards, source.kind, split)
-        for index in split[:: -(-len(split) // MAX_RECORDS)]:
+        chosen = split[:: -(-len(split) // MAX_RECORDS)]
+        title, is_shown = f"reading the texts of {shards.pattern}", sys.stdout.isatty()
+        for index in rich.progress.track(chosen, title, transient=True, disable=not is_shown):
             example = examples.read(index)
             if isinstance(example, str):
                 continue
