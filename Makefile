@@ -7,13 +7,14 @@
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 
 ACCELERATOR ?= $(or $(shell cat $(INSTALLED) 2>/dev/null),cpu)
 ifeq ($(filter cpu tpu cuda13,$(ACCELERATOR)),)
   $(error ACCELERATOR = $(ACCELERATOR) is not one of cpu, tpu, cuda13)
 endif
 comma := ,
-EXTRAS := dev,prepare$(addprefix $(comma),$(filter-out cpu,$(ACCELERATOR)))
+EXTRAS := prepare$(addprefix $(comma),$(filter-out cpu,$(ACCELERATOR)))
 
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
@@ -65,7 +66,8 @@ help:
 	@echo "                  package as the model starter: m3ae_tpu/pretrained/starter"
 	@echo "ACCELERATOR=tpu or ACCELERATOR=cuda13 behind any of them installs JAX for a TPU or a GPU."
 
-quickstart: install
+# Without the tools of tests and lint, which take as long to install as all the rest.
+quickstart: $(INSTALLED)
 	$(RUN) -m pipelines.pretrain --config=quickstart --workdir=runs/quickstart
 	$(RUN) -m pipelines.evaluate runs/quickstart
 	$(RUN) -m pipelines.report runs/quickstart
@@ -97,7 +99,7 @@ benchmark-gpu: install
 	-JAX_PLATFORMS=cuda $(RUN) -m pytest tests/kernels/test_attention.py -k cudnn
 	$(RUN) -m pipelines.benchmark_gpu --output=runs/benchmark_gpu
 
-starter-model: install
+starter-model: $(INSTALLED)
 	$(RUN) -m pipelines.pretrain --config=starter_long --workdir=runs/starter_long
 	$(RUN) -m pipelines.make_starter_model --config=starter_long --model=runs/starter_long \
 	  --output=m3ae_tpu/pretrained/starter --overwrite
@@ -114,7 +116,7 @@ lint: install
 map: install
 	$(RUN) tests/workspace_map.py
 
-install: $(INSTALLED)
+install: $(TOOLS)
 
 # The stamp holds the accelerator's name: asking for another one installs again.
 ifneq ($(ACCELERATOR),$(shell cat $(INSTALLED) 2>/dev/null))
@@ -136,7 +138,12 @@ $(INSTALLED): constraints.txt pyproject.toml
 	set -e; \
 	rm -rf $(VENV); \
 	echo "installing into $(VENV) for $(ACCELERATOR) with $$python:" \
-	  "about 0.9 GB, a minute or more ..."; \
+	  "about 0.8 GB, a minute or more ..."; \
 	$(if $(UV),uv venv --quiet --python "$$(command -v "$$python")","$$python" -m venv) $(VENV); \
 	$(PIP_INSTALL) --editable '.[$(EXTRAS)]'; \
 	echo $(ACCELERATOR) > $(INSTALLED)
+
+$(TOOLS): $(INSTALLED)
+	@echo "installing the tools of tests and lint into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[dev,$(EXTRAS)]'
+	@touch $(TOOLS)
