@@ -8,7 +8,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from ..dispatch import device_kind_of, local_tpu_kind
 from . import cudnn, reference
-from .hopper import call as attention_hopper
 from .tpu import call as attention_tpu
 
 type Implementation = Literal["auto", "tpu", "cudnn", "hopper", "xla"]
@@ -77,19 +76,26 @@ def attention(
         query, key, value = parts or jnp.unstack(qkv, axis=2)
         return cudnn.attention(query, key, value, is_valid, num_heads)
 
-    def on_hopper(qkv: Array, is_valid: Array | None) -> Array:
-        return attention_hopper.attention(qkv.reshape(flat_shape), is_valid, num_heads)
-
     def on_any(qkv: Array, is_valid: Array | None) -> Array:
         return reference.attention(qkv, is_valid, num_heads)
 
-    functions = {"tpu": on_tpu, "cudnn": on_nvidia, "hopper": on_hopper, "xla": on_any}
+    functions = {"tpu": on_tpu, "cudnn": on_nvidia, "xla": on_any}
     unsupported = {
         "tpu": attention_tpu.unsupported_reason(flat_shape, qkv.dtype, num_heads, tpu_kind),
         "cudnn": cudnn.unsupported_reason(qkv.dtype, width // num_heads, device_kind),
-        "hopper": attention_hopper.unsupported_reason(qkv.dtype, tokens, width // num_heads),
         "xla": None,
     }
+    if implementation == "hopper":
+        # Only here: the import of Pallas for GPUs takes a second, and four without bytecode.
+        from .hopper import call as attention_hopper
+
+        def on_hopper(qkv: Array, is_valid: Array | None) -> Array:
+            return attention_hopper.attention(qkv.reshape(flat_shape), is_valid, num_heads)
+
+        functions["hopper"] = on_hopper
+        unsupported["hopper"] = attention_hopper.unsupported_reason(
+            qkv.dtype, tokens, width // num_heads
+        )
     if implementation != "auto":
         if (reason := unsupported[implementation]) is not None:
             raise NotImplementedError(f'{reason}. Use implementation="xla" or "auto".')
