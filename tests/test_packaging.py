@@ -87,7 +87,7 @@ def test_wheel_holds_one_top_level_name(wheel):
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_module_and_the_starter_set_but_not_its_source(wheel):
+def test_wheel_holds_every_module_the_starter_set_and_model_but_not_the_source(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in tracked_files("kernels/*.py", "configs/*.py", "pipelines/*.py") or []:
         assert f"m3ae_tpu/{path}" in names
@@ -96,6 +96,8 @@ def test_wheel_holds_every_module_and_the_starter_set_but_not_its_source(wheel):
     starter = [name for name in names if name.startswith("m3ae_tpu/data/starter/")]
     assert any(name.endswith(".array_record") for name in starter)
     assert "m3ae_tpu/data/starter/tokenizer.model" in starter
+    for name in ("config.json", "evaluation.json", "manifest.json", "model.safetensors"):
+        assert f"m3ae_tpu/pretrained/starter/{name}" in names
     assert not [name for name in starter if "/source/" in name]
     assert "m3ae_tpu/py.typed" in names
     assert [name for name in names if name.endswith("licenses/LICENSE")]

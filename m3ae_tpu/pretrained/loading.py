@@ -152,13 +152,13 @@ def has_model(folder: pathlib.Path) -> bool:
 def load(path: Place, *, image_size: int | None = None) -> Pretrained:
     """Loads a model with its tokenizer and preprocessing, for use from Python.
 
-        model = m3ae_tpu.load("runs/quickstart")
+        model = m3ae_tpu.load("starter")
         features = model.encode(images=["cat.jpg"], texts=["a cat on a sofa"])
         features.image_mean, features.text_mean, features.cls, features.tokens
 
     Args:
         path: The workdir of a run or a model folder, also gs://BUCKET/FOLDER; or `starter`, the
-            model that `make starter-model` puts into the package.
+            model that ships with the package.
         image_size: Another side of the square images than in training, pixels; a multiple of the
             patch size.
 

@@ -28,8 +28,8 @@ def located(address: Place) -> Place:
     )
     require(
         STARTER_MODEL.is_dir(),
-        f"{STARTER} is the package's own model, and {STARTER_MODEL} is not there. Make it in a "
-        "checkout, by an hour of training on two cores: make starter-model.",
+        f"{STARTER} is the model of the package, and {STARTER_MODEL} is not there. "
+        "Install the package again.",
     )
     return STARTER_MODEL
 
@@ -62,7 +62,7 @@ def require_model_there(name: str, folder: pathlib.Path) -> None:
         folder.is_dir(),
         f"{name}{folder} is not a folder. {f'Did you mean {STARTER}? ' if near else ''}Name the "
         "workdir of a run, such as runs/quickstart, a folder that import_weights or export_weights "
-        f"wrote, or {STARTER}, the model that make starter-model makes.",
+        f"wrote, or {STARTER}, the model that ships with the package.",
     )
 
 

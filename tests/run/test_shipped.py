@@ -60,12 +60,12 @@ def test_a_mistyped_name_is_told_what_there_is(package):
         with pytest.raises(UserError) as raised:
             look(package.parent / "none")
         assert "is not a folder. Name the workdir of a run, such as" in str(raised.value)
-        assert "or starter, the model that make" in str(raised.value)
+        assert "or starter, the model that ships" in str(raised.value)
     with pytest.raises(UserError, match=r"^strater is not a folder\. Did you mean starter\? Name"):
         load("strater")
 
 
-def test_a_package_without_a_model_says_how_to_make_one(package):
+def test_a_package_without_its_model_is_named(package):
     package.rmdir()
-    with pytest.raises(UserError, match=r"is not there\. Make it .*: make starter-model"):
+    with pytest.raises(UserError, match=r"is not there\. Install the package again"):
         load("starter")
