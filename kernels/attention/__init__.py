@@ -86,7 +86,7 @@ def attention(
         "xla": None,
     }
     if implementation == "hopper":
-        # Only here: the import of Pallas for GPUs takes a second, and four without bytecode.
+        # Only here: the import of Pallas for GPUs takes four seconds where it has no bytecode yet.
         from .hopper import call as attention_hopper
 
         def on_hopper(qkv: Array, is_valid: Array | None) -> Array:
