@@ -55,10 +55,10 @@ def test_a_random_projection_has_the_size_and_is_linear_and_the_same_every_time(
     train, test = random_projection((features, features[:2]), size)
     assert train.shape == (6, size)
     assert train.dtype == np.float32
-    np.testing.assert_allclose(test, train[:2], rtol=1e-5)
+    np.testing.assert_allclose(test, train[:2], rtol=1e-5, atol=1e-6)
     again, doubled = random_projection((features, 2 * features), size)
     np.testing.assert_array_equal(train, again)
-    np.testing.assert_allclose(doubled, 2 * train, rtol=1e-5)
+    np.testing.assert_allclose(doubled, 2 * train, rtol=1e-5, atol=1e-6)
 
 
 def test_counts_and_their_dense_form_have_the_same_projection(examples):
