@@ -19,8 +19,8 @@ from m3ae_tpu.configs import quickstart
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
-    num_steps=6_500,
-    optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, weight_decay=0.5),
+    num_steps=6_000,
+    optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, weight_decay=0.25),
     checkpoint=CheckpointConfig(every_steps=500),
     logging=LoggingConfig(every_steps=50),
     probe=ProbeConfig(every_steps=1_000),

@@ -63,7 +63,7 @@ class AugmentationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneOptimizerConfig(OptimizerConfig):
-    """AdamW with a rate for each layer, and a running average of the weights."""
+    """AdamW or Muon with a rate for each layer, and a running average of the weights."""
 
     base_learning_rate: float = 5e-4
     """Peak learning rate of the head for a batch of 256; scaled by `batch_size / 256`."""
@@ -109,7 +109,7 @@ class FinetuneConfig(RunConfig):
     data: DataConfig = DataConfig(sources=(SourceConfig(kind="image"),))
     """Sources of labelled images, and their preparation."""
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
-    """AdamW with a rate for each layer, and a running average of the weights."""
+    """AdamW or Muon with a rate for each layer, and a running average of the weights."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Labelled examples that the classifier is scored on."""
 

@@ -16,8 +16,12 @@ type GradientSums = Literal["compute_dtype", "float32"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW or Muon, with linear warm-up and cosine decay."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: updates of the blocks' matrices are their momentum made orthogonal (Jordan et al.
+    2024), as large as AdamW's, which the other parameters keep. One moment instead of two.
+    """
     base_learning_rate: float = 1.5e-4
     """Peak learning rate for a batch of 256; scaled by `batch_size / 256`."""
     warmup_fraction: float = 0.05
@@ -125,7 +129,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     """Sources of examples, and their preparation."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW or Muon with linear warm-up and cosine decay."""
     mesh: MeshConfig = MeshConfig()
     """The devices as a mesh."""
     checkpoint: CheckpointConfig = CheckpointConfig()

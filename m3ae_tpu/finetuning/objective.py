@@ -53,7 +53,7 @@ def finetuning(
         describe=functools.partial(_card, config, loss),
         count_flops=functools.partial(_count_flops, config, loss),
         with_weights=with_weights,
-        after_adamw=_after_adamw(config),
+        after_optimizer=_after_optimizer(config),
     )
 
 
@@ -122,7 +122,7 @@ def classification_loss(
     return nll.mean(), Metrics({"accuracy": is_right.mean()}, counts)
 
 
-def _after_adamw(config: FinetuneConfig) -> optax.GradientTransformation | None:
+def _after_optimizer(config: FinetuneConfig) -> optax.GradientTransformation | None:
     layers, optimizer = config.model.encoder.num_layers, config.optimizer
     parts = []
     if optimizer.layer_decay < 1:

@@ -27,5 +27,5 @@ class Objective(NamedTuple):
     with_weights: Callable[[PyTree], PyTree] | None = None
     """Returns the initial model, arrays on the mesh, with weights from elsewhere; None: it stays.
     """
-    after_adamw: optax.GradientTransformation | None = None
-    """Goes on with the updates that AdamW makes, as with rates by layer."""
+    after_optimizer: optax.GradientTransformation | None = None
+    """Goes on with the updates that the optimizer makes, as with rates by layer."""

@@ -1,4 +1,4 @@
-"""AdamW as in the paper: linear warm-up, cosine decay, weight decay on matrices only."""
+"""The optimizer: AdamW as in the paper, or Muon; linear warm-up, cosine decay, weight decay."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import optax
 from jaxtyping import PyTree
 
 from m3ae_tpu.config import OptimizerConfig
+from m3ae_tpu.train.muon import scale_by_muon_or
 
 
 def learning_rate_schedule(
@@ -31,25 +32,28 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns a run's optimizer and its learning rate by update."""
     schedule = learning_rate_schedule(config, batch_size=batch_size, num_steps=num_steps)
-    return adamw(config, schedule, is_matrix), schedule
+    return gradient_transformation(config, schedule, is_matrix), schedule
 
 
-def adamw(
+def gradient_transformation(
     config: OptimizerConfig,
     schedule: optax.Schedule,
     is_decayed: PyTree | Callable[[PyTree], PyTree],
 ) -> optax.GradientTransformation:
-    """Returns AdamW with decoupled decay, after an optional clip of the gradient's global norm.
+    """Returns an optimizer with decoupled decay, after an optional clip of the gradient's norm.
 
     Args:
-        config: Betas, decay and clip.
+        config: Its name, betas, decay, and clip of the gradient's global norm.
         schedule: Rate by update.
         is_decayed: A bool for each parameter, or a function that returns them, see `is_matrix`.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    scale = optax.scale_by_adam(config.beta1, config.beta2, eps=1e-8)
+    if config.name == "muon":
+        scale = scale_by_muon_or(scale)
     return optax.chain(
         clip,
-        optax.scale_by_adam(config.beta1, config.beta2, eps=1e-8),
+        scale,
         optax.add_decayed_weights(config.weight_decay, is_decayed),
         optax.scale_by_learning_rate(schedule),
     )

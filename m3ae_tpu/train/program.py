@@ -46,8 +46,8 @@ def make_program(
     optimizer, schedule = make_optimizer(
         config.optimizer, batch_size=config.batch_size, num_steps=config.num_steps
     )
-    if objective.after_adamw is not None:
-        optimizer = optax.chain(optimizer, objective.after_adamw)
+    if objective.after_optimizer is not None:
+        optimizer = optax.chain(optimizer, objective.after_optimizer)
     of_mesh = operations or Operations(mesh, config.mesh.gradient_sums)
 
     def init() -> TrainState:

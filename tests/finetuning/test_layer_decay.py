@@ -12,7 +12,7 @@ from small_classifier import CONFIG, classifier
 from m3ae_tpu.config import FinetuneOptimizerConfig
 from m3ae_tpu.finetuning.layer_decay import layer_factor, scale_by_layer
 from m3ae_tpu.run.checkpoint_reader import named_arrays
-from m3ae_tpu.train.optimizer import adamw, is_matrix
+from m3ae_tpu.train.optimizer import gradient_transformation, is_matrix
 
 DECAY, LAYERS = 0.5, 3
 BELOW, TOP = 0.5**4, 1.0
@@ -64,7 +64,7 @@ def test_rates_and_weight_decay_are_scaled_alike():
     # The first update of Adam moves each parameter by the rate, whatever its gradient.
     model: Any = classifier()
     config = FinetuneOptimizerConfig(weight_decay=0.5)
-    plain = adamw(config, optax.constant_schedule(0.1), is_matrix)
+    plain = gradient_transformation(config, optax.constant_schedule(0.1), is_matrix)
     by_layer = optax.chain(plain, scale_by_layer(DECAY, LAYERS))
     gradients = jax.tree.map(jnp.ones_like, model)
     with jax.numpy_dtype_promotion("standard"):

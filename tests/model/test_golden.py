@@ -22,7 +22,7 @@ from m3ae_tpu.model import losses, masking, patches, positions
 from m3ae_tpu.model.inputs import Inputs
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.model.modality import gather
-from m3ae_tpu.train.optimizer import adamw, learning_rate_schedule
+from m3ae_tpu.train.optimizer import gradient_transformation, learning_rate_schedule
 
 CASES = ["paired", "image_only", "text_only", "nopad", "heavypad"]
 DTYPES = ["f32", "f64"]
@@ -294,7 +294,7 @@ def test_optimizer_step_by_step(run, dtype):
     schedule = learning_rate_schedule(
         settings, batch_size=config["batch_size"], num_steps=config["decay_steps"]
     )
-    optimizer = adamw(
+    optimizer = gradient_transformation(
         settings, schedule, is_decayed={key: bool(arrays[f"decay/{key}"]) for key in names}
     )
     state = jax.jit(optimizer.init)(parameters)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import numpy as np
@@ -46,11 +47,14 @@ def compiled(
     gradient_sums: GradientSums = "compute_dtype",
     accumulation_steps=1,
     dtype: Dtype = "float32",
+    optimizer_name: Literal["adamw", "muon"] = "adamw",
 ):
     """Returns a mesh, the jitted initial state, and the compiled step."""
     mesh = mesh_of(name)
     optimizer, _ = make_optimizer(
-        CONFIG.optimizer, batch_size=CONFIG.batch_size, num_steps=CONFIG.num_steps
+        dataclasses.replace(CONFIG.optimizer, name=optimizer_name),
+        batch_size=CONFIG.batch_size,
+        num_steps=CONFIG.num_steps,
     )
     model = dataclasses.replace(CONFIG.model, compute_dtype=dtype, parameter_dtype=dtype)
 

@@ -28,6 +28,14 @@ def test_a_mesh_has_the_loss_curve_and_gradients_of_one_device_to_float32_roundi
         assert np.linalg.norm(left - right) <= 1e-5 * np.linalg.norm(right)
 
 
+@pytest.mark.parametrize("name", ["1,8,1", "2,2,2"])
+def test_muon_makes_whole_matrices_orthogonal_also_where_a_mesh_cuts_them(name):
+    got, wanted = (trained(each, optimizer_name="muon")[0] for each in (name, ONE))
+    np.testing.assert_allclose(
+        [step["loss"] for step in got], [step["loss"] for step in wanted], rtol=5e-7
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_in_float64_a_mesh_differs_from_one_device_a_billion_times_less_so_it_is_rounding(name):

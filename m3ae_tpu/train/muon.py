@@ -1,0 +1,53 @@
+"""Muon: updates of matrices are their momentum, made orthogonal (Jordan et al. 2024).
+
+https://kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982.
+"""
+
+import jax
+import optax
+from jaxtyping import Array, PyTree
+from optax.contrib import MuonDimensionNumbers
+
+RMS = 0.2
+"""Root mean square of an update's values before the learning rate. AdamW's is near it, so rates and
+decays of AdamW fit (Liu et al. 2025, §2.2).
+"""
+
+
+def scale_by_muon_or(others: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns Muon for the matrices within the network, and another optimizer for all the rest.
+
+    Momentum 0.95 with Nesterov's look-ahead, five iterations of Newton-Schulz. Queries, keys and
+    values are three matrices of their own.
+
+    Args:
+        others: For vectors, and for what embeds tokens or predicts them.
+    """
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=_dimensions),
+        optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(_scaled, updates)),
+    )
+    return optax.partition({"muon": muon, "others": others}, _labels)
+
+
+def _labels(parameters: PyTree) -> PyTree:
+    def label(path, _) -> str:
+        is_inner = any(key.name in ("blocks", "decoder_input") for key in path)
+        return "muon" if is_inner and path[-1].name == "kernel" else "others"
+
+    return jax.tree_util.tree_map_with_path(label, parameters)
+
+
+def _dimensions(parameters: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: _axes(path), parameters)
+
+
+def _axes(path) -> MuonDimensionNumbers:
+    """Returns the axes of a matrix; `attention_in` is [layers, inputs, three, outputs]."""
+    return MuonDimensionNumbers(-3 if path[-2].name == "attention_in" else -2, -1)
+
+
+def _scaled(path, update: Array) -> Array:
+    axes = _axes(path)
+    longest = max(update.shape[axes.reduction_axis], update.shape[axes.output_axis])
+    return update * (RMS * longest**0.5)
