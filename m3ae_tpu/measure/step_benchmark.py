@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from m3ae_tpu.config import PretrainConfig
+from m3ae_tpu.errors import UserError
 from m3ae_tpu.kernels.chips import CHIPS, chip_name
-from m3ae_tpu.measure.compiler_process import CompilerProcess
+from m3ae_tpu.measure.compiler_process import CompilerProcess, ReplayFailedError
 from m3ae_tpu.measure.gpu_step_benchmark import kinds_of, kinds_table
 from m3ae_tpu.measure.operation_time import REPLAYED_ALONE
 from m3ae_tpu.measure.step_cost import (
@@ -103,6 +104,9 @@ def schedule_steps(
 
     Returns:
         The figures, ready for JSON.
+
+    Raises:
+        UserError: the replay cannot count the attention kernels of the config.
     """
     results: dict[str, Any] = {"chip": chip}
     costs: dict[str, StepCost] = {}
@@ -111,8 +115,16 @@ def schedule_steps(
     if "ours" in implementations:
         with status("replaying the attention kernels"):
             process = CompilerProcess(replay=True)
-            kernel_times = process.run(replayed_kernels, config, chip)
-            process.close()
+            try:
+                kernel_times = process.run(replayed_kernels, config, chip)
+            except ReplayFailedError as error:
+                raise UserError(
+                    f"{error} for the attention kernels of this config (--static = {chip}), so "
+                    "their time is not known. Those of mae_base and m3ae_base are; or measure on a "
+                    "chip."
+                ) from error
+            finally:
+                process.close()
     process = CompilerProcess(replay=False)
     for name in implementations:
         with status(f"{name}: compiling, minutes"):

@@ -62,7 +62,7 @@ def growth(
 
     Args:
         num_chips: Chips of the run.
-        num_parameters: Size of the model; each is 12 bytes of a checkpoint with the moments of AdamW.
+        num_parameters: Size of the model; each is 12 bytes of a checkpoint with AdamW's moments.
         examples_per_second_per_chip: The step's rate.
         assumed: Failures, records, the bucket.
     """

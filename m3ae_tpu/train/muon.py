@@ -14,7 +14,7 @@ decays of AdamW fit (Liu et al. 2025, §2.2).
 """
 
 
-def scale_by_muon_or(others: optax.GradientTransformation) -> optax.GradientTransformation:
+def muon_for_matrices(others: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns Muon for the matrices within the network, and another optimizer for all the rest.
 
     Momentum 0.95 with Nesterov's look-ahead, five iterations of Newton-Schulz. Queries, keys and
@@ -39,15 +39,17 @@ def _labels(parameters: PyTree) -> PyTree:
 
 
 def _dimensions(parameters: PyTree) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: _axes(path), parameters)
+    def dimensions(path, _) -> MuonDimensionNumbers:
+        return MuonDimensionNumbers(*_axes(path))
+
+    return jax.tree_util.tree_map_with_path(dimensions, parameters)
 
 
-def _axes(path) -> MuonDimensionNumbers:
-    """Returns the axes of a matrix; `attention_in` is [layers, inputs, three, outputs]."""
-    return MuonDimensionNumbers(-3 if path[-2].name == "attention_in" else -2, -1)
+def _axes(path) -> tuple[int, int]:
+    """Returns a matrix's axes of inputs and outputs; `attention_in` has three parts between."""
+    return -3 if path[-2].name == "attention_in" else -2, -1
 
 
 def _scaled(path, update: Array) -> Array:
-    axes = _axes(path)
-    longest = max(update.shape[axes.reduction_axis], update.shape[axes.output_axis])
+    longest = max(update.shape[axis] for axis in _axes(path))
     return update * (RMS * longest**0.5)

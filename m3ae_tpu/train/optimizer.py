@@ -7,7 +7,7 @@ import optax
 from jaxtyping import PyTree
 
 from m3ae_tpu.config import OptimizerConfig
-from m3ae_tpu.train.muon import scale_by_muon_or
+from m3ae_tpu.train.muon import muon_for_matrices
 
 
 def learning_rate_schedule(
@@ -50,7 +50,7 @@ def gradient_transformation(
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     scale = optax.scale_by_adam(config.beta1, config.beta2, eps=1e-8)
     if config.name == "muon":
-        scale = scale_by_muon_or(scale)
+        scale = muon_for_matrices(others=scale)
     return optax.chain(
         clip,
         scale,
