@@ -1,11 +1,11 @@
-"""A small M3AE that learns from the starter set in about ten minutes.
+"""A small M3AE that learns from the starter set in about nine minutes.
 
     make quickstart
     python -m pipelines.pretrain --config=quickstart --workdir=runs/quickstart
 
 Data: the starter set's training split, which ships with the package: 3,894 images with captions,
 300 images without, 10,672 texts without an image.
-Needs: two CPU cores for eight to eleven minutes, set-up and evaluation included.
+Needs: two CPU cores for about nine minutes, set-up and evaluation included.
 Score to expect: 0.48 in the linear probe of held-out images; 0.43 with the untrained encoder, 0.42
 with raw pixels. 0.72 of images with their captions.
 
