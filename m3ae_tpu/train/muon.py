@@ -23,6 +23,7 @@ def muon_for_matrices(others: optax.GradientTransformation) -> optax.GradientTra
     Args:
         others: For vectors, and for what embeds tokens or predicts them.
     """
+    # `optax.contrib.muon` has an AdamW of its own: with look-ahead, and decay of vectors too.
     muon = optax.chain(
         optax.contrib.scale_by_muon(weight_dimension_numbers=_dimensions),
         optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(_scaled, updates)),
