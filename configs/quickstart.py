@@ -26,7 +26,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=800,
+    num_steps=860,
     batch_size=80,
     initial_words="cooccurrence",
     model=ModelConfig(
@@ -39,7 +39,7 @@ CONFIG = PretrainConfig(
     ),
     loss=LossConfig(unpaired_image_weight=0.125, unpaired_text_weight=0.0625),
     optimizer=OptimizerConfig(
-        name="muon", base_learning_rate=19.2e-3, warmup_fraction=0.1, clip_norm=1.0
+        name="muon", base_learning_rate=9.6e-3, warmup_fraction=0.1, clip_norm=1.0
     ),
     data=DataConfig(
         sources=(

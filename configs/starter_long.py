@@ -14,13 +14,14 @@ decay (docs/results/starter.md).
 
 import dataclasses
 
-from m3ae_tpu.config import CheckpointConfig, LoggingConfig, ProbeConfig
+from m3ae_tpu.config import CheckpointConfig, LoggingConfig, MaskingConfig, ProbeConfig
 from m3ae_tpu.configs import quickstart
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
-    num_steps=6_000,
-    optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, weight_decay=0.25),
+    num_steps=8_000,
+    optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, weight_decay=0.5),
+    masking=MaskingConfig(text_mask_ratio=0.45),
     checkpoint=CheckpointConfig(every_steps=500),
     logging=LoggingConfig(every_steps=50),
     probe=ProbeConfig(every_steps=1_000),

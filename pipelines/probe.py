@@ -72,7 +72,7 @@ _POOLING = define_flag(
     "pooling",
     str,
     "",
-    "Features of a model: cls, mean, mean_max, layers, cls_mean_max; of files the name of an "
+    "Features of a model: cls, mean, cls_mean_max, cls_quarters; of files the name of an "
     "array. Empty: the best in cross-validation; the class token for lars_..., the mean for "
     "few_shot.",
 )

@@ -20,7 +20,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "muon"] = "adamw"
     """`muon`: updates of the blocks' matrices are their momentum made orthogonal (Jordan et al.
-    2024), as large as AdamW's, which the other parameters keep. One moment instead of two.
+    2024), twice as large as AdamW's, which the other parameters keep. One moment instead of two.
     """
     base_learning_rate: float = 1.5e-4
     """Peak learning rate for a batch of 256; scaled by `batch_size / 256`."""

@@ -9,6 +9,7 @@ import numpy as np
 from m3ae_tpu.evaluation.baselines import Pair, random_projection
 from m3ae_tpu.evaluation.features import (
     IMAGE_POOLINGS,
+    JOINED_IMAGE_POOLINGS,
     ROWS_PER_DEVICE,
     pool_images,
     thumbnails,
@@ -40,8 +41,9 @@ def run(subject: Subject) -> Figures:
 
     - `linear_probe/pretrained`, `.../untrained` (same network and seed, random weights),
       `.../raw_pixels` (thumbnails).
-    - `linear_probe/pooling`: chosen for the pretrained encoder by cross-validation on the training
-      examples, and used for both encoders; `linear_probe/num_features`: numbers of an image.
+    - `linear_probe/pooling`: chosen of `JOINED_IMAGE_POOLINGS` for the pretrained encoder by
+      cross-validation on the training examples, and used for both encoders;
+      `linear_probe/num_features`: numbers of an image.
     - `linear_probe/random_projection`: of the thumbnails, to `num_features` numbers.
     - `cross_validation/linear_probe/...`: mean accuracy of folds of the training examples, each
       classified by a fit on the others: to tune by.
@@ -81,7 +83,7 @@ def run(subject: Subject) -> Figures:
     subject.report("probes of images, untrained encoder and raw pixels")
     figures: Figures = {"knn/num_neighbors": num_neighbors(subject.targets)}
     for name, probe in _PROBES.items():
-        pooling = choose(pretrained[name])
+        pooling = choose({each: pretrained[name][each] for each in JOINED_IMAGE_POOLINGS})
         size = train[pooling].shape[1]
         baselines = {
             "untrained": (train[pooling], test[pooling]),

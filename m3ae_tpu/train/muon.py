@@ -8,9 +8,9 @@ import optax
 from jaxtyping import Array, PyTree
 from optax.contrib import MuonDimensionNumbers
 
-RMS = 0.2
-"""Root mean square of an update's values before the learning rate. AdamW's is near it, so rates and
-decays of AdamW fit (Liu et al. 2025, §2.2).
+RMS = 0.4
+"""Root mean square of an update's values before the learning rate. AdamW's is near 0.2, the value
+of Liu et al. 2025, §2.2; here twice that is better (docs/results/starter.md).
 """
 
 

@@ -62,8 +62,13 @@ def test_poolings_are_what_their_names_say():
     )
     np.testing.assert_allclose(features["cls"], tokens[:, 0], atol=2e-6)
     np.testing.assert_allclose(features["mean"], tokens[:, 1:].mean(axis=1), atol=2e-6)
-    np.testing.assert_allclose(features["mean_max"][:, 16:], tokens[:, 1:].max(axis=1), atol=2e-6)
+    patches = tokens[:, 1:]
     assert features["cls_mean_max"].shape[1] == 4 * 16
+    np.testing.assert_allclose(features["cls_mean_max"][:, 48:], patches.max(axis=1), atol=2e-6)
+    assert patches.shape[1] == 3 * 3  # The middle row and column are in two quarters each.
+    quarters = [[0, 1, 3, 4], [1, 2, 4, 5], [3, 4, 6, 7], [4, 5, 7, 8]]
+    expected = np.concatenate([tokens[:, 0], *(patches[:, each].max(1) for each in quarters)], 1)
+    np.testing.assert_allclose(features["cls_quarters"], expected, atol=2e-6)
 
 
 def test_padding_of_captions_changes_no_feature_of_pairs():

@@ -75,7 +75,7 @@ def test_matrices_within_the_network_move_along_their_orthogonal_momentum(muon, 
     looked_ahead = [first, [mean * (0.95 * a + b) + last * b for a, b in both]]
     for step, momenta in enumerate(looked_ahead):
         wanted = [
-            -RATE * (0.2 * max(each.shape) ** 0.5 * newton_schulz(each) + 0.5 * value)
+            -RATE * (0.4 * max(each.shape) ** 0.5 * newton_schulz(each) + 0.5 * value)
             for each, value in zip(momenta, matrices_of(name, model[name]), strict=True)
         ]
         got = matrices_of(name, updates[step][name])
