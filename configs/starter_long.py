@@ -19,7 +19,7 @@ from m3ae_tpu.configs import quickstart
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
-    num_steps=8_000,
+    num_steps=7_000,
     optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, weight_decay=0.5),
     masking=MaskingConfig(text_mask_ratio=0.45),
     checkpoint=CheckpointConfig(every_steps=500),
