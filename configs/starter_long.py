@@ -5,11 +5,12 @@
     python -m pipelines.report runs/starter_long
 
 Data: the starter set, as for the quick start.
-Needs: one CPU core for 53 minutes, or two for 30 to 40, an estimate from the time of a step.
+Needs: one CPU core for an hour, or two for 40 minutes, an estimate from the time of a step.
 Score to expect: see the model that ships with the package, m3ae_tpu/pretrained/starter/README.md.
 
-In a run of this length words overfit, and patches do not: hence five times the quick start's weight
-decay (docs/results/starter.md).
+In a run of this length words overfit, and patches do not: hence ten times the quick start's weight
+decay. 45 % of the words are hidden, not 75: features are as good, and the words of a title can be
+learned at all (docs/results/starter.md).
 """
 
 import dataclasses
