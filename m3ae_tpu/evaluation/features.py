@@ -19,11 +19,6 @@ IMAGE_POOLINGS = {
 Tokens are those after the final norm, unless a block is named. The middle block of n is number
 (n + 1) // 2, counted from 1."""
 
-JOINED_IMAGE_POOLINGS = ("cls_mean_max", "cls_quarters")
-"""Those that an evaluation chooses from. On its own training images a long run's class token alone
-looks better than they do; on other images they are better (docs/results/starter.md).
-"""
-
 PAIR_POOLINGS = {
     "cls": "the class token",
     "means": "mean of the patches and mean of the words",

@@ -63,7 +63,7 @@ def features(evaluation: Mapping[str, Any], workdir: str) -> str:
         "<p>The encoder is frozen. A small classifier learns classes from its features of "
         f"{evaluation['examples/train']:,} training images and is scored on "
         f"{evaluation['examples/test']:,} test images. Features and the classifier's "
-        "regularisation are chosen by cross-validation on training images alone. "
+        "regularisation are chosen on training images alone. "
         "&ldquo;Untrained&rdquo; is the same network with random weights. Whiskers are one "
         f"standard error to each side.</p>{charts}"
     )
