@@ -26,7 +26,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = PretrainConfig(
-    num_steps=860,
+    num_steps=800,
     batch_size=80,
     initial_words="cooccurrence",
     model=ModelConfig(

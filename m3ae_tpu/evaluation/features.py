@@ -22,7 +22,6 @@ Tokens are those after the final norm, unless a block is named. The middle block
 PAIR_POOLINGS = {
     "cls": "the class token",
     "means": "mean of the patches and mean of the words",
-    "all": "class token, both means of the middle block, means and maxima of patches and words",
     "every_layer": "mean of the embedded words, means of patches and words after every block",
 }
 """The same for an image and its caption, encoded together."""
@@ -30,8 +29,6 @@ PAIR_POOLINGS = {
 TEXT_POOLINGS = {
     "cls": "the class token",
     "embedding": "mean of the embedded words, before the first block",
-    "mean": "mean of the words",
-    "layers": "mean of the words after each block from the middle on",
     "every_layer": "mean of the embedded words, and of the words after every block",
 }
 """The same for a caption that is encoded alone."""
@@ -56,7 +53,7 @@ def pool_images(
     inputs = make_inputs(Rows(images=images), normalizer, jnp.float32)
     layers = model.encode_layers(inputs)
     assert layers.image_mean is not None
-    cls, means, middle = layers.cls[-1], layers.image_mean, _middle(layers.cls)
+    cls, means, middle = layers.cls[-1], layers.image_mean, (len(layers.cls) - 1) // 2
     patches = layers.tokens[-1, :, 1:]
     largest = patches.max(axis=1)
     assert inputs.images is not None
@@ -72,8 +69,6 @@ def pool_images(
 def pool_pairs(model: M3AE, rows: Rows, *, normalizer: Normalizer) -> Pooled:
     """Computes every pooling of `PAIR_POOLINGS` for images with captions, in float32.
 
-    The maximum over the words of a caption without any is 0.
-
     Args:
         model: In any dtype, with text parameters.
         rows: Images and token ids.
@@ -83,19 +78,10 @@ def pool_pairs(model: M3AE, rows: Rows, *, normalizer: Normalizer) -> Pooled:
     layers = model.encode_layers(inputs)
     assert layers.image_mean is not None
     assert layers.text_mean is not None
-    first_word = layers.tokens.shape[2] - rows.text_ids.shape[1]
-    patches = layers.tokens[-1, :, 1:first_word]
-    words = layers.tokens[-1, :, first_word:].astype(jnp.float32)
-    is_word = rows.is_valid[..., None]
-    largest_word = jnp.where(is_word, words, jnp.finfo(jnp.float32).min).max(axis=1)
-    largest_word = jnp.where(is_word.any(axis=1), largest_word, 0.0)
     cls, means, text_means = layers.cls[-1], layers.image_mean, layers.text_mean
-    middle = _middle(layers.cls)
-    middle_means, last_means = (means[middle], text_means[middle]), (means[-1], text_means[-1])
     return {
         "cls": _join(cls),
-        "means": _join(*last_means),
-        "all": _join(cls, *middle_means, *last_means, patches.max(axis=1), largest_word),
+        "means": _join(means[-1], text_means[-1]),
         "every_layer": _join(_mean_embedding(model, inputs), *means, *text_means),
     }
 
@@ -115,8 +101,6 @@ def pool_texts(model: M3AE, rows: Rows, *, normalizer: Normalizer) -> Pooled:
     return {
         "cls": _join(layers.cls[-1]),
         "embedding": _join(embedding),
-        "mean": _join(means[-1]),
-        "layers": _join(*means[_middle(layers.cls) :]),
         "every_layer": _join(embedding, *means),
     }
 
@@ -145,10 +129,6 @@ def _quarters(grid: Array) -> list[Array]:
     rows = slice((height + 1) // 2), slice(height // 2, None)
     columns = slice((width + 1) // 2), slice(width // 2, None)
     return [grid[:, of_rows, of_columns] for of_rows in rows for of_columns in columns]
-
-
-def _middle(layers: Array) -> int:
-    return (layers.shape[0] - 1) // 2
 
 
 def _join(*features: Array) -> Array:
