@@ -103,20 +103,27 @@ def test_captions_alone_have_features_without_their_padding_or_image():
         assert np.isfinite(features).all()
 
 
-def test_every_layer_begins_with_the_mean_of_the_embedded_words():
+def mean_of_words(tokens, is_valid):
+    """Returns the mean of the words of [class, *words] in each row; 0 without any."""
+    rows = zip(np.asarray(tokens)[:, 1:], is_valid, strict=True)
+    return np.stack([words[each].mean(0) if each.any() else np.zeros(16) for words, each in rows])
+
+
+def test_every_layer_goes_from_the_embedded_words_to_those_of_the_last_block():
     rows = pairs()
     inputs = make_inputs(rows._replace(images=None), NORMALIZER, jnp.float32)
-    words = np.asarray(jax.jit(lambda model, inputs: model.embed(inputs)[0])(RUN.model, inputs))
-    means = np.stack(
-        [
-            words[row, 1:][is_word].mean(axis=0) if is_word.any() else np.zeros(16)
-            for row, is_word in enumerate(rows.is_valid)
-        ]
+
+    @jax.jit
+    def first_and_last(model, inputs):
+        return model.embed(inputs)[0], model.encode(inputs).tokens
+
+    first, last = (
+        mean_of_words(tokens, rows.is_valid) for tokens in first_and_last(RUN.model, inputs)
     )
-    embedded = FEATURES_OF_TEXTS["every_layer"]
-    assert embedded.shape == (5, 3 * 16)
-    np.testing.assert_allclose(embedded[:, :16], means, atol=2e-6)
-    np.testing.assert_allclose(embedded[:, -16:], FEATURES_OF_TEXTS["mean"], atol=2e-6)
+    of_texts = FEATURES_OF_TEXTS["every_layer"]
+    assert of_texts.shape == (5, 3 * 16)
+    np.testing.assert_allclose(of_texts[:, :16], first, atol=2e-6)
+    np.testing.assert_allclose(of_texts[:, -16:], last, atol=2e-6)
     of_pairs = pool_all_pairs(RUN.model, rows)["every_layer"]
     assert of_pairs.shape == (5, 5 * 16)
-    np.testing.assert_allclose(of_pairs[:, :16], means, atol=2e-6)
+    np.testing.assert_allclose(of_pairs[:, :16], first, atol=2e-6)
