@@ -5,7 +5,7 @@
     python -m pipelines.report runs/starter_long
 
 Data: the starter set, as for the quick start.
-Needs: one CPU core for an hour, or two for 40 minutes, an estimate from the time of a step.
+Needs: one CPU core for an hour, or two for 45 minutes, an estimate from the time of a step.
 Score to expect: see the model that ships with the package, m3ae_tpu/pretrained/starter/README.md.
 
 In a run of this length words overfit, and patches do not: hence ten times the quick start's weight
