@@ -33,7 +33,7 @@ _PROBES = {"linear_probe": linear_probes, "knn": _neighbors_probes}
 _TITLES = {"linear_probe": "Linear probe, images", "knn": "{} nearest neighbours, images"}
 _POOLINGS = {"linear_probe": "cls_mean_max", "knn": "cls_quarters"}
 """Best on images that the encoder had not seen, see docs/results/starter.md. Cross-validation on
-those that it was trained on favours the class token alone, which is worse on others.
+those that it was trained on flatters the class token alone.
 """
 _BASELINES = ("untrained", "random_projection", "raw_pixels")
 _NOTE = "Random projection: of the raw pixels, to as many numbers as the features have."

@@ -10,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers
 
 RMS = 0.4
 """Root mean square of an update's values before the learning rate. AdamW's is near 0.2, the value
-of Liu et al. 2025, §2.2; here twice that is better (docs/results/starter.md).
+of Liu et al. 2025, §2.2; twice that came out ahead in a few short runs (docs/results/starter.md).
 """
 
 
