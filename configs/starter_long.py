@@ -15,12 +15,13 @@ decay.
 
 import dataclasses
 
-from m3ae_tpu.config import CheckpointConfig, LoggingConfig, ProbeConfig
+from m3ae_tpu.config import CheckpointConfig, LoggingConfig, MaskingConfig, ProbeConfig
 from m3ae_tpu.configs import quickstart
 
 CONFIG = dataclasses.replace(
     quickstart.CONFIG,
     num_steps=6_000,
+    masking=MaskingConfig(text_mask_ratio=0.4, text_dropout=0.35),
     optimizer=dataclasses.replace(quickstart.CONFIG.optimizer, weight_decay=0.5),
     checkpoint=CheckpointConfig(every_steps=500),
     logging=LoggingConfig(every_steps=50),

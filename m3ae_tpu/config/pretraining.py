@@ -24,6 +24,10 @@ class MaskingConfig:
     """Fraction of the image patches that is hidden."""
     text_mask_ratio: float = 0.75
     """Fraction of the text tokens that is hidden."""
+    text_dropout: float = 0.0
+    """Fraction of the pairs whose visible words are kept from the network too (modality dropout):
+    their hidden words have to be guessed from the image alone.
+    """
     draw: Literal["per_example", "per_batch"] = "per_example"
     """Mask drawn for each example, or one mask for the whole batch, as in the paper's code."""
     image_predicted_share: float = 1.0
@@ -39,6 +43,7 @@ class MaskingConfig:
             ratio = getattr(self, name)
             fix = f"Did you mean {ratio / 100}?" if 5 <= ratio <= 100 else "Set 0.75, the default."
             require_field(self, name, 0 <= ratio <= 1, "is not in [0, 1]", fix)
+        require_within(self, "[0, 1]", "text_dropout")
         require_within(self, "(0, 1]", "image_predicted_share")
         require_choice(self, "draw", "text_positions")
 

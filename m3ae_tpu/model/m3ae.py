@@ -164,6 +164,7 @@ class M3AE(eqx.Module):
                 for `encode`.
         """
         decoder = _required(self.decoder)
+        inputs = _without_dropped_words(inputs, masks)
         with jax.named_scope(scopes.EMBED):
             x, is_valid = self.embed(inputs, masks)
         with jax.named_scope(scopes.ENCODER):
@@ -299,6 +300,19 @@ class M3AE(eqx.Module):
             weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), one)
             text_mean = jnp.einsum("...td,...t->...d", encoded[..., start:, :], weights)
         return Features(encoded[..., 0, :], image_mean, text_mean, encoded)
+
+
+def _without_dropped_words(inputs: Inputs, masks: Masks) -> Inputs:
+    """Marks the visible words of the rows in `masks.drops_text` as padding."""
+    if masks.drops_text is None:
+        return inputs
+    assert masks.text is not None
+    assert inputs.is_valid is not None
+    rows = jnp.arange(len(inputs.is_valid))[:, None]
+    is_hidden = inputs.is_valid.at[rows, masks.text.visible].set(False)
+    return inputs._replace(
+        is_valid=jnp.where(masks.drops_text[:, None], is_hidden, inputs.is_valid)
+    )
 
 
 def _joined(

@@ -36,6 +36,8 @@ class Masks(NamedTuple):
 
     image: Selection | None = None
     text: Selection | None = None
+    drops_text: Bool[Array, " batch"] | None = None
+    """True for the rows whose visible words do not count either; None: they count in all rows."""
 
 
 def draw_masks(
@@ -51,19 +53,21 @@ def draw_masks(
     Args:
         key: The key of the step and the kind of rows.
         rows: int32, place of each row among all rows of its kind in the global batch.
-        config: Mask ratios and how masks are drawn.
+        config: Mask ratios, text dropout, and how masks are drawn.
         num_patches: Patches of an image; None draws no image mask.
         is_valid: True for tokens of the texts, False for padding; None draws no text mask.
     """
-    image_key, text_key = jax.random.split(key)
+    image_key, text_key, dropout_key = jax.random.split(key, 3)
     if config.draw == "per_batch":
         rows = jnp.zeros_like(rows)  # However a batch is split, its rows share the mask of row 0.
-    image = text = None
+    image = text = drops_text = None
     if num_patches is not None:
         image = select_patches(_row_keys(image_key, rows), num_patches, config)
     if is_valid is not None:
         text = select_tokens(_row_keys(text_key, rows), is_valid, config)
-    return Masks(image, text)
+    if image is not None and text is not None and config.text_dropout > 0:
+        drops_text = _noise(_row_keys(dropout_key, rows), 1)[:, 0] < config.text_dropout
+    return Masks(image, text, drops_text)
 
 
 def num_visible(num_tokens: int, mask_ratio: float) -> int:

@@ -29,9 +29,11 @@ class ReconstructionTask:
         """Returns the task of a run.
 
         Every row has a mask of its own, as one mask for a whole batch would depend on how rows are
-        batched; and every hidden patch is predicted.
+        batched; every hidden patch is predicted, and visible words count in every row.
         """
-        masking = dataclasses.replace(config.masking, draw="per_example", image_predicted_share=1.0)
+        masking = dataclasses.replace(
+            config.masking, draw="per_example", image_predicted_share=1.0, text_dropout=0.0
+        )
         return cls(
             kinds=frozenset(source.kind for source in config.data.sources),
             masking=masking,

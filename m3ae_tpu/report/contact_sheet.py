@@ -58,6 +58,7 @@ def draw_contact_sheet(
             if tokenizer is not None and rows.text_ids is not None and masks.text is not None:
                 is_hidden = np.zeros(rows.is_valid.shape[1], bool)
                 is_hidden[np.asarray(masks.text.hidden[row])] = True
+                is_hidden |= masks.drops_text is not None and bool(masks.drops_text[row])
                 pieces = tokenizer.pieces(rows.text_ids[row][rows.is_valid[row]])
                 words = list(zip(pieces, is_hidden.tolist(), strict=False))
             pair = () if images is None or masked is None else (images[row], masked[row])

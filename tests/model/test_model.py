@@ -17,7 +17,7 @@ from m3ae_tpu.errors import UserError
 from m3ae_tpu.kernels.attention import packed
 from m3ae_tpu.model.inputs import Inputs, Normalizer, make_inputs
 from m3ae_tpu.model.m3ae import M3AE
-from m3ae_tpu.model.masking import Masks, Selection
+from m3ae_tpu.model.masking import Masks, Selection, draw_masks
 from m3ae_tpu.model.modality import resized_positions
 from m3ae_tpu.model.positions import image_positions, text_positions
 from m3ae_tpu.model.transformer import Block
@@ -169,6 +169,27 @@ def test_inputs_without_a_mask_are_refused_by_name(model):
     masks = Masks(image=Selection.from_order(jnp.tile(jnp.arange(16), (4, 1)), 4))
     with pytest.raises(ValueError, match=r"masks\.text is None\. Draw a mask"):
         model.decode_hidden(pairs(), masks)
+
+
+def test_words_that_are_dropped_count_for_nothing(model):
+    kept = MaskingConfig(text_mask_ratio=0.5)
+    dropped = dataclasses.replace(kept, text_dropout=1.0)
+    every = {"num_patches": 16, "is_valid": IS_VALID}
+    rows, key = jnp.arange(4), jax.random.key(7)
+    masks = draw_masks(key, rows, dropped, **every)
+    inputs, visible = pairs(), masks.text.visible
+    others = inputs.text_ids.at[rows[:, None], visible].add(1) % 50
+    reconstruct = jax.jit(M3AE.reconstruct)
+    first = reconstruct(model, inputs, masks)
+    second = reconstruct(model, inputs._replace(text_ids=others), masks)
+    np.testing.assert_array_equal(first.logits, second.logits)
+    np.testing.assert_array_equal(first.patches, second.patches)
+    seen = reconstruct(model, inputs, draw_masks(key, rows, kept, **every))
+    assert np.abs(seen.logits[:2] - first.logits[:2]).max() > 1e-3
+    half = masks._replace(drops_text=jnp.asarray([True, False, True, False]))
+    mixed = reconstruct(model, inputs, half)
+    np.testing.assert_allclose(mixed.logits[::2], first.logits[::2], atol=1e-5)
+    np.testing.assert_allclose(mixed.logits[1::2], seen.logits[1::2], atol=1e-5)
 
 
 def test_remat_and_unrolling_change_memory_and_not_results(model):
