@@ -177,8 +177,9 @@ def test_words_that_are_dropped_count_for_nothing(model):
     every = {"num_patches": 16, "is_valid": IS_VALID}
     rows, key = jnp.arange(4), jax.random.key(7)
     masks = draw_masks(key, rows, dropped, **every)
-    inputs, visible = pairs(), masks.text.visible
-    others = inputs.text_ids.at[rows[:, None], visible].add(1) % 50
+    assert masks.text is not None
+    inputs, ids = pairs(), text()
+    others = ids.at[rows[:, None], masks.text.visible].add(1) % 50
     reconstruct = jax.jit(M3AE.reconstruct)
     first = reconstruct(model, inputs, masks)
     second = reconstruct(model, inputs._replace(text_ids=others), masks)
