@@ -116,6 +116,8 @@ def _training(pretrained: Pretrained, source: str) -> str:
         hidden.append(f"{config.masking.image_mask_ratio:.0%} of the patches")
     if pretrained.task.has_texts:
         hidden.append(f"{config.masking.text_mask_ratio:.0%} of the words")
+    if pretrained.task.has_pairs and config.masking.text_dropout > 0:
+        hidden[-1] += f" (all of them in {config.masking.text_dropout:.0%} of the pairs)"
     shards = [f"- `{each.shards}`, {each.kind}" for each in config.data.sources]
     return "\n".join(
         [
