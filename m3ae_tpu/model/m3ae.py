@@ -308,11 +308,10 @@ def _without_dropped_words(inputs: Inputs, masks: Masks) -> Inputs:
         return inputs
     assert masks.text is not None
     assert inputs.is_valid is not None
-    rows = jnp.arange(len(inputs.is_valid))[:, None]
-    is_hidden = inputs.is_valid.at[rows, masks.text.visible].set(False)
-    return inputs._replace(
-        is_valid=jnp.where(masks.drops_text[:, None], is_hidden, inputs.is_valid)
-    )
+    positions = jnp.arange(inputs.is_valid.shape[1])
+    # Compared, not scattered: every device keeps to its own rows.
+    is_visible = (masks.text.visible[:, :, None] == positions[None, None]).any(axis=1)
+    return inputs._replace(is_valid=inputs.is_valid & ~(is_visible & masks.drops_text[:, None]))
 
 
 def _joined(

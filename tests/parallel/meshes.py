@@ -20,6 +20,7 @@ from m3ae_tpu.train.step import compile_step, init_state, steps_key
 CONFIG = dataclasses.replace(
     debug.CONFIG,
     num_steps=20,
+    masking=dataclasses.replace(debug.CONFIG.masking, text_dropout=0.5),
     model=dataclasses.replace(
         debug.CONFIG.model,
         vocab_size=64,

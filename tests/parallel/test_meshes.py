@@ -69,6 +69,7 @@ def test_every_element_of_the_masks_is_the_same_as_on_one_device(name):
     image, text = wanted[0]["paired"].image, wanted[0]["paired"].text
     assert image.visible.shape == (16, 4)
     assert text.hidden.shape == (16, 18)
+    assert 0 < wanted[0]["paired"].drops_text.sum() < 16
     assert not np.array_equal(image.visible, wanted[1]["paired"].image.visible)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
