@@ -5,7 +5,8 @@
     python -m pipelines.report runs/starter_long
 
 Data: the starter set, as for the quick start.
-Needs: two CPU cores for 40 minutes, evaluation included, or one for an hour.
+Needs: two CPU cores for 40 minutes, evaluation included, or one for an hour, estimates from parts
+of a run.
 Score to expect: that of the model that ships with the package, which is seed 0,
 m3ae_tpu/pretrained/starter/README.md: 0.55 in the linear probe of held-out images, 0.76 of images
 with their captions.

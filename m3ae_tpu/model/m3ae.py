@@ -164,7 +164,7 @@ class M3AE(eqx.Module):
                 for `encode`.
         """
         decoder = _required(self.decoder)
-        inputs = _without_dropped_words(inputs, masks)
+        inputs = inputs._replace(is_valid=masks.without_dropped_words(inputs.is_valid))
         with jax.named_scope(scopes.EMBED):
             x, is_valid = self.embed(inputs, masks)
         with jax.named_scope(scopes.ENCODER):
@@ -300,18 +300,6 @@ class M3AE(eqx.Module):
             weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), one)
             text_mean = jnp.einsum("...td,...t->...d", encoded[..., start:, :], weights)
         return Features(encoded[..., 0, :], image_mean, text_mean, encoded)
-
-
-def _without_dropped_words(inputs: Inputs, masks: Masks) -> Inputs:
-    """Marks the visible words of the rows in `masks.drops_text` as padding."""
-    if masks.drops_text is None:
-        return inputs
-    assert masks.text is not None
-    assert inputs.is_valid is not None
-    positions = jnp.arange(inputs.is_valid.shape[1])
-    # Compared, not scattered: every device keeps to its own rows.
-    is_visible = (masks.text.visible[:, :, None] == positions[None, None]).any(axis=1)
-    return inputs._replace(is_valid=inputs.is_valid & ~(is_visible & masks.drops_text[:, None]))
 
 
 def _joined(

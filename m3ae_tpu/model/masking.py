@@ -39,6 +39,17 @@ class Masks(NamedTuple):
     drops_text: Bool[Array, " batch"] | None = None
     """True for the rows whose visible words do not count either; None: they count in all rows."""
 
+    def without_dropped_words(
+        self, is_valid: Bool[Array, "batch tokens"] | None
+    ) -> Bool[Array, "batch tokens"] | None:
+        """Returns `is_valid` with the visible words of the rows in `drops_text` as padding."""
+        if self.text is None or self.drops_text is None or is_valid is None:
+            return is_valid
+        # Compared, not scattered: every device keeps to its own rows.
+        positions = jnp.arange(is_valid.shape[1])[None, None]
+        is_visible = (self.text.visible[:, :, None] == positions).any(axis=1)
+        return is_valid & ~(is_visible & self.drops_text[:, None])
+
 
 def draw_masks(
     key: Key[Array, ""],

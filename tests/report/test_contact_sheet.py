@@ -49,6 +49,10 @@ def test_a_contact_sheet_shows_every_kind():
     assert sheet.width == pairs.width
     assert sheet.height > pairs.height > 192
     assert (np.asarray(pairs) == 150).all(axis=-1).sum() > 192 * 192
+    run["masking"] = MaskingConfig(text_dropout=1.0)
+    dropped = draw_contact_sheet({"paired": batch["paired"]}, tokenizer, **run)
+    few, all_words = ((np.asarray(each) == 0xE4).all(axis=-1).sum() for each in (pairs, dropped))
+    assert all_words > 1.1 * few
 
 
 @pytest.mark.parametrize("draw", ["per_example", "per_batch"])
