@@ -141,15 +141,17 @@ class FakeGcs(socketserver.ThreadingTCPServer):
         """Method, path and status of each request."""
         self.most_at_once = 0
         """Requests that were being answered at the same time."""
+        self.hold_until = 0
+        """Requests wait until so many have come at the same time, or half a minute has passed."""
         self._num_now = 0
-        self._turn, self._uploads, self._ids = threading.Lock(), {}, itertools.count(1)
+        self._turn, self._uploads, self._ids = threading.Condition(), {}, itertools.count(1)
         self._stack = contextlib.ExitStack()
 
     def restart(self, *buckets):
         """Forgets everything, and has these empty buckets."""
         self.buckets = {name: Bucket(name, self.url) for name in buckets}
         self.latency_seconds, self.failures, self.requests = 0.0, [], []
-        self.most_at_once = 0
+        self.most_at_once, self.hold_until = 0, 0
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):  # A client that hung up.
@@ -171,6 +173,9 @@ class FakeGcs(socketserver.ThreadingTCPServer):
         with self._turn:
             self._num_now += 1
             self.most_at_once = max(self.most_at_once, self._num_now)
+            self._turn.notify_all()
+            if not self._turn.wait_for(lambda: self.most_at_once >= self.hold_until, timeout=30):
+                self.hold_until = 0
         time.sleep(self.latency_seconds)
         with self._turn:
             self._num_now -= 1
