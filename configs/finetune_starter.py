@@ -24,7 +24,7 @@ from m3ae_tpu.config import (
 )
 
 CONFIG = FinetuneConfig(
-    num_steps=5_000,
+    num_steps=1_500,
     batch_size=32,
     model=ModelConfig(
         patch_size=8,
@@ -34,14 +34,15 @@ CONFIG = FinetuneConfig(
         compute_dtype="float32",
         unroll=4,
     ),
-    head=HeadConfig(pooling="image_avgmax"),
+    head=HeadConfig(pooling="cls_mean_max"),
     drop_path=0.0,
     image_mask_ratio=0.5,
     augmentation=AugmentationConfig(rand_augment_operations=0, erasing_probability=0.0),
     optimizer=FinetuneOptimizerConfig(
-        base_learning_rate=1.6e-2,
+        name="muon",
+        base_learning_rate=0.8e-2,
         warmup_fraction=0.1,
-        layer_decay=0.6,
+        layer_decay=0.75,
         clip_norm=1.0,
         average_decay=0.98,
     ),
@@ -50,10 +51,10 @@ CONFIG = FinetuneConfig(
         image_size=64,
         image_mean=(0.835, 0.793, 0.756),
         image_std=(0.264, 0.289, 0.317),
-        crop_area=(0.4, 1.0),
+        crop_area=(1.0, 1.0),
         num_workers=0,
     ),
-    evaluation=EvaluationConfig(shards="starter/heldout-*", every_steps=1_000),
-    checkpoint=CheckpointConfig(every_steps=1_000),
+    evaluation=EvaluationConfig(shards="starter/heldout-*", every_steps=500),
+    checkpoint=CheckpointConfig(every_steps=500),
     logging=LoggingConfig(every_steps=25),
 )

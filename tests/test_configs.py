@@ -81,9 +81,11 @@ def test_sizes_are_the_papers():
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("m3ae_", "mae_"))])
 def test_papers_hyper_parameters(name):
     config = load_named_config(name, PretrainConfig)
-    decoder = config.model.decoder
+    decoder, is_fast = config.model.decoder, name.endswith("_fast")
     assert (config.model.patch_size, config.data.image_size, config.batch_size) == (16, 256, 4096)
-    assert (decoder.width, decoder.num_layers, decoder.num_heads) == (512, 8, 16)
+    assert (decoder.width, decoder.num_heads) == (512, 16)
+    shallow = (decoder.num_layers, config.masking.image_predicted_share)
+    assert shallow == ((2, 0.5) if is_fast else (8, 1.0))
     assert (config.masking.image_mask_ratio, config.masking.text_mask_ratio) == (0.75, 0.75)
     assert (config.loss.image_weight, config.loss.text_weight) == (1.0, 0.5)
     assert (config.optimizer.beta2, config.optimizer.weight_decay) == (0.95, 0.05)

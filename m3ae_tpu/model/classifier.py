@@ -1,4 +1,4 @@
-"""A classifier of images: the encoder, and a linear head on one vector of its tokens."""
+"""A classifier of images: the encoder, and a linear head on what is pooled of its tokens."""
 
 import functools
 
@@ -25,7 +25,7 @@ class Classifier(eqx.Module):
     m3ae: M3AE
     """Without decoder and text."""
     norm: LayerNorm | None
-    """Norm of the pooled patches; None where the head sees the class token."""
+    """Norm of what is pooled; None where the head sees the class token alone."""
     class_head: Linear
     pooling: str = eqx.field(static=True)
 
@@ -47,7 +47,8 @@ class Classifier(eqx.Module):
             self.norm = LayerNorm(width, epsilon=config.model.norm_epsilon, dtype=dtype)
         head_key = jax.random.fold_in(key, 0)
         head = functools.partial(Linear, dtype=dtype, operations=operations, name="class_head")
-        head = head(width, len(config.classes), key=head_key)
+        num_pooled = 3 if self.pooling == "cls_mean_max" else 1
+        head = head(num_pooled * width, len(config.classes), key=head_key)
         kernel = _HEAD_DEVIATION * jax.random.normal(head_key, head.kernel.shape, dtype)
         self.class_head = eqx.tree_at(lambda head: head.kernel, head, kernel)
 
@@ -69,10 +70,24 @@ class Classifier(eqx.Module):
             final_norm=self.norm is None,
             branch_scales=branch_scales,
         )
-        pooled, patches = tokens[:, :1], tokens[:, 1:]
+        pooled = _pool(tokens, self.pooling)
         if self.norm is not None:
-            pooled = patches.mean(axis=1, keepdims=True)
-            if self.pooling == "image_avgmax":
-                pooled = (pooled + patches.max(axis=1, keepdims=True)) / 2
             pooled = self.norm(pooled)
+        pooled = pooled.reshape(len(pooled), 1, -1)
         return self.class_head(pooled.astype(np.promote_types(pooled.dtype, np.float32)))[:, 0]
+
+
+def _pool(
+    tokens: Float[Array, "batch tokens width"], pooling: str
+) -> Float[Array, "batch pooled width"]:
+    """Returns the vectors that a head sees: one, or three that stand side by side there."""
+    cls, patches = tokens[:, :1], tokens[:, 1:]
+    if pooling == "cls":
+        return cls
+    mean = patches.mean(axis=1, keepdims=True)
+    if pooling == "image_mean":
+        return mean
+    largest = patches.max(axis=1, keepdims=True)
+    if pooling == "image_avgmax":
+        return (mean + largest) / 2
+    return jnp.concatenate([cls, mean, largest], axis=1)

@@ -28,19 +28,24 @@ KEY = jax.random.key(5)
 INPUTS = make_inputs(Rows(images=jnp.asarray(images())), NORMALIZER, jnp.float32)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "image_mean", "image_avgmax"])
-def test_a_head_sees_what_its_twin_in_timm_sees(pooling):
+@pytest.mark.parametrize("pooling", ["cls", "image_mean", "image_avgmax", "cls_mean_max"])
+def test_a_head_sees_its_pooling_and_what_its_twin_in_timm_sees(pooling):
     model = classifier(pooling)
     tokens = np.asarray(model.m3ae.encode(INPUTS, final_norm=pooling == "cls").tokens, np.float64)
-    if model.norm is None:
-        pooled = tokens[:, 0]
-    else:  # Global pooling: the patches before the final norm, then a norm of their own.
-        pooled = tokens[:, 1:].mean(axis=1)
-        if pooling == "image_avgmax":
-            pooled = 0.5 * (tokens[:, 1:].max(axis=1) + pooled)
-        pooled -= pooled.mean(axis=1, keepdims=True)
+
+    def normed(pooled):
+        assert model.norm is not None
+        pooled = pooled - pooled.mean(axis=1, keepdims=True)
         pooled /= np.sqrt((pooled**2).mean(axis=1, keepdims=True) + 1e-6)
-        pooled = pooled * np.asarray(model.norm.scale) + np.asarray(model.norm.bias)
+        return pooled * np.asarray(model.norm.scale) + np.asarray(model.norm.bias)
+
+    cls, mean, largest = tokens[:, 0], tokens[:, 1:].mean(axis=1), tokens[:, 1:].max(axis=1)
+    if model.norm is None:
+        pooled = cls
+    elif pooling == "cls_mean_max":
+        pooled = np.concatenate([normed(cls), normed(mean), normed(largest)], axis=1)
+    else:  # Global pooling: the patches before the final norm, then a norm of their own.
+        pooled = normed(mean if pooling == "image_mean" else 0.5 * (largest + mean))
     expected = pooled @ np.asarray(model.class_head.kernel) + np.asarray(model.class_head.bias)
     np.testing.assert_allclose(model(INPUTS), expected, atol=2e-5)
 
