@@ -34,7 +34,7 @@ CONFIG = FinetuneConfig(
         compute_dtype="float32",
         unroll=4,
     ),
-    head=HeadConfig(pooling="cls_mean_max"),
+    head=HeadConfig(pooling="cls_image_mean_max"),
     drop_path=0.0,
     image_mask_ratio=0.5,
     augmentation=AugmentationConfig(rand_augment_operations=0, erasing_probability=0.0),

@@ -21,11 +21,11 @@ from m3ae_tpu.config.training import OptimizerConfig, RunConfig
 class HeadConfig:
     """The layer that scores classes, and what it sees of the encoder."""
 
-    pooling: Literal["cls", "image_mean", "image_avgmax", "cls_mean_max"] = "image_mean"
+    pooling: Literal["cls", "image_mean", "image_avgmax", "cls_image_mean_max"] = "image_mean"
     """`cls`: the class token after the final norm. `image_mean`: the mean of the patches before
     it, with a norm of its own. `image_avgmax`: the same of half the sum of mean and maximum. timm
-    has them as `token`, `avg` and `avgmax`. `cls_mean_max`: class token, mean and maximum, each
-    with that norm, side by side.
+    has them as `token`, `avg` and `avgmax`. `cls_image_mean_max`: class token, mean and maximum,
+    each with that norm, side by side.
     """
 
     def __post_init__(self) -> None:

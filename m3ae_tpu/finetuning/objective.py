@@ -31,7 +31,7 @@ _POOLED = {
     "cls": "the class token",
     "image_mean": "the mean of the patches",
     "image_avgmax": "half the sum of mean and maximum of the patches",
-    "cls_mean_max": "the class token, mean and maximum of the patches",
+    "cls_image_mean_max": "the class token, mean and maximum of the patches",
 }
 
 

@@ -47,7 +47,7 @@ class Classifier(eqx.Module):
             self.norm = LayerNorm(width, epsilon=config.model.norm_epsilon, dtype=dtype)
         head_key = jax.random.fold_in(key, 0)
         head = functools.partial(Linear, dtype=dtype, operations=operations, name="class_head")
-        num_pooled = 3 if self.pooling == "cls_mean_max" else 1
+        num_pooled = 3 if self.pooling == "cls_image_mean_max" else 1
         head = head(num_pooled * width, len(config.classes), key=head_key)
         kernel = _HEAD_DEVIATION * jax.random.normal(head_key, head.kernel.shape, dtype)
         self.class_head = eqx.tree_at(lambda head: head.kernel, head, kernel)

@@ -28,7 +28,7 @@ KEY = jax.random.key(5)
 INPUTS = make_inputs(Rows(images=jnp.asarray(images())), NORMALIZER, jnp.float32)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "image_mean", "image_avgmax", "cls_mean_max"])
+@pytest.mark.parametrize("pooling", ["cls", "image_mean", "image_avgmax", "cls_image_mean_max"])
 def test_a_head_sees_its_pooling_and_what_its_twin_in_timm_sees(pooling):
     model = classifier(pooling)
     tokens = np.asarray(model.m3ae.encode(INPUTS, final_norm=pooling == "cls").tokens, np.float64)
@@ -42,7 +42,7 @@ def test_a_head_sees_its_pooling_and_what_its_twin_in_timm_sees(pooling):
     cls, mean, largest = tokens[:, 0], tokens[:, 1:].mean(axis=1), tokens[:, 1:].max(axis=1)
     if model.norm is None:
         pooled = cls
-    elif pooling == "cls_mean_max":
+    elif pooling == "cls_image_mean_max":
         pooled = np.concatenate([normed(cls), normed(mean), normed(largest)], axis=1)
     else:  # Global pooling: the patches before the final norm, then a norm of their own.
         pooled = normed(mean if pooling == "image_mean" else 0.5 * (largest + mean))
