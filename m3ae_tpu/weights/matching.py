@@ -28,6 +28,9 @@ from m3ae_tpu.weights.tensors import Tensors
 
 type Fate = Literal["matched", "converted", "dropped", "missing"]
 
+ABSENT = np.float32(-0.0)
+"""Value of parameters that a source does not have: x + -0.0 is x, also where x is 0.0 or -0.0. By
+its sign an export knows them from zeros that the source does have."""
 _CONVERSIONS: dict[Layout, str] = {
     TOKEN: "axes of length 1 removed",
     MATRIX: "transposed",
@@ -105,7 +108,7 @@ def match(
     for pattern, reason in dropped.items():
         lines += [Line("dropped", found, "", reason) for found in _found(tensors, pattern)]
     for name, reason in absent.items():
-        arrays[name] = np.zeros(ours[name], np.float32)
+        arrays[name] = np.full(ours[name], ABSENT)
         lines.append(Line("missing", "", name, reason))
     left = sorted(ours.keys() ^ arrays.keys())
     assert not left, f"a reader leaves {left} without values"

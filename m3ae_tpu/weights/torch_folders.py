@@ -44,7 +44,7 @@ def write_hf(folder: pathlib.Path, pretrained: Pretrained) -> list[Comparison]:
         UserError: the model has learned no images.
     """
     _require_images(pretrained)
-    table = _without_zero_biases(hf_names.encoder_names(), pretrained)
+    table = _without_absent_biases(hf_names.encoder_names(), pretrained)
     config = _hf_config(pretrained) | {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -69,7 +69,7 @@ def write_hf_mae(folder: pathlib.Path, pretrained: Pretrained) -> list[Compariso
         "Use --format=hf for its encoder.",
     )
     names = hf_names.encoder_names(prefix=hf_names.PREFIX) + hf_names.decoder_names()
-    table = _without_zero_biases(names, pretrained)
+    table = _without_absent_biases(names, pretrained)
     config = _hf_config(pretrained) | {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
@@ -102,7 +102,7 @@ def write_timm(folder: pathlib.Path, pretrained: Pretrained) -> list[Comparison]
         f"model.norm_epsilon = {model.norm_epsilon:g}, and timm's ViT takes {_TIMM_EPSILON:g} "
         "only. Use --format=hf or --format=onnx.",
     )
-    encoder, table = model.encoder, _without_zero_biases(timm_names.encoder_names(), pretrained)
+    encoder, table = model.encoder, _without_absent_biases(timm_names.encoder_names(), pretrained)
     arguments = {
         "img_size": data.image_size,
         "patch_size": model.patch_size,
@@ -149,14 +149,18 @@ def _require_images(pretrained: Pretrained) -> None:
     )
 
 
-def _without_zero_biases(table: list[Parameter], pretrained: Pretrained) -> list[Parameter]:
-    """Returns a table without the biases of queries, keys and values if all of them are zero.
+def _without_absent_biases(table: list[Parameter], pretrained: Pretrained) -> list[Parameter]:
+    """Returns a table without the biases of queries, keys and values if none of them exists.
 
-    A model that was imported without them is exported without them.
+    A model that was imported without them is exported without them. Those of a new model are zero,
+    and exist.
     """
     arrays = image_arrays(pretrained)
     biases = [parameter for parameter in table if parameter.ours.endswith(_QKV_BIAS)]
-    has_bias = any(arrays[parameter.ours].any() for parameter in biases)
+    has_bias = any(
+        arrays[parameter.ours].any() or not np.signbit(arrays[parameter.ours]).all()
+        for parameter in biases
+    )
     return table if has_bias else [each for each in table if each not in biases]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 import safetensors.numpy
@@ -49,6 +50,20 @@ def test_an_imported_model_is_exported_with_the_same_bits(
     assert written.keys() == given.keys()
     for name, tensor in given.items():
         assert written[name].tobytes() == tensor.tobytes(), name
+
+
+def test_biases_that_are_zero_stay(tmp_path):
+    shutil.copytree(TWINS / "vitmae_4", tmp_path / "new")
+    given = tensors_of(tmp_path / "new")
+    for name, tensor in given.items():  # As transformers begins training.
+        if name.endswith((".query.bias", ".key.bias", ".value.bias")):
+            tensor[:] = 0
+    safetensors.numpy.save_file(given, tmp_path / "new" / "model.safetensors", {"format": "pt"})
+    import_weights(tmp_path / "new", tmp_path / "imported", "hf")
+    export_model(tmp_path / "imported", "hf_mae", tmp_path / "exported")
+    written = tensors_of(tmp_path / "exported")
+    assert written.keys() == given.keys()
+    assert all(written[name].tobytes() == tensor.tobytes() for name, tensor in given.items())
 
 
 @pytest.mark.parametrize("version", ["4", "5"])
