@@ -12,14 +12,10 @@ costs on the starter set: docs/results/starter.md, "A cheaper decoder".
 
 import dataclasses
 
-from m3ae_tpu.config import MaskingConfig, TransformerConfig
-from m3ae_tpu.configs import mae_base
+from m3ae_tpu.configs import m3ae_base_fast, mae_base
 
 CONFIG = dataclasses.replace(
     mae_base.CONFIG,
-    model=dataclasses.replace(
-        mae_base.CONFIG.model,
-        decoder=TransformerConfig(num_layers=2, width=512, num_heads=16),
-    ),
-    masking=MaskingConfig(image_predicted_share=0.5),
+    model=dataclasses.replace(mae_base.CONFIG.model, decoder=m3ae_base_fast.CONFIG.model.decoder),
+    masking=m3ae_base_fast.CONFIG.masking,
 )

@@ -157,10 +157,8 @@ def _without_absent_biases(table: list[Parameter], pretrained: Pretrained) -> li
     """
     arrays = image_arrays(pretrained)
     biases = [parameter for parameter in table if parameter.ours.endswith(_QKV_BIAS)]
-    has_bias = any(
-        arrays[parameter.ours].any() or not np.signbit(arrays[parameter.ours]).all()
-        for parameter in biases
-    )
+    values = np.concatenate([arrays[parameter.ours].ravel() for parameter in biases])
+    has_bias = values.any() or not np.signbit(values).all()
     return table if has_bias else [each for each in table if each not in biases]
 
 
