@@ -6,7 +6,7 @@ time. The test examples decide nothing.
 
 import concurrent.futures
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.linalg
@@ -21,8 +21,8 @@ EXAMPLES_PER_COMPONENT = 16
 """Sets of more examples than this for each of the 256 keep more components."""
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Weights of the loss against the penalty, `C` in scikit-learn: small ones regularise strongly."""
-FIRST_STRENGTHS = (0.01, 0.03)
-"""Those that are tried in any case; the search goes on from the better while it gets better."""
+MAX_NUM_WORSE = 2
+"""The search stops after as many strengths in a row that are worse than the best one."""
 RIDGE = 1e-3
 """Added to variances before whitening, as a share of the mean one: keeps down those near 0."""
 
@@ -40,9 +40,8 @@ def linear_probe(targets: Targets, train: TrainFeatures, test: TestFeatures) -> 
         if is_whitened:
             scale = 1 / np.sqrt(variances + RIDGE * variances.mean() + np.finfo(np.float32).tiny)
         scaled = components * scale
-        accuracies = _search(targets, scaled)
-        strength = max(sorted(accuracies), key=accuracies.__getitem__)
-        found.append((accuracies[strength], strength, is_whitened, scaled, scale))
+        accuracy, strength = _search(targets, scaled)
+        found.append((accuracy, strength, is_whitened, scaled, scale))
     accuracy, strength, is_whitened, scaled, scale = max(found, key=lambda each: each[0])
     classifier = LogisticRegression(strength).fit(scaled, targets.train)
     return ProbeScore.of(
@@ -94,25 +93,21 @@ def principal_components(
     return scaled @ directions, scaler.transform(test) @ directions, variances
 
 
-def _search(targets: Targets, features: np.ndarray) -> dict[float, float]:
-    """Returns the cross-validated accuracy by strength, for the first ones and on from the best."""
-    accuracies = {
-        strength: _cross_validate(targets, features, strength) for strength in FIRST_STRENGTHS
-    }
-    for ladder in (STRENGTHS, STRENGTHS[::-1]):
-        following = _following(ladder, accuracies)
-        while following is not None:
-            accuracies[following] = _cross_validate(targets, features, following)
-            following = _following(ladder, accuracies)
-    return accuracies
+def _search(targets: Targets, features: np.ndarray) -> tuple[float, float]:
+    """Returns the highest cross-validated accuracy and the smallest strength that has it.
 
-
-def _following(ladder: Sequence[float], accuracies: dict[float, float]) -> float | None:
-    """Returns the next strength of a ladder if the last one that was tried is the single best."""
-    tried = [strength for strength in ladder if strength in accuracies]
-    rest = ladder[ladder.index(tried[-1]) + 1 :]
-    is_best = accuracies[tried[-1]] > max(accuracies[strength] for strength in tried[:-1])
-    return rest[0] if rest and is_best else None
+    Of neighbouring strengths accuracies differ by chance, so one that is worse ends nothing. Equal
+    ones do neither: with few examples, strong penalties all predict the largest class.
+    """
+    best, chosen, num_worse = -1.0, STRENGTHS[0], 0
+    for strength in STRENGTHS:
+        accuracy = _cross_validate(targets, features, strength)
+        num_worse = num_worse + 1 if accuracy < best else 0
+        if num_worse == MAX_NUM_WORSE:
+            break
+        if accuracy > best:
+            best, chosen = accuracy, strength
+    return best, chosen
 
 
 def _cross_validate(targets: Targets, features: np.ndarray, strength: float) -> float:

@@ -133,6 +133,20 @@ def test_few_examples_and_constant_features_are_no_obstacle(num_features):
     assert linear_probe(targets(labels, test_labels), train, test).accuracy > 0.9
 
 
+@pytest.mark.parametrize(("examples", "features"), [(30, 8), (40, 2), (60, 4)])
+def test_a_rare_class_is_found_among_few_examples(examples, features):
+    def of_one_in_five(seed, count):
+        random = np.random.default_rng(seed)
+        labels = (random.random(count) < 0.2).astype(np.int32)
+        rows = random.normal(size=(count, features)).astype(np.float32)
+        rows[:, 0] += 3 * labels
+        return rows, labels
+
+    (train, labels), (test, test_labels) = of_one_in_five(0, examples), of_one_in_five(1, 400)
+    score = linear_probe(targets(labels, test_labels), train, test)
+    assert score.accuracy > np.mean(test_labels == 0) + 0.05
+
+
 @pytest.mark.parametrize(
     ("labels", "groups"),
     [
