@@ -53,7 +53,7 @@ class ProbeOptions:
         require(
             bool(self.methods) and not unknown,
             f"--method = {','.join(self.methods)} names {', '.join(unknown) or 'nothing'}. "
-            f"Choose of {', '.join(TITLES)}.",
+            f"Use one of: {', '.join(TITLES)}.",
         )
         require(
             bool(self.shots) and min(self.shots) >= 1 and self.draws >= 1,

@@ -144,7 +144,7 @@ def allowed_kinds(model: Pretrained, options: FeatureOptions) -> tuple[ExampleKi
     require(
         learned[options.kind],
         f"--kind = {options.kind}, but the model has learned {_phrases(has)} only{imported}. "
-        f"Choose of {', '.join(has)}.",
+        f"Use one of: {', '.join(has)}.",
     )
     return (options.kind,)
 

@@ -66,7 +66,7 @@ class FeatureOptions:
         require(
             bool(names) and not unknown,
             f"--pooling = {self.pooling} names {', '.join(unknown) or 'nothing'}. "
-            f"Choose of {', '.join(known)}.",
+            f"Use one of: {', '.join(known)}.",
         )
         missing = {"image": "text_mean", "text": "image_mean"}.get(kind)
         require(

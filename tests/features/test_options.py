@@ -31,7 +31,7 @@ def test_images_are_pooled_over_patches_and_texts_over_words():
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        (FeatureOptions(pooling="max"), "image", r"--pooling = max names max\. Choose of cls"),
+        (FeatureOptions(pooling="max"), "image", r"--pooling = max names max\. Use one of: cls"),
         (FeatureOptions(pooling=","), "image", "names nothing"),
         (FeatureOptions(pooling="text_mean"), "image", "asks for text_mean, but .* kind image"),
         (FeatureOptions(pooling="image_mean"), "text", "asks for image_mean, but .* kind text"),
