@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.model.m3ae import M3AE
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.probing.folds import explain_no_folds
-from m3ae_tpu.probing.linear import linear_probe, linear_probes
+from m3ae_tpu.probing.linear import start_linear_probes
 from m3ae_tpu.probing.scores import ProbeScore, Targets, choose
 from m3ae_tpu.probing.words import bag_of_words_probe
 
@@ -61,7 +61,7 @@ _NOTE = (
 _NO_WORDS = " Bag of words: left out, as no word occurs in two training captions."
 
 
-def run(subject: Subject) -> Figures:
+def start(subject: Subject) -> Callable[[], Figures]:
     """Measures accuracies on the examples that have captions; nothing for a run without texts.
 
     `linear_probe_image_and_text/...` is there for a run with pairs, of images and captions that are
@@ -77,48 +77,59 @@ def run(subject: Subject) -> Figures:
     task = subject.run.task
     kinds = [_PAIRS] * task.has_pairs + [_TEXTS] * task.has_texts
     if not kinds:
-        return {}
+        return dict
     examples = subject.train.with_captions(), subject.test.with_captions()
     for each, shards in zip(examples, (subject.train_shards, subject.test_shards), strict=True):
         if len(each) == 0:
             reason = f"{shards.pattern} hold no caption. Name shards with captions."
-            return {f"left_out/{kind.prefix}": reason for kind in kinds}
+            return _left_out(kinds, reason)
     train = examples[0]
     targets = Targets.of(train.labels, examples[1].labels, train.groups)
     if not targets.folds:
         place = f"Records with captions of {subject.train_shards.pattern}"
         reason = explain_no_folds(train.labels, train.groups, train.label_names, place)
-        return {f"left_out/{kind.prefix}": reason for kind in kinds}
-    subject.report("probes of words")
+        return _left_out(kinds, reason)
     vocab_size = subject.run.config.model.vocab_size
     counts = count_pieces(examples[0], vocab_size), count_pieces(examples[1], vocab_size)
-    bags = _score_bags(targets, examples, counts)
-    figures: Figures = {}
-    for kind in kinds:
-        figures |= _probe(kind, subject, targets, examples, counts, bags)
-    return figures
+    subject.report("probes of words")
+    bags = _start_bags(subject, targets, examples, counts)
+    started = [_start(kind, subject, targets, examples, counts, bags) for kind in kinds]
+
+    def wait() -> Figures:
+        figures: Figures = {}
+        for each in started:
+            figures |= each()
+        return figures
+
+    return wait
 
 
-def _score_bags(
-    targets: Targets, examples: Pair[LabelledExamples], counts: Pair[Counts]
-) -> dict[str, ProbeScore]:
-    """Scores the captions' pieces and words, as far as there are any."""
-    pieces = known_pieces(counts)
-    scores = {
-        "bag_of_pieces": None if pieces is None else linear_probe(targets, *pieces),
-        "bag_of_words": bag_of_words_probe(targets, *(each.captions for each in examples)),
-    }
-    return {name: score for name, score in scores.items() if score is not None}
+def _left_out(kinds: Sequence[_Kind], reason: str) -> Callable[[], Figures]:
+    return lambda: {f"left_out/{kind.prefix}": reason for kind in kinds}
 
 
-def _probe(
+def _start_bags(
+    subject: Subject,
+    targets: Targets,
+    examples: Pair[LabelledExamples],
+    counts: Pair[Counts],
+) -> Callable[[], dict[str, ProbeScore]]:
+    """Starts scoring the captions' pieces and words, as far as there are any."""
+    known = known_pieces(counts)
+    features = {} if known is None else {"bag_of_pieces": known}
+    pieces = start_linear_probes(subject.threads, targets, features)
+    words = bag_of_words_probe(targets, *(each.captions for each in examples))
+    return lambda: pieces() | ({} if words is None else {"bag_of_words": words})
+
+
+def _start(
     kind: _Kind,
     subject: Subject,
     targets: Targets,
     examples: Pair[LabelledExamples],
     counts: Pair[Counts],
-    bags: Mapping[str, ProbeScore],
-) -> Figures:
+    bags: Callable[[], dict[str, ProbeScore]],
+) -> Callable[[], Figures]:
     task = subject.run.task
     pooled = RowMap(
         functools.partial(kind.pool, normalizer=task.normalizer),
@@ -126,32 +137,35 @@ def _probe(
         rows_per_device=ROWS_PER_DEVICE,
     )
 
-    def pool(model: M3AE) -> Pair[dict[str, np.ndarray]]:
+    def pool(model: M3AE) -> dict[str, Pair[np.ndarray]]:
         train, test = (pooled(model, task.rows(each)) for each in examples)
-        return train, test
+        return {name: (train[name], test[name]) for name in train}
 
     subject.report(f"features of {kind.noun}, pretrained encoder")
-    train, test = pool(subject.run.model)
-    subject.report(f"probes of {kind.noun}, pretrained encoder")
-    pretrained = linear_probes(targets, {name: (train[name], test[name]) for name in train})
-    pooling = choose(pretrained)
-    size = train[pooling].shape[1]
+    wait_for_pretrained = start_linear_probes(subject.threads, targets, pool(subject.run.model))
     subject.report(f"features of {kind.noun}, untrained encoder")
-    train, test = pool(subject.untrained)
-    subject.report(f"probes of {kind.noun}, untrained encoder and random projection")
-    of_size = {
-        "untrained": (train[pooling], test[pooling]),
-        "random_projection": random_projection(counts, size),
-    }
-    scores = {"pretrained": pretrained[pooling], **linear_probes(targets, of_size), **bags}
-    figures: Figures = {f"{kind.prefix}/pooling": pooling, f"{kind.prefix}/num_features": size}
-    for who, score in scores.items():
-        figures[f"{kind.prefix}/{who}"] = score.accuracy
-        figures[f"cross_validation/{kind.prefix}/{who}"] = score.validation_accuracy
-        figures[f"balanced/{kind.prefix}/{who}"] = score.balanced_accuracy
-    for name, score in pretrained.items():
-        figures[f"poolings/{kind.prefix}/pretrained/{name}"] = score.accuracy
-    return figures
+    untrained = pool(subject.untrained)
+
+    def wait() -> Figures:
+        pretrained = wait_for_pretrained()
+        pooling = choose(pretrained)
+        size = untrained[pooling][0].shape[1]
+        of_size = {
+            "untrained": untrained[pooling],
+            "random_projection": random_projection(counts, size),
+        }
+        baselines = start_linear_probes(subject.threads, targets, of_size)
+        scores = {"pretrained": pretrained[pooling], **baselines(), **bags()}
+        figures: Figures = {f"{kind.prefix}/pooling": pooling, f"{kind.prefix}/num_features": size}
+        for who, score in scores.items():
+            figures[f"{kind.prefix}/{who}"] = score.accuracy
+            figures[f"cross_validation/{kind.prefix}/{who}"] = score.validation_accuracy
+            figures[f"balanced/{kind.prefix}/{who}"] = score.balanced_accuracy
+        for name, score in pretrained.items():
+            figures[f"poolings/{kind.prefix}/pretrained/{name}"] = score.accuracy
+        return figures
+
+    return wait
 
 
 def rows(figures: Mapping[str, Any]) -> list[Row]:

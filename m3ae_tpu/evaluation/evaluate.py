@@ -1,6 +1,9 @@
 """All evaluations of a trained run, written to `evaluation.json` and shown as a table."""
 
+import concurrent.futures
+import contextlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -66,7 +69,7 @@ def evaluate_run(
 ) -> Figures:
     """Measures a run: `run/step`, `run/num_parameters`, `examples/...` and more.
 
-    `run` of each module in `EVALUATIONS` explains its figures, `describe_examples` the examples.
+    `start` of each module in `EVALUATIONS` explains its figures, `describe_examples` the examples.
 
     Args:
         run: The run; its newest checkpoint is measured.
@@ -82,25 +85,32 @@ def evaluate_run(
     train_set, test_set = open_shards(train_shards), open_shards(test_shards)
     train = read_examples(run, train_set)
     test = read_examples(run, test_set, label_names=train.label_names)
-    subject = Subject(
-        run=run,
-        untrained=run.init_model(),
-        train=train,
-        test=test,
-        train_shards=train_set,
-        test_shards=test_set,
-        targets=Targets.of(train.labels, test.labels, train.groups),
-        report=report,
-    )
     figures: Figures = {
         "run/step": run.step,
         "run/num_parameters": sum(leaf.size for leaf in jax.tree.leaves(run.model)),
     }
-    figures |= describe_examples(subject)
-    # The probes' matrices are small: threads of BLAS would spend their time waiting for each other.
-    with threadpool_limits(limits=1, user_api="blas"):
-        for evaluation in EVALUATIONS:
-            figures |= evaluation.run(subject)
+    with contextlib.ExitStack() as stack:
+        # The probes' matrices are small: threads of BLAS would spend their time waiting for each
+        # other.
+        stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
+        threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        stack.callback(threads.shutdown, cancel_futures=True)
+        subject = Subject(
+            run=run,
+            untrained=run.init_model(),
+            train=train,
+            test=test,
+            train_shards=train_set,
+            test_shards=test_set,
+            targets=Targets.of(train.labels, test.labels, train.groups),
+            report=report,
+            threads=threads,
+        )
+        figures |= describe_examples(subject)
+        started = [evaluation.start(subject) for evaluation in EVALUATIONS]
+        report("waiting for the probes")
+        for wait in started:
+            figures |= wait()
     return figures
 
 

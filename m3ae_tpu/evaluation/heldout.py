@@ -1,7 +1,7 @@
 """The pre-training task on held-out examples: hidden patches and words, beside simple baselines."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +29,13 @@ _OTHER = "_with_other_image"
 _NO_DECODER = "The model is an encoder without a decoder: it reconstructs nothing."
 
 
-def run(subject: Subject) -> Figures:
+def start(subject: Subject) -> Callable[[], Figures]:
     """Measures the figures of `heldout_reconstruction` on the test examples, as `heldout/...`."""
+    figures = _measured(subject)
+    return lambda: figures
+
+
+def _measured(subject: Subject) -> Figures:
     task, tokenizer = subject.run.task, subject.run.tokenizer
     if subject.run.model.decoder is None:
         learned = {"image_loss": task.has_images, "text_accuracy": task.has_texts}

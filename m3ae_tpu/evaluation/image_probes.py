@@ -1,7 +1,7 @@
 """Probes of images alone: a linear classifier and nearest neighbours of frozen features."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,18 @@ from m3ae_tpu.evaluation.protocol import Figures, Row, Subject
 from m3ae_tpu.parallel.row_map import RowMap
 from m3ae_tpu.probing.confusion import describe_confusion
 from m3ae_tpu.probing.folds import explain_no_folds
-from m3ae_tpu.probing.linear import linear_probes
+from m3ae_tpu.probing.linear import start_linear_probes
 from m3ae_tpu.probing.neighbors import NUM_NEIGHBORS, neighbors_probe, num_neighbors
 from m3ae_tpu.probing.scores import ProbeScore, Targets
 
 
 def _neighbors_probes(
     targets: Targets, features: Mapping[str, Pair[np.ndarray]]
-) -> dict[str, ProbeScore]:
-    return {name: neighbors_probe(targets, *pair) for name, pair in features.items()}
+) -> Callable[[], dict[str, ProbeScore]]:
+    scores = {name: neighbors_probe(targets, *pair) for name, pair in features.items()}
+    return lambda: scores
 
 
-_PROBES = {"linear_probe": linear_probes, "knn": _neighbors_probes}
 _TITLES = {"linear_probe": "Linear probe, images", "knn": "{} nearest neighbours, images"}
 _POOLINGS = {"linear_probe": "cls_mean_max", "knn": "cls_quarters"}
 """Best on images that the encoder had not seen, see docs/results/starter.md. Cross-validation on
@@ -39,7 +39,7 @@ _BASELINES = ("untrained", "random_projection", "raw_pixels")
 _NOTE = "Random projection: of the raw pixels, to as many numbers as the features have."
 
 
-def run(subject: Subject) -> Figures:
+def start(subject: Subject) -> Callable[[], Figures]:
     """Measures accuracies; nothing for a run without images.
 
     - `linear_probe/pretrained`, `.../untrained` (same network and seed, random weights),
@@ -57,14 +57,14 @@ def run(subject: Subject) -> Figures:
       the smallest fold leaves.
     """
     if not subject.run.task.has_images:
-        return {}
+        return dict
     if not subject.targets.folds:
         train = subject.train
         reason = explain_no_folds(
             train.labels, train.groups, train.label_names, subject.train_shards.pattern
         )
-        return {f"left_out/{name}": reason for name in _PROBES}
-    mesh, normalizer = subject.run.mesh, subject.run.task.normalizer
+        return lambda: {f"left_out/{name}": reason for name in _POOLINGS}
+    targets, mesh, normalizer = subject.targets, subject.run.mesh, subject.run.task.normalizer
     pool = RowMap(
         functools.partial(pool_images, normalizer=normalizer),
         mesh,
@@ -72,39 +72,48 @@ def run(subject: Subject) -> Figures:
     )
     shrink = RowMap(lambda _, images: thumbnails(images), mesh)
     examples = subject.train, subject.test
+    probes = {
+        "linear_probe": functools.partial(start_linear_probes, subject.threads),
+        "knn": _neighbors_probes,
+    }
 
     subject.report("features of images, pretrained encoder")
     train, test = (pool(subject.run.model, each.images) for each in examples)
-    subject.report("probes of images, pretrained encoder")
     features = {pooling: (train[pooling], test[pooling]) for pooling in train}
-    pretrained = {name: probe(subject.targets, features) for name, probe in _PROBES.items()}
+    pretrained = {name: probe(targets, features) for name, probe in probes.items()}
     subject.report("features of images, untrained encoder")
     train, test = (pool(subject.untrained, each.images) for each in examples)
     pixels = shrink(None, examples[0].images), shrink(None, examples[1].images)
-
-    subject.report("probes of images, untrained encoder and raw pixels")
-    figures: Figures = {"knn/num_neighbors": num_neighbors(subject.targets)}
-    for name, probe in _PROBES.items():
-        pooling = _POOLINGS[name]
-        size = train[pooling].shape[1]
-        baselines = {
-            "untrained": (train[pooling], test[pooling]),
-            "random_projection": random_projection(pixels, size),
+    baselines = {}
+    for name, probe in probes.items():
+        untrained = train[_POOLINGS[name]], test[_POOLINGS[name]]
+        features = {
+            "untrained": untrained,
+            "random_projection": random_projection(pixels, untrained[0].shape[1]),
             "raw_pixels": pixels,
         }
-        scores = {"pretrained": pretrained[name][pooling], **probe(subject.targets, baselines)}
-        figures[f"{name}/pooling"], figures[f"{name}/num_features"] = pooling, size
-        figures |= {f"{name}/{who}": score.accuracy for who, score in scores.items()}
-        if name == "linear_probe":
-            for who, score in scores.items():
-                figures[f"cross_validation/{name}/{who}"] = score.validation_accuracy
-                figures[f"balanced/{name}/{who}"] = score.balanced_accuracy
-            figures[f"confusion/{name}"] = describe_confusion(
-                subject.test.labels, scores["pretrained"].predicted, subject.train.label_names
-            )
-        for pooling, score in pretrained[name].items():
-            figures[f"poolings/{name}/pretrained/{pooling}"] = score.accuracy
-    return figures
+        baselines[name] = probe(targets, features)
+
+    def wait() -> Figures:
+        figures: Figures = {"knn/num_neighbors": num_neighbors(targets)}
+        for name, pooling in _POOLINGS.items():
+            size = train[pooling].shape[1]
+            figures[f"{name}/pooling"], figures[f"{name}/num_features"] = pooling, size
+            by_pooling = pretrained[name]()
+            scores = {"pretrained": by_pooling[pooling], **baselines[name]()}
+            figures |= {f"{name}/{who}": score.accuracy for who, score in scores.items()}
+            if name == "linear_probe":
+                for who, score in scores.items():
+                    figures[f"cross_validation/{name}/{who}"] = score.validation_accuracy
+                    figures[f"balanced/{name}/{who}"] = score.balanced_accuracy
+                figures[f"confusion/{name}"] = describe_confusion(
+                    subject.test.labels, scores["pretrained"].predicted, subject.train.label_names
+                )
+            for each, score in by_pooling.items():
+                figures[f"poolings/{name}/pretrained/{each}"] = score.accuracy
+        return figures
+
+    return wait
 
 
 def rows(figures: Mapping[str, Any]) -> list[Row]:

@@ -1,8 +1,9 @@
 """The form of an evaluation: figures that it measures, and rows that it shows of them.
 
-An evaluation is a module with the functions `run` and `rows`, listed in `evaluate.EVALUATIONS`.
+An evaluation is a module with the functions `start` and `rows`, listed in `evaluate.EVALUATIONS`.
 """
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
@@ -34,6 +35,8 @@ class Subject:
     """The classes of both."""
     report: Callable[[str], None]
     """Called with a line at each stage."""
+    threads: concurrent.futures.Executor
+    """For probes that need no device: they run while the devices compute the next features."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,10 +68,12 @@ class Row:
 class Evaluation(Protocol):
     """A module that measures something of a run."""
 
-    def run(self, subject: Subject, /) -> Figures:
-        """Returns the figures; none for a run that lacks what is measured.
+    def start(self, subject: Subject, /) -> Callable[[], Figures]:
+        """Computes what needs a device, starts the rest, and returns a function that waits for the
+        figures.
 
-        A figure `left_out/NAME` is a sentence: why the examples do not allow figure NAME.
+        There are none for a run that lacks what is measured. A figure `left_out/NAME` is a
+        sentence: why the examples do not allow figure NAME.
         """
         ...
 

@@ -5,8 +5,7 @@ time. The test examples decide nothing.
 """
 
 import concurrent.futures
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import scipy.linalg
@@ -54,13 +53,18 @@ def linear_probe(targets: Targets, train: TrainFeatures, test: TestFeatures) -> 
     )
 
 
-def linear_probes(
-    targets: Targets, features: Mapping[str, tuple[TrainFeatures, TestFeatures]]
-) -> dict[str, ProbeScore]:
-    """Scores several features at once, each on a thread of its own, with `linear_probe`'s bits."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        scores = pool.map(lambda pair: linear_probe(targets, *pair), features.values())
-        return dict(zip(features, scores, strict=True))
+def start_linear_probes(
+    threads: concurrent.futures.Executor,
+    targets: Targets,
+    features: Mapping[str, tuple[TrainFeatures, TestFeatures]],
+) -> Callable[[], dict[str, ProbeScore]]:
+    """Starts scoring several features on threads, and returns a function that waits for the scores,
+    which have `linear_probe`'s bits.
+    """
+    started = {
+        name: threads.submit(linear_probe, targets, *pair) for name, pair in features.items()
+    }
+    return lambda: {name: score.result() for name, score in started.items()}
 
 
 def principal_components(

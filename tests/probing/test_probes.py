@@ -1,11 +1,13 @@
 """Guards the probes: their classifiers, and the data that choices may look at."""
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 import scipy.optimize
 
 from m3ae_tpu.probing.folds import make_folds
-from m3ae_tpu.probing.linear import linear_probe, linear_probes, principal_components
+from m3ae_tpu.probing.linear import linear_probe, principal_components, start_linear_probes
 from m3ae_tpu.probing.logistic_regression import LogisticRegression, fit_subsets
 from m3ae_tpu.probing.neighbors import NUM_NEIGHBORS, neighbors_classifier, neighbors_probe
 from m3ae_tpu.probing.scores import ProbeScore, Targets, balanced_accuracy, choose
@@ -108,7 +110,8 @@ def test_probes_at_once_have_the_bits_of_one_alone():
     (train, labels), (test, test_labels) = clusters(0), clusters(1)
     classes = targets(labels, test_labels)
     features = {f"{count} features": (train[:, :count], test[:, :count]) for count in (12, 5, 8)}
-    together = linear_probes(classes, features)
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        together = start_linear_probes(threads, classes, features)()
     assert [*together] == [*features]
     for name, pair in features.items():
         alone = linear_probe(classes, *pair)

@@ -271,7 +271,9 @@ def test_an_added_evaluation_is_measured_printed_and_shown(tmp_path, monkeypatch
         unit="accuracy",
         level="headline",
     )
-    added = types.SimpleNamespace(run=lambda subject: {"zero": 0.25}, rows=lambda figures: [row])
+    added = types.SimpleNamespace(
+        start=lambda subject: lambda: {"zero": 0.25}, rows=lambda figures: [row]
+    )
     monkeypatch.setattr(evaluate, "EVALUATIONS", (*evaluate.EVALUATIONS, added))
     evaluate.print_figures(EVALUATION)
     assert re.search(r"Zero-shot.*0\.250.*chance 0\.125", capsys.readouterr().out)
