@@ -88,7 +88,8 @@ class Tokenizer:
         Returns:
             Ids, padded with 0; True where an id is a token; and the number of texts that were cut.
         """
-        pieces: list[list[int]] = self._processor.encode(list(texts))
+        # One by one: for a list, SentencePiece starts threads, which takes longer than a few texts.
+        pieces: list[list[int]] = [self._processor.encode(text) for text in texts]
         ids = np.full((len(texts), length), PAD_ID, np.int32)
         for row, tokens in zip(ids, pieces, strict=True):
             row[: len(tokens)] = tokens[:length]

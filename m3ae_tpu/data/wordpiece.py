@@ -50,9 +50,9 @@ class WordPiece:
         """Returns the number of pieces."""
         return len(self._pieces)
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of texts, without `[CLS]` and `[SEP]`."""
-        return [[number for word in _words(text) for number in self._split(word)] for text in texts]
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without `[CLS]` and `[SEP]`."""
+        return [number for word in _words(text) for number in self._split(word)]
 
     def id_to_piece(self, ids: list[int]) -> list[str]:
         """Returns the piece of each id; a word's first piece starts with '▁'."""

@@ -69,7 +69,7 @@ def errors(got, want):
 
 
 # One factor at a time: token counts around tiles of 128 and halves of them, with and without a
-# tail, widths of heads, softmax from flat to saturated.
+# tail, one and two key tiles, widths of heads, softmax from flat to saturated.
 @pytest.mark.parametrize(
     ("tokens", "head_dim", "spread"),
     [
@@ -81,6 +81,7 @@ def errors(got, want):
         (127, 32, 500),
         (129, 32, 1),
         (130, 128, 22),
+        (160, 64, 3),
         (321, 32, 22),
     ],
 )

@@ -1,12 +1,18 @@
 """Backward pass of the TPU attention kernels: all gradients at once, with recomputed weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from .operands import KEY, QUERY, VALUE, Group, Task, add_up, dot, interleave, split
 from .tail import tail_gradients
 from .tiling import QueryBlock, Tiling
+
+SATURATED = 0.5
+"""Softmax is saturated if the largest weights of its queries are more than this on average."""
 
 
 def backward_kernel(*refs, tiling: Tiling, is_masked: bool):
@@ -21,11 +27,23 @@ def backward_kernel(*refs, tiling: Tiling, is_masked: bool):
     offsets = first, max(second, len(tiling.key_tiles) - 1), third
 
     def iteration(i, carry):
-        tasks = []
-        for u in range(tiling.unroll):
-            group = Group(tiling, i * tiling.unroll + u, bias_ref)
-            tasks += _tasks(group, qkv_ref, terms_ref, dout_ref, dqkv_ref)
-        interleave(tasks, offsets)
+        def groups() -> list[Group]:
+            return [Group(tiling, i * tiling.unroll + u, bias_ref) for u in range(tiling.unroll)]
+
+        def write_gradients(*, in_parts: bool) -> None:
+            tasks = []
+            for group in groups():
+                tasks += _tasks(group, qkv_ref, terms_ref, dout_ref, dqkv_ref, in_parts)
+            interleave(tasks, offsets)
+
+        if not tiling.saves_peaks:
+            write_gradients(in_parts=True)
+            return carry
+        peaks = [terms_ref[x.row, x.group, 0, tiling.peaks_row] for x in groups()]
+        num_queries = tiling.unroll * sum(block.columns for block in tiling.query_blocks())
+        is_saturated = jnp.sum(add_up(peaks)) > SATURATED * num_queries
+        pl.when(is_saturated)(functools.partial(write_gradients, in_parts=True))
+        pl.when(~is_saturated)(functools.partial(write_gradients, in_parts=False))
         return carry
 
     jax.lax.fori_loop(0, tiling.rows * tiling.groups // tiling.unroll, iteration, 0)
@@ -57,8 +75,11 @@ class _GradientSums:
             self._dqkv_ref[self._group.row, tokens, self._group.lanes(slot)] = gradient
 
 
-def _tasks(group: Group, qkv_ref, terms_ref, dout_ref, dqkv_ref) -> list[Task]:
-    """Returns a task for every query block and key tile."""
+def _tasks(group: Group, qkv_ref, terms_ref, dout_ref, dqkv_ref, in_parts: bool) -> list[Task]:
+    """Returns a task for every query block and key tile.
+
+    The scores' gradient is multiplied in two parts if `in_parts`, else as one rounded number.
+    """
     tiling = group.tiling
     sums = _GradientSums(group, dqkv_ref)
 
@@ -79,7 +100,8 @@ def _tasks(group: Group, qkv_ref, terms_ref, dout_ref, dqkv_ref) -> list[Task]:
         weights = jnp.exp2(group.log_weights(group.masked(scores, keys), row_max) - log2_row_sum)
         means.append(jnp.sum(weights * dweights, 0, keepdims=True))
         yield
-        dscores = split(weights * (dweights - add_up(means)), qkv_ref.dtype)
+        dscores = weights * (dweights - add_up(means))
+        dscores = split(dscores, qkv_ref.dtype) if in_parts else [dscores]
         has_many = len(block.segments) > 1
         if has_many:  # High and low terms of a head side by side: one product for both.
             dscores = [

@@ -15,7 +15,7 @@ from ...dispatch import interpret_mode
 from ..block_sizes import blocks_for
 from .backward import backward_kernel
 from .forward import forward_kernel
-from .tiling import LANES, group_width, make_tiling, num_stored_rows
+from .tiling import LANES, Tiling, make_tiling
 
 _MAX_TOKENS = 1024
 _MAX_HEAD_DIM = 128
@@ -120,14 +120,11 @@ def forward(
         layer: int32 [1].
     """
 
-    def outputs(batch: int, tokens: int, channels: int) -> list[jax.ShapeDtypeStruct]:
-        width = channels // 3
-        out = jax.ShapeDtypeStruct((batch, tokens, width), qkv.dtype)
+    def outputs(batch: int, tiling: Tiling) -> list[jax.ShapeDtypeStruct]:
+        out = jax.ShapeDtypeStruct((batch, tiling.tokens, tiling.width), qkv.dtype)
         if not saves:
             return [out]
-        size = group_width(width, width // static.num_heads)
-        heads = size // (width // static.num_heads)
-        terms = batch, width // size, 2, num_stored_rows(tokens, heads), LANES
+        terms = batch, tiling.groups, 2, tiling.stored_rows, LANES
         return [out, jax.ShapeDtypeStruct(terms, jnp.float32)]
 
     function = functools.partial(forward_kernel, is_masked=bias is not None, saves=saves)
@@ -146,8 +143,8 @@ def backward(
 ) -> tuple[Array, ...]:
     """Returns the gradient of queries, keys and values; arguments are as for `forward`."""
 
-    def outputs(*shape: int) -> list[jax.ShapeDtypeStruct]:
-        return [jax.ShapeDtypeStruct(shape, qkv.dtype)]
+    def outputs(batch: int, tiling: Tiling) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct((batch, tiling.tokens, 3 * tiling.width), qkv.dtype)]
 
     function = functools.partial(backward_kernel, is_masked=bias is not None)
     arrays = [qkv, *([] if bias is None else [bias]), softmax_terms, dout]
@@ -159,8 +156,8 @@ class _Kernel(NamedTuple):
 
     name: str
     function: Callable
-    outputs: Callable[[int, int, int], list[jax.ShapeDtypeStruct]]
-    """Returns the shapes of the results from batch, tokens and channels of qkv."""
+    outputs: Callable[[int, Tiling], list[jax.ShapeDtypeStruct]]
+    """Returns the shapes of the results for a batch."""
 
 
 def _call(
@@ -194,16 +191,17 @@ def _call(
 
 def _run(kernel: _Kernel, static: Static, layer: Array | None, *arrays: Array) -> tuple[Array, ...]:
     batch, tokens, channels = shape = arrays[0].shape[-3:]
-    blocks = blocks_for(kernel.name, static.device_kind, tokens, arrays[0].dtype)
-    tiling = make_tiling(batch, tokens, channels // 3, static.num_heads, blocks)
-    results = kernel.outputs(batch, tokens, channels)
+    dtype = arrays[0].dtype
+    blocks = blocks_for(kernel.name, static.device_kind, tokens, dtype)
+    tiling = make_tiling(batch, tokens, channels // 3, static.num_heads, dtype, blocks)
+    results = kernel.outputs(batch, tiling)
     layers = [] if layer is None else [layer]
 
     def block(array) -> pl.BlockSpec:
         whole = tuple(0 for _ in array.shape[1:])
         return pl.BlockSpec((tiling.rows, *array.shape[1:]), lambda i, *_: (i, *whole))
 
-    own = block(jax.ShapeDtypeStruct(shape, arrays[0].dtype))
+    own = block(jax.ShapeDtypeStruct(shape, dtype))
     if layers:
         own = pl.BlockSpec((None, tiling.rows, *shape[1:]), lambda i, layer: (layer[0], i, 0, 0))
 

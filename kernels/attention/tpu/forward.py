@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from .operands import KEY, LOWEST, QUERY, VALUE, Group, Task, add_up, dot, interleave
 from .tail import tail_output
-from .tiling import QueryBlock, Tiling
+from .tiling import LANES, QueryBlock, Tiling
 
 
 def forward_kernel(*refs, tiling: Tiling, is_masked: bool, saves: bool):
@@ -17,6 +17,9 @@ def forward_kernel(*refs, tiling: Tiling, is_masked: bool, saves: bool):
 
     Softmax terms are, for every query, the largest score and log2 of the sum of its weights, which
     are relative to that score. There is a bias if `is_masked`, and there are terms if `saves`.
+
+    If `tiling.saves_peaks`, row `tiling.peaks_row` of the first term holds numbers whose sum is
+    that of the largest weights of the group's queries.
     """
     refs = iter(refs)
     qkv_ref, bias_ref = next(refs), next(refs) if is_masked else None
@@ -43,6 +46,7 @@ def _tasks(group: Group, qkv_ref, out_ref, terms_ref) -> list[Task]:
     tiling = group.tiling
     key_tiles = tiling.key_tiles
     finished: dict[int, list[Array]] = {}
+    peaks: list[Array] = []
 
     def task(block: QueryBlock, keys: slice, results: list) -> Task:
         scores = group.scores(qkv_ref, KEY, keys, group.columns(qkv_ref, QUERY, block), block)
@@ -75,6 +79,13 @@ def _tasks(group: Group, qkv_ref, out_ref, terms_ref) -> list[Task]:
                     own = slice(0, columns.stop - columns.start)
                     terms_ref[group.row, group.group, number, row, own] = term[0, columns]
         inverse = jnp.where(has_key, 1 / divisor, 0.0)
+        if terms_ref is not None and tiling.saves_peaks:
+            # The largest weight is 1 before the division by the sum.
+            starts = range(0, block.columns, LANES)
+            lanes = [inverse[:, start : start + LANES] for start in starts]
+            peaks.append(add_up(jnp.pad(x, ((0, 0), (0, LANES - x.shape[1]))) for x in lanes))
+            if len(peaks) == len(tiling.query_blocks()):
+                terms_ref[group.row, group.group, 0, tiling.peaks_row] = add_up(peaks)[0]
         for number, (segment, columns) in enumerate(block.segment_columns()):
             own = slice(number * tiling.head_dim, (number + 1) * tiling.head_dim)
             out = add_up(

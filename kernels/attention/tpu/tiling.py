@@ -7,6 +7,8 @@ import functools
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from ..block_sizes import Blocks
 
 LANES = 128
@@ -70,6 +72,8 @@ class Tiling(NamedTuple):
     head_dim: int
     group_width: int
     """Channels of a group of heads."""
+    is_rounded: bool
+    """The arrays are bfloat16, so products round their operands."""
 
     @property
     def groups(self) -> int:
@@ -94,6 +98,24 @@ class Tiling(NamedTuple):
         """Leftover queries (`tokens % 64`) if one pass takes those of all heads, else 0."""
         rest = self.tokens % (LANES // 2)
         return rest if self.tokens > rest and rest * self.heads <= PACKED_ROWS else 0
+
+    @property
+    def saves_peaks(self) -> bool:
+        """The backward pass decides by the largest weights how exactly it multiplies.
+
+        With one key tile memory limits it, and no product is worth saving.
+        """
+        return self.is_rounded and len(self.key_tiles) > 1
+
+    @property
+    def peaks_row(self) -> int:
+        """First of the rows of `LANES` numbers that store no query's softmax terms."""
+        return self.heads * -(-self.tokens // LANES)
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of `LANES` numbers that a group stores of each softmax term."""
+        return self.peaks_row + self.saves_peaks
 
     @property
     def key_tiles(self) -> list[slice]:
@@ -143,11 +165,20 @@ def tiles(tokens: int, size: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], tokens], strict=True)]
 
 
-def make_tiling(batch: int, tokens: int, width: int, num_heads: int, blocks: Blocks) -> Tiling:
+def make_tiling(
+    batch: int, tokens: int, width: int, num_heads: int, dtype: jnp.dtype, blocks: Blocks
+) -> Tiling:
     """Returns the tiling for block sizes, with as many rows a program as divide the batch."""
     rows = max(rows for rows in range(1, min(blocks.rows, batch) + 1) if batch % rows == 0)
+    head_dim = width // num_heads
     return Tiling(
-        blocks, rows, tokens, width, width // num_heads, group_width(width, width // num_heads)
+        blocks,
+        rows,
+        tokens,
+        width,
+        head_dim,
+        group_width(width, head_dim),
+        is_rounded=dtype == jnp.bfloat16,
     )
 
 
@@ -155,8 +186,3 @@ def group_width(width: int, head_dim: int) -> int:
     """Returns the channels of the smallest group of whole heads that fills whole lane tiles."""
     size = math.lcm(head_dim, LANES)
     return width if width % size else size
-
-
-def num_stored_rows(tokens: int, heads: int) -> int:
-    """Returns the rows of `LANES` numbers that hold one for every query of a group."""
-    return heads * -(-tokens // LANES)
