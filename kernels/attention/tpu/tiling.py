@@ -103,9 +103,9 @@ class Tiling(NamedTuple):
     def saves_peaks(self) -> bool:
         """The backward pass decides by the largest weights how exactly it multiplies.
 
-        With one key tile memory limits it, and no product is worth saving.
+        Memory limits shorter rows: no product is worth saving there.
         """
-        return self.is_rounded and len(self.key_tiles) > 1
+        return self.is_rounded and len(tiles(self.tokens, LANES)) > 1
 
     @property
     def peaks_row(self) -> int:
