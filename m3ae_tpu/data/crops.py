@@ -18,10 +18,14 @@ CROP_DRAWS = (10, 4)
 # cykooz.resizer has no wheel for this platform. Pillow replaces it, at a quarter of the speed.
 _HAS_FAST_RESIZER = (sys.platform, platform.machine()) != ("linux", "aarch64")
 if _HAS_FAST_RESIZER:
-    from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+    from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions
+
+    # `Resizer` would copy the options and wrap the output again for every image.
+    from cykooz_resizer.rust_lib import PilImageWrapper, RustResizer
 
     # Pillow's bicubic is this cubic, a = -0.5, widened by the scale when it shrinks an image.
     _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom))
+    _BICUBIC.use_alpha = False
 
 
 def draw_crop(
@@ -84,7 +88,7 @@ def resize(
     source, size = _as_pillow(image, box), out.shape[0]
     if _THIS_THREAD is not None:
         square, result = _THIS_THREAD.square(size)
-        _THIS_THREAD.resizer.resize_pil(source, result, _BICUBIC)
+        _THIS_THREAD.resizer.resize_pil(PilImageWrapper(source), result, _BICUBIC.rust_options)
     else:
         square = np.asarray(source.resize((size, size), Image.Resampling.BICUBIC))
     _drop_fourth_byte(square, out)
@@ -108,7 +112,7 @@ def _as_pillow(
     """Returns a box of an image as a Pillow image, in the same memory if possible."""
     left, top, right, bottom = box
     size, stride = (right - left, bottom - top), 4 * image.shape[1]
-    pixels = image[top:].reshape(-1)[4 * left :]
+    pixels = image.reshape(-1)[top * stride + 4 * left :]
     if pixels.size < size[1] * stride:  # Pillow reads the last row at full stride.
         pixels, stride = image[top:bottom, left:right].tobytes(), 4 * size[0]
     # CMYK stands for any four bytes a pixel.
@@ -119,14 +123,14 @@ class _ThisThread(threading.local):
     """A resizer and its output squares, which only one thread may use at a time."""
 
     def __init__(self):
-        self.resizer = Resizer()
+        self.resizer = RustResizer()
         self.square = functools.cache(self._square)
 
     @staticmethod
-    def _square(size: int) -> tuple[UInt8[np.ndarray, "size size 4"], Image.Image]:
-        """Returns a square as an array and as a Pillow image in the same memory."""
+    def _square(size: int) -> tuple[UInt8[np.ndarray, "size size 4"], "PilImageWrapper"]:
+        """Returns a square as an array and as the resizer's image in the same memory."""
         square = np.empty((size, size, 4), np.uint8)
-        return square, _as_pillow(square, (0, 0, size, size))
+        return square, PilImageWrapper(_as_pillow(square, (0, 0, size, size)))
 
 
 _THIS_THREAD = _ThisThread() if _HAS_FAST_RESIZER else None
