@@ -15,7 +15,7 @@ from m3ae_tpu.configs import paper_starter
 
 CONFIG = dataclasses.replace(
     paper_starter.CONFIG,
-    loss=LossConfig(image_weight=0.1, text_weight=0.05, unpaired_image_weight=36.0),
+    loss=LossConfig(image_weight=0.1, text_weight=0.05, unpaired_image_weight=0.9),
     data=dataclasses.replace(
         paper_starter.CONFIG.data,
         sources=(

@@ -25,8 +25,8 @@ class MaskingConfig:
     text_mask_ratio: float = 0.75
     """Fraction of the text tokens that is hidden."""
     text_dropout: float = 0.0
-    """Fraction of the pairs whose visible words are kept from the network too (modality dropout):
-    their hidden words have to be guessed from the image alone.
+    """Fraction of the pairs of which the network sees no word at all (modality dropout): it has to
+    guess the hidden words from the image alone.
     """
     draw: Literal["per_example", "per_batch"] = "per_example"
     """Mask drawn for each example, or one mask for the whole batch, as in the paper's code."""

@@ -12,7 +12,7 @@ from m3ae_tpu.rehearsal.topologies import HARDWARE, Slice
 type Figures = dict[str, Any]
 """Figures of a rehearsal by name, ready for JSON; `sources` says where each comes from."""
 
-ROW_CPU_SECONDS = {"paired": 1.45e-3, "image": 1.43e-3, "text": 0.08e-3}
+ROW_CPU_SECONDS = {"paired": 1.05e-3, "image": 1.04e-3, "text": 0.08e-3}
 """CPU time of the loader for a row of a kind, one core: photographs of 500x400 pixels, see
 `docs/results/data.md`."""
 

@@ -18,7 +18,7 @@ class Assumptions(NamedTuple):
     """For which a checkpoint stops the training: the copy to the hosts' memories."""
     example_bytes: float = 60e3
     """Bytes of one record in the shards."""
-    example_cpu_seconds: float = 1.45e-3
+    example_cpu_seconds: float = 1.05e-3
     """Time of the loader on one core: `docs/results/data.md`."""
     read_bytes: float = 2**20
     """Bytes of one request to the bucket."""

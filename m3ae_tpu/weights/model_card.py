@@ -24,7 +24,7 @@ _LIMITS = """\
   fine-tune the encoder; nearest neighbours and zero-shot use are weak.
 - Images and texts share an encoder but no contrastive space: the similarity of an image's and a
   text's features means nothing.
-- Other image sizes than the one below, other means and deviations, and another tokenizer give other
+- Other image sizes than the one above, other means and deviations, and another tokenizer give other
   features.
 - The model has seen what its training data held, with all gaps and biases. It was not checked for
   uses that affect people.
@@ -62,7 +62,7 @@ def write_card(
     config = pretrained.config
     encoder = config.model.encoder
     parts = [
-        f"{header}# M3AE encoder: {encoder.num_layers} blocks of {encoder.width} channels, patches "
+        f"{header}# M3AE encoder: {_blocks(encoder)} of {encoder.width} channels, patches "
         f"of {config.model.patch_size}, images of {config.data.image_size}",
         _ABOUT,
         f"## Use\n\n{usage}",
@@ -102,9 +102,13 @@ def _model_table(pretrained: Pretrained) -> str:
 
 def _stack(stack: TransformerConfig) -> str:
     return (
-        f"{stack.num_layers} blocks, {stack.width} channels, {stack.num_heads} heads, "
+        f"{_blocks(stack)}, {stack.width} channels, {stack.num_heads} heads, "
         f"MLP of {stack.width * stack.mlp_ratio}"
     )
+
+
+def _blocks(stack: TransformerConfig) -> str:
+    return "1 block" if stack.num_layers == 1 else f"{stack.num_layers} blocks"
 
 
 def _training(pretrained: Pretrained, source: str) -> str:

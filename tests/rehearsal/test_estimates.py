@@ -74,7 +74,7 @@ def test_rates_and_lengths_follow_from_the_step():
     assert result["mfu_bound"] == pytest.approx(3e12 / 4e12)  # Only remat is in the way.
     assert result["days"] == pytest.approx(146_000 * seconds / 86_400)
     assert result["chip_hours"] == pytest.approx(result["days"] * 24 * 256)
-    assert result["host_cores"] == pytest.approx(4_096 / seconds / 64 * 1.45e-3)
+    assert result["host_cores"] == pytest.approx(4_096 / seconds / 64 * 1.05e-3)
 
 
 def test_every_figure_says_whose_it_is():
