@@ -16,6 +16,7 @@ from m3ae_tpu.data.records import Record
 from m3ae_tpu.data.shards import write_shards
 from m3ae_tpu.files import is_remote
 from m3ae_tpu.run.claim import files_of
+from m3ae_tpu.run.inspection import inspect
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = ["--num_steps=24", "--checkpoint.every_steps=4"]
@@ -94,12 +95,11 @@ def metrics(workdir):
 
 def digests(workdir):
     """Returns the digests of model, optimizer and data state of each kept step."""
-    command = [sys.executable, "-m", "pipelines.inspect_checkpoint", str(workdir), "--json"]
-    shown = subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
-    return {
-        step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"])
-        for step in json.loads(shown.stdout)
-    }
+    with files_of(workdir) as folder:
+        return {
+            step["step"]: (step["model_sha256"], step["optimizer_sha256"], step["data_sha256"])
+            for step in inspect(folder)
+        }
 
 
 @pytest.fixture(scope="module")
