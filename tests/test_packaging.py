@@ -119,7 +119,7 @@ def test_installed_wheel_trains_by_its_command(environment, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"step"') == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_beam_extra_resolves_and_prepares_the_same_bytes(wheel, environment, tmp_path):
     records = open_shards("starter/heldout-*")
     for number in range(3):

@@ -119,7 +119,7 @@ def uninterrupted(mixed, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(params=["disk", pytest.param("bucket", marks=pytest.mark.slow)])
+@pytest.fixture(params=["disk", pytest.param("bucket", marks=pytest.mark.long)])
 def workdir(request, tmp_path):
     """A workdir that is yet to be made, on a disk or in a bucket."""
     if request.param == "disk":
@@ -128,6 +128,9 @@ def workdir(request, tmp_path):
     return "gs://bucket/run"
 
 
+@pytest.mark.parametrize(
+    "workdir", ["disk", pytest.param("bucket", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_killed_run_resumes_bit_for_bit_also_with_other_workers(uninterrupted, mixed, workdir):
     flags = [*FLAGS, "--log_record_ids"]
     # The save of step 8 waits for that of step 4, so one checkpoint is complete.

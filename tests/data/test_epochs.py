@@ -79,7 +79,7 @@ def test_each_epoch_of_each_source_holds_each_record_once(of_one_process):
     [
         (2, 0),
         (4, 0),
-        pytest.param(1, 3, marks=pytest.mark.slow),
+        pytest.param(1, 3, marks=pytest.mark.long),
         pytest.param(2, 2, marks=pytest.mark.slow),
     ],
 )

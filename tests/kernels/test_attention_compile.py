@@ -46,12 +46,13 @@ def compiled(chip, shape, *, is_masked):
     return tpu_schedule.compile_for(chip, both, *arrays).as_text() or ""
 
 
+MARKS = {("v5e", "encoder_small"): [], ("v5e", "decoder"): pytest.mark.slow}
+
+
 @pytest.mark.parametrize(
     ("chip", "name"),
     [
-        pytest.param(
-            chip, name, marks=[] if (chip, name) == ("v5e", "encoder_small") else pytest.mark.slow
-        )
+        pytest.param(chip, name, marks=MARKS.get((chip, name), pytest.mark.long))
         for chip, described in CHIPS.items()
         if described.topology
         for name in ATTENTION
@@ -179,8 +180,13 @@ def test_kernels_in_a_scan_take_the_stack_itself_and_read_one_layer_of_it():
     assert all(line.hbm_bytes <= 2.6 * layer_bytes for line in kernels)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", CYCLES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param("encoder_large", marks=pytest.mark.slow),
+        pytest.param("decoder", marks=pytest.mark.long),
+    ],
+)
 def test_is_scheduled_no_slower_than_recorded(shape, tmp_path):
     # In another process: libtpu reads the flag that counts cycles once, and some chips abort with
     # it.

@@ -48,21 +48,26 @@ def check(tokens, head_dim, spread, *, is_masked):
             np.testing.assert_array_equal(array[0], 0.0)
 
 
-@pytest.mark.slow
+SHAPES = [
+    (33, 32, 22),
+    (65, 32, 22),
+    (65, 64, 1),
+    (81, 32, 1),
+    (81, 64, 22),
+    (257, 32, 1),
+    (257, 64, 500),
+    (321, 32, 500),
+    (321, 64, 1),
+    (512, 64, 22),
+]
+
+
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "head_dim", "spread"),
     [
-        (33, 32, 22),
-        (65, 32, 22),
-        (65, 64, 1),
-        (81, 32, 1),
-        (81, 64, 22),
-        (257, 32, 1),
-        (257, 64, 500),
-        (321, 32, 500),
-        (321, 64, 1),
-        (512, 64, 22),
+        pytest.param(*shape, marks=pytest.mark.slow if shape[0] <= 65 else pytest.mark.long)
+        for shape in SHAPES
     ],
 )
 def test_shapes_of_models_are_as_exact_as_xla(tokens, head_dim, spread, is_masked):
@@ -97,12 +102,17 @@ def test_the_decoders_kernels_issue_in_little_time_and_spill_nothing(tmp_path):
     assert issue_microseconds(sum(issued.values()), heads=16) <= 1.3
 
 
-@pytest.mark.slow
 @pytest.mark.gpu_compiler
 @NEEDS_DISASSEMBLER
 @pytest.mark.parametrize(
     ("tokens", "head_dim", "is_masked"),
-    [(65, 64, False), (81, 64, True), (257, 64, False), (321, 32, True), (321, 64, True)],
+    [
+        pytest.param(65, 64, False, marks=pytest.mark.long),
+        pytest.param(81, 64, True, marks=pytest.mark.long),
+        pytest.param(257, 64, False, marks=pytest.mark.long),
+        pytest.param(321, 32, True, marks=pytest.mark.long),
+        pytest.param(321, 64, True, marks=pytest.mark.slow),
+    ],
 )
 def test_registers_suffice_for_every_shape(tmp_path, tokens, head_dim, is_masked):
     for kernel in compile_attention(tmp_path, tokens, 12, head_dim, is_masked=is_masked):

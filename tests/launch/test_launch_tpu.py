@@ -372,7 +372,7 @@ def test_a_launch_without_a_program_is_refused(play):
     assert "Write the program after the flags" in output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_survives_that_its_slice_is_taken_back(play, tmp_path):
     play.happens(preempted_at=["step 25/"], states=[["ACTIVE"]] * 2)
     workdir = tmp_path / "workdir"

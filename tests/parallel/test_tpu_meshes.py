@@ -67,7 +67,7 @@ def test_fsdp_gathers_the_matrices_of_a_block_in_its_dtype_and_nothing_else_in_t
     assert {line.kind for line in found} == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_float32_sums_of_gradients_have_no_exception_and_gathers_stay_narrow():
     mesh = MeshConfig(fsdp=4, gradient_sums="float32")
     for line in exchanged(mesh):
@@ -87,7 +87,7 @@ def test_tensor_parallelism_adds_up_activations_twice_a_block_and_direction_and_
     assert sorted(sums) == sorted([encoder] * 4 + [decoder] * 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_three_axes_together_exchange_no_more_than_each():
     found = exchanged(MeshConfig(fsdp=2, tensor=2))
     assert {line.kind for line in found} == {"all-gather", "reduce-scatter", "all-reduce"}

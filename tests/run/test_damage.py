@@ -78,7 +78,7 @@ def test_random_damage_is_named_or_does_not_matter(place, tmp_path, caplog):
         damage_and_restore(workdir, number, caplog)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("place", [OnDisk, InBucket])
 def test_a_hundred_random_damages_are_named_or_do_not_matter(place, tmp_path, caplog):
     workdir = place(tmp_path)
@@ -87,8 +87,13 @@ def test_a_hundred_random_damages_are_named_or_do_not_matter(place, tmp_path, ca
     assert unnoticed(passed) <= HARMLESS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", [OnDisk, InBucket])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(OnDisk, marks=pytest.mark.slow),
+        pytest.param(InBucket, marks=pytest.mark.long),
+    ],
+)
 def test_damage_of_what_several_processes_wrote_is_named_or_does_not_matter(
     place, tmp_path, caplog
 ):

@@ -32,7 +32,7 @@ def test_two_processes_save_in_a_bucket_and_one_or_four_restore():
     assert all("restored 4\n" in output for output in run(4, "restore", place))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_save_on_a_disk_and_one_or_two_restore(tmp_path):
     run(4, "save", tmp_path)
     state, data_state, _ = restored(tmp_path)

@@ -30,18 +30,17 @@ def compiled(caches, program, *flags):
     return re.findall(r"CACHE MISS for '(\w+)'", output)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "flags"),
+    ("program", "config"),
     [
-        ("pretrain", ["--config=debug", "--num_steps=3"]),
-        ("pretrain", ["--config=quickstart", "--num_steps=3"]),
-        ("finetune", ["--config=finetune_starter", "--num_steps=3"]),
+        pytest.param("pretrain", "debug", marks=pytest.mark.slow),
+        pytest.param("pretrain", "quickstart", marks=pytest.mark.long),
+        pytest.param("finetune", "finetune_starter", marks=pytest.mark.long),
     ],
 )
-def test_a_second_start_compiles_nothing(program, flags, tmp_path):
+def test_a_second_start_compiles_nothing(program, config, tmp_path):
     caches, first, second = (tmp_path / name for name in ("caches", "first", "second"))
-    flags = [*flags, "--checkpoint.every_steps=2"]
+    flags = [f"--config={config}", "--num_steps=3", "--checkpoint.every_steps=2"]
     assert "jit_train_step" in compiled(caches, program, *flags, f"--workdir={first}")
     assert compiled(caches, program, *flags, f"--workdir={second}") == []
     # As if it had been killed in its last step.

@@ -83,12 +83,12 @@ def test_with_nothing_visible_mask_tokens_alone_are_decoded():
 @pytest.mark.parametrize(
     "options",
     [
-        {"image_mask_ratio": 0.99},
-        {"patch_size": 16},
-        {"patch_size": 16, "image_mask_ratio": 0.0},
-        {"text_length": 1},
-        {"text_length": 1, "text_mask_ratio": 0.01},
-        {"image_predicted_share": 1e-300},
+        {"kinds": ("paired", "image"), "image_mask_ratio": 0.99},
+        {"kinds": ("paired", "image"), "patch_size": 16},
+        {"kinds": ("paired", "image"), "patch_size": 16, "image_mask_ratio": 0.0},
+        {"kinds": ("paired", "text"), "text_length": 1},
+        {"kinds": ("paired", "text"), "text_length": 1, "text_mask_ratio": 0.01},
+        {"kinds": ("paired", "image"), "image_predicted_share": 1e-300},
         {"kinds": ("image",), "image_mask_ratio": 1.0},
         {"kinds": ("text",), "text_mask_ratio": 0.0},
     ],
