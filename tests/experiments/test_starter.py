@@ -10,7 +10,7 @@ from m3ae_tpu.experiments.experiments import IMAGES_ALONE, UNTRAINED
 from m3ae_tpu.experiments.models import measure_models
 from m3ae_tpu.experiments.variant import Experiment, Finding, Method, Setting, Variant
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SMALL = {
     "batch_size": 8,

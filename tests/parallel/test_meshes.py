@@ -35,13 +35,8 @@ def test_muon_makes_whole_matrices_orthogonal_also_where_a_mesh_cuts_them():
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "2,2,2" else pytest.mark.long)
-        for name in MESHES
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", MESHES)
 def test_in_float64_a_mesh_differs_from_one_device_a_billion_times_less_so_it_is_rounding(name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         got, gradients = trained(name, dtype="float64")

@@ -96,7 +96,7 @@ def test_the_readme_has_its_figures():
     assert shown == [f"{FIGURES[name]:.3f}" for name in IN_README]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_scores_are_those_that_were_measured(model):
     figures = evaluate_run(model, [].append)
     for name, wanted in FIGURES.items():
