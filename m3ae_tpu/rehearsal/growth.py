@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from m3ae_tpu.rehearsal.estimates import ROW_CPU_SECONDS
+
 DAY = 86_400.0
 
 
@@ -18,8 +20,8 @@ class Assumptions(NamedTuple):
     """For which a checkpoint stops the training: the copy to the hosts' memories."""
     example_bytes: float = 60e3
     """Bytes of one record in the shards."""
-    example_cpu_seconds: float = 1.05e-3
-    """Time of the loader on one core: `docs/results/data.md`."""
+    example_cpu_seconds: float = ROW_CPU_SECONDS["paired"]
+    """Time of the loader on one core."""
     read_bytes: float = 2**20
     """Bytes of one request to the bucket."""
     host_bytes_per_second: float = 1e9
