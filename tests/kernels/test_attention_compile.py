@@ -180,13 +180,8 @@ def test_kernels_in_a_scan_take_the_stack_itself_and_read_one_layer_of_it():
     assert all(line.hbm_bytes <= 2.6 * layer_bytes for line in kernels)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param("encoder_large", marks=pytest.mark.slow),
-        pytest.param("decoder", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", CYCLES)
 def test_is_scheduled_no_slower_than_recorded(shape, tmp_path):
     # In another process: libtpu reads the flag that counts cycles once, and some chips abort with
     # it.

@@ -40,7 +40,7 @@ def test_kernels_are_inside_and_devices_exchange_nothing_more():
     assert collectives(ours)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_step_is_scheduled_component_by_component(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "pipelines.benchmark_step", "--config=debug", "--rows=16"]
